@@ -1,0 +1,135 @@
+"""COCO's average precision and recall, and detections in COCO's result form."""
+
+from collections import Counter
+
+import hotcoco
+import numpy as np
+
+from gfl_jax.evaluation.decode import Detections
+
+METRICS = (
+  'AP', 'AP50', 'AP75', 'APs', 'APm', 'APl',
+  'AR1', 'AR10', 'AR100', 'ARs', 'ARm', 'ARl',
+)  # fmt: skip
+
+
+def evaluate_detections(ground_truth: dict, detections: list[dict]) -> dict:
+  """Average precision and recall of detections, as pycocotools defines them.
+
+  Args:
+    ground_truth: a data set in COCO's form: `images`, `annotations` (each with `id`,
+      `image_id`, `category_id`, `bbox` (x, y, w, h), `area`, `iscrowd`), `categories`.
+    detections: COCO results: `image_id`, `category_id`, `bbox`, `score`.
+
+  Returns:
+    A dict of `METRICS` in [0, 1] and `per_class`: {category name: AP}. A number is None
+    where the ground truth has no box to find: a class without boxes, a size without
+    boxes, or all of them if there are no boxes at all. No detections give 0.
+
+  Raises:
+    ValueError: a detection of an unknown image or category, with a non-finite score or
+      box; an annotation without `area` or `iscrowd`; two categories of one name.
+
+  Source: github.com/cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py (computed by
+  the library hotcoco, equal to it).
+  """
+  _check_ground_truth(ground_truth)
+  _check_detections(ground_truth, detections)
+  truth = hotcoco.COCO(ground_truth)
+  evaluation = hotcoco.COCOeval(truth, truth.load_res(detections), 'bbox')
+  evaluation.evaluate()
+  evaluation.accumulate()
+  evaluation.summary_lines()  # fills `stats`; `summarize` would print
+  metrics: dict = {
+    name: _or_none(value) for name, value in zip(METRICS, evaluation.stats, strict=True)
+  }
+  assert evaluation.eval is not None
+  # [IoU, recall, class, area, detections]: all areas, 100 detections.
+  precision = np.asarray(evaluation.eval['precision'])[:, :, :, 0, -1]
+  names = {category['id']: category['name'] for category in ground_truth['categories']}
+  metrics['per_class'] = {
+    names[category_id]: _or_none(precision[:, :, index].mean())
+    for index, category_id in enumerate(evaluation.params.cat_ids)
+  }
+  return metrics
+
+
+def _or_none(value) -> float | None:
+  """The library's -1 ("nothing to find") as None."""
+  return None if value < 0 else float(value)
+
+
+def _check_ground_truth(ground_truth: dict) -> None:
+  for annotation in ground_truth['annotations']:
+    for field in ('area', 'iscrowd'):
+      if field not in annotation:
+        raise ValueError(f'annotation {annotation["id"]} has no {field!r}')
+  counts = Counter(category['name'] for category in ground_truth['categories'])
+  repeated = [name for name, count in counts.items() if count > 1]
+  if repeated:
+    raise ValueError(f'categories share a name: {repeated}; give each its own')
+
+
+def _check_detections(ground_truth: dict, detections: list[dict]) -> None:
+  known = {
+    'image_id': {image['id'] for image in ground_truth['images']},
+    'category_id': {category['id'] for category in ground_truth['categories']},
+  }
+  for field, ids in known.items():
+    unknown = sorted({detection[field] for detection in detections} - ids)
+    if unknown:
+      raise ValueError(
+        f'detections have an unknown {field}: {unknown[:10]} ({len(unknown)} in all); '
+        'they must come from the data set of the ground truth'
+      )
+  for detection in detections:
+    if not np.isfinite([*detection['bbox'], detection['score']]).all():
+      raise ValueError(f'a detection is not finite: {detection}')
+
+
+def to_coco_results(
+  detections: Detections, image_ids, category_ids, *, scales=None
+) -> list[dict]:
+  """Detections of a batch in COCO's result form, in original px.
+
+  Boxes are rounded to 0.01 px, as fine as COCO's own annotations, scores to 6 digits.
+
+  Args:
+    detections: numpy arrays [B, N, ...].
+    image_ids: [B]; detections of images with id -1 (padding) are skipped.
+    category_ids: the data set's own id of class 0, 1, ...
+    scales: (x, y) [B, 2], canvas px per original px, where `detections` are in canvas
+      px; None where they already are in original px.
+
+  Returns:
+    A list of {'image_id', 'category_id', 'bbox': [x, y, w, h], 'score'}, image after
+    image, by falling score.
+
+  Raises:
+    ValueError: a class outside `category_ids`.
+  """
+  boxes = np.asarray(detections.boxes, np.float64)
+  if scales is not None:
+    scales = np.asarray(scales, np.float64)
+    scales = np.where(scales > 0, scales, 1.0)  # padding images have scale 0
+    boxes = boxes / np.tile(scales, 2)[:, None]
+  boxes = np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
+  keep = np.asarray(detections.valid) & (np.asarray(image_ids) != -1)[:, None]
+  classes = np.asarray(detections.classes)[keep]
+  ids = np.asarray(category_ids, np.int64).tolist()
+  if classes.size and classes.max() >= len(ids):
+    raise ValueError(
+      f'class {classes.max()} was detected, the data set has {len(ids)} '
+      'classes: model.num_classes must equal them'
+    )
+  image_of = np.broadcast_to(np.asarray(image_ids)[:, None], keep.shape)[keep]
+  return [
+    {'image_id': image, 'category_id': ids[c], 'bbox': box, 'score': s}
+    for image, c, box, s in zip(
+      image_of.tolist(),
+      classes.tolist(),
+      boxes[keep].round(2).tolist(),
+      np.asarray(detections.scores, np.float64)[keep].round(6).tolist(),
+      strict=True,
+    )
+  ]
