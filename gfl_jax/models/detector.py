@@ -1,0 +1,105 @@
+"""The detector: backbone, neck and head, built from a config."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jaxtyping import Array, Float, PyTree
+
+from gfl_jax.models import heads, resnet
+from gfl_jax.models.fpn import FPN
+from gfl_jax.models.heads import DenseHead, Predictions
+
+Config = ml_collections.ConfigDict | Mapping[str, Any]
+
+_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+_SCORE_KINDS = ('joint',)
+
+
+class Detector(nn.Module):
+  """Images to Predictions.
+
+  The parts can be run alone, for example
+  `detector.apply(variables, images, method=lambda d, x: d.backbone(x))` for C2..C5.
+  """
+
+  backbone: resnet.ResNet
+  neck: FPN
+  head: DenseHead
+
+  def __call__(
+    self, images: Float[Array, 'b h w 3'], *, train: bool = False
+  ) -> Predictions:
+    """Runs the detector.
+
+    Args:
+      images: [B, H, W, 3] normalised RGB, zero in the padding.
+      train: of no effect on this family: no layer draws or averages in training.
+    """
+    del train
+    return self.head(self.pyramid(images))
+
+  def pyramid(self, images: Float[Array, 'b h w 3']) -> tuple[Array, ...]:
+    """The head's input: P3, P4, ... of strides 8, 16, ..."""
+    return self.neck(self.backbone(images)[1:])
+
+
+def build_detector(model_config: Config) -> Detector:
+  """The detector that a config's `model` section describes.
+
+  Modules hold plain hashable values, so that equal configs give equal detectors
+  and compiled functions are reused. `backbone.pretrained` is not read here: it says
+  where the first variables come from, not what the detector is.
+
+  Args:
+    model_config: ConfigDict or nested dict.
+  Raises:
+    ValueError: an unknown kind, here; a size that does not fit, at the first call.
+  """
+  config = _by_attribute(model_config)
+  if config.score.kind not in _SCORE_KINDS:
+    raise ValueError(f'score.kind={config.score.kind!r}: one of {_SCORE_KINDS}')
+  if config.dtype not in _DTYPES:
+    raise ValueError(f'model.dtype={config.dtype!r}: one of {tuple(_DTYPES)}')
+  dtype = _DTYPES[config.dtype]
+  return Detector(
+    backbone=resnet.ResNet(
+      depth=config.backbone.depth,
+      widths=tuple(config.backbone.widths),
+      stem=config.backbone.stem,
+      norm=config.backbone.norm,
+      norm_groups=config.backbone.norm_groups,
+      frozen_stages=config.backbone.frozen_stages,
+      dtype=dtype,
+    ),
+    neck=FPN(config.neck.channels, config.neck.num_levels, dtype),
+    head=DenseHead(
+      num_classes=config.num_classes,
+      num_box_outputs=heads.num_box_outputs(config.box.kind, config.box.num_bins),
+      channels=config.head.channels,
+      num_convs=config.head.num_convs,
+      norm_groups=config.head.norm_groups,
+      prior_probability=config.head.prior_probability,
+      dtype=dtype,
+    ),
+  )
+
+
+def frozen_mask(model_config: Config, params: PyTree) -> PyTree[bool]:
+  """A tree like `params`: True where the config freezes, so the optimizer must not.
+
+  Their gradients are zero, but weight decay and momentum would still move them.
+  """
+  config = _by_attribute(model_config)
+  frozen = resnet.frozen_names(config.backbone.frozen_stages)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[0].key == 'backbone' and path[1].key in frozen, params
+  )
+
+
+def _by_attribute(config: Any) -> Any:
+  """A ConfigDict or nested dict as a ConfigDict."""
+  return ml_collections.ConfigDict(config)

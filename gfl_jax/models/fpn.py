@@ -1,0 +1,75 @@
+"""Feature pyramid: C3..C5 of the backbone to P3..P7 of one width."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class FPN(nn.Module):
+  """Feature pyramid network; levels beyond P5 are convolved from the level below.
+
+  Attributes:
+    channels: channels of every level.
+    num_levels: 3 (P3..P5), 4 or 5 (P3..P7).
+    dtype: type of the features; parameters are float32.
+  Source: arXiv:1612.03144; mmdet's FPN with start_level=1,
+    add_extra_convs='on_output' (P6 from the output P5, no ReLU before P7).
+  """
+
+  channels: int = 256
+  num_levels: int = 5
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, features: Sequence[Float[Array, 'b _ _ _']]
+  ) -> tuple[Float[Array, 'b _ _ c'], ...]:
+    """(C3, C4, C5) to (P3, P4, ...), strides 8, 16, ...
+
+    Raises:
+      ValueError: num_levels outside 3..5.
+    """
+    if self.num_levels not in (3, 4, 5):
+      raise ValueError(f'neck.num_levels={self.num_levels}: one of (3, 4, 5)')
+    merged = [
+      self._conv(f'lateral{i}', 1, 1)(feature) for i, feature in enumerate(features)
+    ]
+    for i in reversed(range(len(merged) - 1)):
+      merged[i] += upsample_nearest(merged[i + 1], merged[i].shape[1:3])
+    levels = [self._conv(f'output{i}', 3, 1)(x) for i, x in enumerate(merged)]
+    for i in range(len(levels), self.num_levels):
+      levels.append(self._conv(f'output{i}', 3, 2)(levels[-1]))
+    return tuple(levels)
+
+  def _conv(self, name: str, size: int, stride: int) -> nn.Conv:
+    half = size // 2
+    return nn.Conv(
+      self.channels,
+      (size, size),
+      (stride, stride),
+      padding=((half, half), (half, half)),
+      dtype=self.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
+      name=name,
+    )
+
+
+def upsample_nearest(
+  x: Float[Array, 'b h w c'], size: tuple[int, ...]
+) -> Float[Array, 'b h2 w2 c']:
+  """Doubles height and width, cut to `size`, the next finer level's (height, width).
+
+  Sizes of neighbouring levels are n and ceil(n / 2); for them this equals torch's
+  nearest interpolation to `size`, odd sizes included, and needs no gather.
+
+  Raises:
+    ValueError: x is not half of `size`, rounded up.
+  """
+  height, width = size
+  if x.shape[1:3] != (-(-height // 2), -(-width // 2)):
+    raise ValueError(f'{x.shape[1:3]=} must be half of {size=}, rounded up')
+  x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+  return x[:, :height, :width]

@@ -1,0 +1,126 @@
+"""The dense head: for every cell of every level class logits and box logits."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from gfl_jax.models import norms
+
+_KERNEL_INIT = nn.initializers.normal(0.01)
+
+
+class Predictions(NamedTuple):
+  """What the detector says about each of the A anchors; float32 in every mode.
+
+  Anchors run level after level, each level row by row.
+
+  Attributes:
+    class_logits: [B, A, C], before the sigmoid; with a joint score, the sigmoid is
+      class probability and localisation quality in one.
+    box_logits: [B, A, 4, n], the n numbers of each side: left, top, right, bottom.
+    quality_logits: [B, A, 1], or None if the score has no branch of its own.
+  """
+
+  class_logits: Float[Array, 'b a c']
+  box_logits: Float[Array, 'b a 4 n']
+  quality_logits: Float[Array, 'b a 1'] | None
+
+
+class DenseHead(nn.Module):
+  """Two towers of convolutions shared by all levels, and one output each.
+
+  A learned scale per level multiplies the box logits (bias included): it is the
+  temperature of that level's distributions, not a length.
+
+  Attributes:
+    num_classes: C.
+    num_box_outputs: n, numbers per box side, see num_box_outputs().
+    channels: width of the towers.
+    num_convs: 3x3 convolutions of each tower.
+    norm_groups: groups of the towers' GroupNorm.
+    prior_probability: class probability of every anchor before training.
+    dtype: type of the towers' features; parameters and outputs are float32.
+  Source: GFL, arXiv:2006.04388; mmdet's GFLHead.
+  """
+
+  num_classes: int
+  num_box_outputs: int
+  channels: int = 256
+  num_convs: int = 4
+  norm_groups: int = 32
+  prior_probability: float = 0.01
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, levels: Sequence[Float[Array, 'b _ _ c']]) -> Predictions:
+    """Features of all levels to Predictions.
+
+    Raises:
+      ValueError: a prior probability outside (0, 1).
+    """
+    prior = self.prior_probability
+    if not 0 < prior < 1:
+      raise ValueError(f'head.prior_probability={prior} must lie in (0, 1)')
+    prior_bias = -math.log((1 - prior) / prior)
+
+    class_conv = self._output_conv('class_output', self.num_classes, prior_bias)
+    classes = [_flatten(class_conv(x)) for x in self._tower('class', levels)]
+
+    box_conv = self._output_conv('box_output', 4 * self.num_box_outputs, 0.0)
+    boxes = []
+    for i, x in enumerate(self._tower('box', levels)):
+      scale = self.param(f'scale{i}', nn.initializers.ones, (), jnp.float32)
+      boxes.append(_flatten(box_conv(x)) * scale)
+
+    class_logits = jnp.concatenate(classes, axis=1)
+    box_logits = jnp.concatenate(boxes, axis=1)
+    sides = (*box_logits.shape[:2], 4, self.num_box_outputs)
+    return Predictions(class_logits, box_logits.reshape(sides), quality_logits=None)
+
+  def _tower(self, name: str, levels: Sequence[Array]) -> Sequence[Array]:
+    for i in range(self.num_convs):
+      conv = nn.Conv(
+        self.channels,
+        (3, 3),
+        padding=((1, 1), (1, 1)),
+        use_bias=False,
+        dtype=self.dtype,
+        kernel_init=_KERNEL_INIT,
+        name=f'{name}_conv{i}',
+      )
+      norm = norms.GroupNorm(self.norm_groups, self.dtype, name=f'{name}_norm{i}')
+      levels = [nn.relu(norm(conv(x))) for x in levels]
+    return levels
+
+  def _output_conv(self, name: str, features: int, bias: float) -> nn.Conv:
+    return nn.Conv(
+      features,
+      (3, 3),
+      padding=((1, 1), (1, 1)),
+      dtype=self.dtype,
+      kernel_init=_KERNEL_INIT,
+      bias_init=nn.initializers.constant(bias),
+      name=name,
+    )
+
+
+def num_box_outputs(kind: str, num_bins: int) -> int:
+  """Numbers that the head puts out for one box side, by the box representation.
+
+  Raises:
+    ValueError: an unknown kind.
+  """
+  outputs = {'general': num_bins}
+  if kind not in outputs:
+    raise ValueError(f'box.kind={kind!r}: one of {tuple(outputs)}')
+  return outputs[kind]
+
+
+def _flatten(x: Array) -> Array:
+  """[B, H, W, C] to float32 [B, H * W, C]."""
+  return x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])

@@ -1,0 +1,76 @@
+"""Normalisation layers: BatchNorm with fixed statistics, and GroupNorm."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+_EPSILON = 1e-5  # torch's default; Flax's own is 1e-6
+
+
+class FrozenBatchNorm(nn.Module):
+  """BatchNorm whose statistics never change; its gain and bias are trained.
+
+  Detectors train with a few large images per device, too few to estimate statistics:
+  those of the pretrained backbone stay. They live in the collection `batch_stats`.
+
+  Attributes:
+    dtype: type of the output; the arithmetic is float32.
+  Source: norm_eval=True of mmdet's recipes.
+  """
+
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*b h w c']) -> Float[Array, '*b h w c']:
+    """(x - mean) / sqrt(var + 1e-5) * scale + bias, per channel."""
+    shape = (x.shape[-1],)
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
+    var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
+    scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+    gain = scale * jax.lax.rsqrt(var.value + _EPSILON)
+    y = x.astype(jnp.float32) * gain + (bias - mean.value * gain)
+    return y.astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+  """GroupNorm over height, width and the channels of a group, image by image.
+
+  Attributes:
+    num_groups: consecutive channels are split evenly into this many groups.
+    dtype: type of the output; statistics and arithmetic are float32.
+  Source: arXiv:1803.08494; epsilon 1e-5 and the biased variance as in torch.
+  """
+
+  num_groups: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+    """(x - mean) / sqrt(var + 1e-5) * scale + bias.
+
+    Raises:
+      ValueError: the number of groups does not divide the channels.
+    """
+    batch, channels = x.shape[0], x.shape[-1]
+    if self.num_groups < 1 or channels % self.num_groups:
+      raise ValueError(
+        f'num_groups={self.num_groups} must divide the {channels} channels of the'
+        f' layer {self.name}: choose another number of groups or of channels'
+      )
+    scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+
+    x = x.astype(jnp.float32)
+
+    def group_mean(per_channel):
+      groups = per_channel.reshape(batch, self.num_groups, -1).mean(-1)
+      return jnp.repeat(groups, channels // self.num_groups, axis=-1)[:, None, None]
+
+    mean = group_mean(x.mean((1, 2)))
+    centred = x - mean
+    variance = group_mean((centred * centred).mean((1, 2)))
+    y = centred * (jax.lax.rsqrt(variance + _EPSILON) * scale) + bias
+    return y.astype(self.dtype)

@@ -1,0 +1,211 @@
+"""ResNet-10/18/34/50/101 as in torchvision: stride 2 in the 3x3 convolution."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from gfl_jax.models import norms
+
+# He initialisation by the number of outputs, as torchvision: keeps the scale of the
+# gradients through a stack of ReLU layers.
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+_STAGE_NAMES = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions and a shortcut (ResNet-10, 18, 34)."""
+
+  planes: int
+  stride: int
+  conv: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
+  expansion = 1
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
+    y = self.conv(self.planes, 3, self.stride, name='conv1')(x)
+    y = nn.relu(self.norm(name='norm1')(y))
+    y = self.conv(self.planes, 3, 1, name='conv2')(y)
+    y = self.norm(name='norm2')(y)
+    return nn.relu(y + _shortcut(self, x, y.shape[-1]))
+
+
+class Bottleneck(nn.Module):
+  """1x1, 3x3 and 1x1 convolutions and a shortcut (ResNet-50, 101)."""
+
+  planes: int
+  stride: int
+  conv: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
+  expansion = 4
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
+    y = self.conv(self.planes, 1, 1, name='conv1')(x)
+    y = nn.relu(self.norm(name='norm1')(y))
+    y = self.conv(self.planes, 3, self.stride, name='conv2')(y)
+    y = nn.relu(self.norm(name='norm2')(y))
+    y = self.conv(self.planes * self.expansion, 1, 1, name='conv3')(y)
+    y = self.norm(name='norm3')(y)
+    return nn.relu(y + _shortcut(self, x, y.shape[-1]))
+
+
+_BLOCKS = {
+  10: (BasicBlock, (1, 1, 1, 1)),
+  18: (BasicBlock, (2, 2, 2, 2)),
+  34: (BasicBlock, (3, 4, 6, 3)),
+  50: (Bottleneck, (3, 4, 6, 3)),
+  101: (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+class Stem(nn.Module):
+  """Image to the features of stride 4.
+
+  Attributes:
+    kind: 'conv7', torchvision's 7x7 convolution of stride 2 and max-pooling, or
+      'patch4', one 4x4 convolution of stride 4, which is far cheaper on small images.
+    width: output channels.
+  """
+
+  kind: str
+  width: int
+  conv: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
+
+  @nn.compact
+  def __call__(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b h2 w2 c']:
+    if self.kind == 'conv7':
+      x = self.conv(self.width, 7, 2, name='conv')(images)
+      x = nn.relu(self.norm(name='norm')(x))
+      return _max_pool(x)
+    height, width = images.shape[1:3]
+    padding = ((0, -height % 4), (0, -width % 4))  # a cell for the last rows, too
+    x = self.conv(self.width, 4, 4, padding=padding, name='conv')(images)
+    return nn.relu(self.norm(name='norm')(x))
+
+
+class Stage(nn.Module):
+  """A row of residual blocks, the first of which may have stride 2."""
+
+  block: Callable[..., nn.Module]
+  num_blocks: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
+    for i in range(self.num_blocks):
+      x = self.block(stride=self.stride if i == 0 else 1, name=f'block{i}')(x)
+    return x
+
+
+class ResNet(nn.Module):
+  """The backbone: an image to C2..C5, the features of strides 4, 8, 16 and 32.
+
+  Padding is explicit and symmetric, as in torch, so a level of stride s has
+  ceil(height / s) rows and pretrained weights see what they were trained on.
+
+  Attributes:
+    depth: 10, 18, 34, 50 or 101.
+    widths: planes of the four stages; bottlenecks put out 4 times as many channels.
+    stem: 'conv7' or 'patch4', see Stem.
+    norm: 'frozen_batch_norm' (statistics in `batch_stats`) or 'group_norm'.
+    norm_groups: groups of 'group_norm'.
+    frozen_stages: 0 trains everything; n in 1..4 freezes the stem and stages 1..n:
+      no gradient is computed for them.
+    dtype: type of the features; parameters are float32.
+  Source: arXiv:1512.03385; torchvision's resnet.py.
+  """
+
+  depth: int
+  widths: tuple[int, ...] = (64, 128, 256, 512)
+  stem: str = 'conv7'
+  norm: str = 'frozen_batch_norm'
+  norm_groups: int = 32
+  frozen_stages: int = 0
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: Float[Array, 'b h w 3']) -> tuple[Array, ...]:
+    """Normalised images [B, H, W, 3] to (C2, C3, C4, C5).
+
+    Raises:
+      ValueError: a setting out of the ranges above, named.
+    """
+    self._check()
+    conv = functools.partial(_conv, dtype=self.dtype)
+    if self.norm == 'group_norm':
+      norm = functools.partial(norms.GroupNorm, self.norm_groups, dtype=self.dtype)
+    else:
+      norm = functools.partial(norms.FrozenBatchNorm, dtype=self.dtype)
+    block, num_blocks = _BLOCKS[self.depth]
+
+    x = Stem(self.stem, self.widths[0], conv, norm, name='stem')(images)
+    features = []
+    for i, name in enumerate(_STAGE_NAMES[1:]):
+      stage_block = functools.partial(block, self.widths[i], conv=conv, norm=norm)
+      x = Stage(stage_block, num_blocks[i], stride=1 if i == 0 else 2, name=name)(x)
+      if i + 1 == self.frozen_stages:
+        x = jax.lax.stop_gradient(x)
+      features.append(x)
+    return tuple(features)
+
+  def _check(self) -> None:
+    allowed = {
+      'depth': tuple(_BLOCKS),
+      'stem': ('conv7', 'patch4'),
+      'norm': ('frozen_batch_norm', 'group_norm'),
+      'frozen_stages': (0, 1, 2, 3, 4),
+    }
+    for name, values in allowed.items():
+      if getattr(self, name) not in values:
+        raise ValueError(f'backbone.{name}={getattr(self, name)!r}: one of {values}')
+    if len(self.widths) != 4:
+      raise ValueError(f'backbone.widths={self.widths}: one width for each of 4 stages')
+
+
+def frozen_names(frozen_stages: int) -> tuple[str, ...]:
+  """Names of the backbone's parts that `frozen_stages` leaves untrained."""
+  return _STAGE_NAMES[: frozen_stages + 1] if frozen_stages else ()
+
+
+def _conv(
+  features: int,
+  size: int,
+  stride: int,
+  *,
+  dtype: DTypeLike,
+  name: str,
+  padding: tuple[tuple[int, int], ...] | None = None,
+) -> nn.Conv:
+  half = size // 2
+  return nn.Conv(
+    features,
+    (size, size),
+    (stride, stride),
+    padding=((half, half), (half, half)) if padding is None else padding,
+    use_bias=False,
+    dtype=dtype,
+    kernel_init=_KERNEL_INIT,
+    name=name,
+  )
+
+
+def _max_pool(x: Array) -> Array:
+  padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+  return jax.lax.reduce_window(
+    x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding
+  )
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: Array, channels: int) -> Array:
+  """The block's input, projected where the shape changes."""
+  if block.stride == 1 and x.shape[-1] == channels:
+    return x
+  x = block.conv(channels, 1, block.stride, name='downsample_conv')(x)
+  return block.norm(name='downsample_norm')(x)
