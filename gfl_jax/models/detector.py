@@ -59,7 +59,7 @@ def build_detector(model_config: Config) -> Detector:
   Raises:
     ValueError: an unknown kind, here; a size that does not fit, at the first call.
   """
-  config = _by_attribute(model_config)
+  config = as_config_dict(model_config)
   if config.score.kind not in _SCORE_KINDS:
     raise ValueError(f'score.kind={config.score.kind!r}: one of {_SCORE_KINDS}')
   if config.dtype not in _DTYPES:
@@ -93,13 +93,13 @@ def frozen_mask(model_config: Config, params: PyTree) -> PyTree[bool]:
 
   Their gradients are zero, but weight decay and momentum would still move them.
   """
-  config = _by_attribute(model_config)
+  config = as_config_dict(model_config)
   frozen = resnet.frozen_names(config.backbone.frozen_stages)
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[0].key == 'backbone' and path[1].key in frozen, params
   )
 
 
-def _by_attribute(config: Any) -> Any:
+def as_config_dict(config: Any) -> Any:
   """A ConfigDict or nested dict as a ConfigDict."""
   return ml_collections.ConfigDict(config)

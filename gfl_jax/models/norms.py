@@ -23,7 +23,7 @@ class FrozenBatchNorm(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, '*b h w c']) -> Float[Array, '*b h w c']:
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
     """(x - mean) / sqrt(var + 1e-5) * scale + bias, per channel."""
     shape = (x.shape[-1],)
     mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
@@ -31,7 +31,8 @@ class FrozenBatchNorm(nn.Module):
     scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
     gain = scale * jax.lax.rsqrt(var.value + _EPSILON)
-    y = x.astype(jnp.float32) * gain + (bias - mean.value * gain)
+    offset = bias - mean.value * gain
+    y = x.astype(jnp.float32) * gain[None, None, None] + offset[None, None, None]
     return y.astype(self.dtype)
 
 

@@ -1,0 +1,1 @@
+"""Parameters in from other frameworks, parameters and programs out."""

@@ -1,0 +1,162 @@
+"""Names and layouts of torch checkpoints (mmdet, torchvision) to our tree and back.
+
+One table says what a leaf of ours is called there; import and export both follow it.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.typing import ArrayLike
+
+from gfl_jax.models.detector import Config, as_config_dict, build_detector
+from gfl_jax.models.resnet import ResNet
+
+# Applied one after the other to a path like 'backbone/stage1/block0/conv1/kernel'.
+_RENAMES = (
+  (r'/(kernel|scale)$', '/weight'),
+  (r'/(mean|var)$', r'/running_\1'),
+  (r'^backbone/stem/(conv|norm)', r'backbone/\g<1>1'),
+  (r'/stage(\d)/block(\d+)', r'/layer\1/\2'),
+  (r'/norm(\d)', r'/bn\1'),
+  (r'/downsample_conv', '/downsample/0'),
+  (r'/downsample_norm', '/downsample/1'),
+  (r'^neck/lateral(\d)', r'neck/lateral_convs/\1/conv'),
+  (r'^neck/output(\d)', r'neck/fpn_convs/\1/conv'),
+  (r'^head/class_conv(\d+)', r'bbox_head/cls_convs/\1/conv'),
+  (r'^head/class_norm(\d+)', r'bbox_head/cls_convs/\1/gn'),
+  (r'^head/class_output', 'bbox_head/gfl_cls'),
+  (r'^head/box_conv(\d+)', r'bbox_head/reg_convs/\1/conv'),
+  (r'^head/box_norm(\d+)', r'bbox_head/reg_convs/\1/gn'),
+  (r'^head/box_output', 'bbox_head/gfl_reg'),
+  (r'^head/scale(\d)', r'bbox_head/scales/\1/scale'),
+)
+_PROJECT = 'bbox_head.integral.project'
+
+
+def from_mmdet(
+  state_dict: Mapping[str, ArrayLike], model_config: Config
+) -> dict[str, Any]:
+  """The variables of a detector from the state dict of mmdet's GFL.
+
+  Args:
+    state_dict: mmdet's names to arrays in torch's layout.
+    model_config: the config's `model` section; it must describe the same detector.
+
+  Returns:
+    {'params': ..., 'batch_stats': ...} of numpy arrays, float32: every leaf of
+    build_detector(model_config) from its entry, every entry of theirs used, except
+    `num_batches_tracked` (nothing learned) and `integral.project` (checked only).
+
+  Raises:
+    ValueError: names or shapes that differ, the first ten named; bin values of
+      `integral.project` that differ from those of model_config.
+  """
+  config = as_config_dict(model_config)
+  if _PROJECT in state_dict:
+    box = config.box
+    _check_bins(state_dict[_PROJECT], np.linspace(box.start, box.stop, box.num_bins))
+  return _fill(build_detector(config), state_dict, _torch_name, ignored={_PROJECT})
+
+
+def from_torchvision_resnet(
+  state_dict: Mapping[str, ArrayLike], depth: int
+) -> dict[str, Any]:
+  """The variables of a ResNet backbone from torchvision's state dict.
+
+  Args:
+    state_dict: torchvision's names to arrays in torch's layout; the classifier `fc`
+      is not used.
+    depth: 18, 34, 50 or 101.
+
+  Returns:
+    {'params': ..., 'batch_stats': ...} of numpy arrays, float32: what stands under
+    the name 'backbone' in either collection of a detector's variables.
+
+  Raises:
+    ValueError: names or shapes that differ, the first ten named.
+  """
+  return _fill(
+    ResNet(depth),
+    state_dict,
+    lambda path: _torch_name(f'backbone/{path}').removeprefix('backbone.'),
+    ignored={'fc.weight', 'fc.bias'},
+  )
+
+
+def to_mmdet(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """The inverse of from_mmdet: our tree under mmdet's names, in torch's layout.
+
+  Args:
+    variables: a detector's variables, or {'params': tree} with any tree of the shape
+      of its parameters, such as gradients.
+  """
+  return {
+    _torch_name(path): _to_torch(np.asarray(leaf))
+    for collection in variables.values()
+    for path, leaf in traverse_util.flatten_dict(collection, sep='/').items()
+  }
+
+
+def _torch_name(path: str) -> str:
+  for pattern, replacement in _RENAMES:
+    path = re.sub(pattern, replacement, path)
+  return path.replace('/', '.')
+
+
+def _to_torch(leaf: np.ndarray) -> np.ndarray:
+  """Kernels [h, w, in, out] to [out, in, h, w]; the rest is equal."""
+  return leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf
+
+
+def _from_torch(entry: np.ndarray) -> np.ndarray:
+  return entry.transpose(2, 3, 1, 0) if entry.ndim == 4 else entry
+
+
+def _fill(
+  module: nn.Module,
+  state_dict: Mapping[str, ArrayLike],
+  name_of: Callable[[str], str],
+  ignored: set[str],
+) -> dict[str, Any]:
+  """The module's variables out of the entries that name_of(path) names."""
+  image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), image)
+  entries = {
+    name: _from_torch(np.asarray(value))
+    for name, value in state_dict.items()
+    if name not in ignored and not name.endswith('num_batches_tracked')
+  }
+  leaves: dict[str, Any] = traverse_util.flatten_dict(shapes, sep='/')
+  filled, problems = {}, []
+  for path, leaf in leaves.items():
+    name = name_of(path.split('/', 1)[1])
+    if name not in entries:
+      problems.append(f'{name}: missing, the model has {path} {leaf.shape}')
+      continue
+    entry = entries.pop(name)
+    if entry.shape != leaf.shape:
+      problems.append(f'{name}: {entry.shape} here, {leaf.shape} in the model')
+    filled[path] = entry.astype(np.float32)
+  problems += [f'{k}: {v.shape}, not in the model' for k, v in entries.items()]
+  if problems:
+    first = ''.join(f'\n  {problem}' for problem in problems[:10])
+    raise ValueError(
+      f'{len(problems)} names of the state dict and of the model differ (shapes in'
+      f' the order h, w, in, out); check depth, channels and classes:{first}'
+    )
+  return traverse_util.unflatten_dict(filled, sep='/')
+
+
+def _check_bins(project: ArrayLike, expected: np.ndarray) -> None:
+  project = np.asarray(project)
+  if project.shape != expected.shape or not np.allclose(project, expected):
+    raise ValueError(
+      f'the state dict was trained with bins at {project}, model.box has {expected}:'
+      ' set box.start, box.stop and box.num_bins to theirs'
+    )
