@@ -1,0 +1,135 @@
+"""Boxes as (x1, y1, x2, y2) in continuous coordinates: width is x2 - x1, no +1.
+
+Any unit will do (pixels, strides) as long as both arguments share it. Degenerate and
+inverted boxes are allowed: the floors `eps` keep every value and gradient finite.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Real
+
+from gfl_jax.ops.types import ArrayLike
+
+
+def area(boxes: Float[ArrayLike, '*n 4']) -> Float[Array, '*n']:
+  """Width times height, in square units of the boxes.
+
+  Nothing is clamped: a box inverted along one axis has a negative area (as in mmdet,
+  whose numbers for such predictions we reproduce).
+  """
+  return jnp.asarray((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))
+
+
+def iou(
+  a: Float[ArrayLike, '*n 4'], b: Float[ArrayLike, '*n 4'], *, eps: float = 1e-6
+) -> Float[Array, '*n']:
+  """Intersection over union pairwise, in [0, 1] unless a box is inverted.
+
+  Args:
+    a: boxes.
+    b: boxes in the same unit, as many as `a`.
+    eps: floor of the union, in square units.
+
+  Source: mmdet's bbox_overlaps (mode 'iou'), with its convention at kinks.
+  """
+  return _iou(a, b, eps)
+
+
+def giou(
+  a: Float[ArrayLike, '*n 4'], b: Float[ArrayLike, '*n 4'], *, eps: float = 1e-6
+) -> Float[Array, '*n']:
+  """Generalised IoU pairwise: IoU - (hull - union) / hull, in [-1, 1].
+
+  Args:
+    a: boxes.
+    b: boxes in the same unit, as many as `a`.
+    eps: floor of the union and of the hull (the smallest box around both), in square
+      units.
+
+  Source: Rezatofighi et al., arXiv:1902.09630; mmdet's bbox_overlaps (mode 'giou').
+  """
+  return _giou(a, b, eps)
+
+
+def iou_matrix(
+  a: Float[ArrayLike, '*b n 4'], b: Float[ArrayLike, '*b m 4'], *, eps: float = 1e-6
+) -> Float[Array, '*b n m']:
+  """IoU of every box of `a` with every box of `b`; see `iou`."""
+  return _iou(a[..., :, None, :], b[..., None, :, :], eps)
+
+
+def giou_matrix(
+  a: Float[ArrayLike, '*b n 4'], b: Float[ArrayLike, '*b m 4'], *, eps: float = 1e-6
+) -> Float[Array, '*b n m']:
+  """Generalised IoU of every box of `a` with every box of `b`; see `giou`."""
+  return _giou(a[..., :, None, :], b[..., None, :, :], eps)
+
+
+def clip_boxes(
+  boxes: Float[ArrayLike, '*n 4'], image_size: Real[ArrayLike, '2'] | tuple[int, int]
+) -> Float[Array, '*n 4']:
+  """Moves the sides into the image: x to [0, width], y to [0, height].
+
+  Args:
+    boxes: in pixels.
+    image_size: (height, width) in pixels.
+  """
+  height, width = image_size[0], image_size[1]
+  return jnp.stack(
+    [
+      jnp.clip(boxes[..., 0], 0, width),
+      jnp.clip(boxes[..., 1], 0, height),
+      jnp.clip(boxes[..., 2], 0, width),
+      jnp.clip(boxes[..., 3], 0, height),
+    ],
+    axis=-1,
+  )
+
+
+def distances_to_boxes(
+  points: Float[ArrayLike, '*n 2'], distances: Float[ArrayLike, '*n 4']
+) -> Float[Array, '*n 4']:
+  """Boxes whose sides lie (left, top, right, bottom) away from the points (x, y).
+
+  Points and distances share their unit, which is also the unit of the boxes.
+  """
+  return jnp.concatenate(
+    [points - distances[..., :2], points + distances[..., 2:]], axis=-1
+  )
+
+
+def boxes_to_distances(
+  points: Float[ArrayLike, '*n 2'], boxes: Float[ArrayLike, '*n 4']
+) -> Float[Array, '*n 4']:
+  """Distances (left, top, right, bottom) from the points to the sides of the boxes.
+
+  The inverse of `distances_to_boxes`. Negative where the point lies outside.
+  """
+  return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
+
+
+def _iou(a, b, eps):
+  intersection, union = _intersection_and_union(a, b, eps)
+  return intersection / union
+
+
+def _giou(a, b, eps):
+  intersection, union = _intersection_and_union(a, b, eps)
+  sides = _at_least_zero(
+    jnp.maximum(a[..., 2:], b[..., 2:]) - jnp.minimum(a[..., :2], b[..., :2])
+  )
+  hull = jnp.maximum(sides[..., 0] * sides[..., 1], eps)
+  return intersection / union - (hull - union) / hull
+
+
+def _intersection_and_union(a, b, eps):
+  sides = _at_least_zero(
+    jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
+  )
+  intersection = sides[..., 0] * sides[..., 1]
+  return intersection, jnp.maximum(area(a) + area(b) - intersection, eps)
+
+
+def _at_least_zero(x):
+  # At exactly 0 the whole gradient passes, as through torch's clamp(min=0): boxes that
+  # only touch still attract each other. jnp.maximum would pass half of it.
+  return jnp.where(x >= 0, x, 0)
