@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from gfl_jax.models.detector import Predictions
+from gfl_jax.models import Predictions
 from gfl_jax.ops import boxes as box_ops
 from gfl_jax.ops import distributions, nms
 from gfl_jax.ops.points import Points, level_slices
+from gfl_jax.ops.types import ArrayLike
 
 
 class Detections(NamedTuple):
@@ -56,10 +57,10 @@ _DISTANCES = {'general': _general_distances}
 def decode_detections(
   predictions: Predictions,
   points: Points,
-  image_sizes: Int[Array, 'b 2'],
+  image_sizes: Int[ArrayLike, 'b 2'],
   config: ConfigDict,
   *,
-  scale_factors: Float[Array, 'b 2'] | None = None,
+  scale_factors: Float[ArrayLike, 'b 2'] | None = None,
 ) -> Detections:
   """Decodes the predictions of a batch; static shapes, so it can be jitted.
 
@@ -136,9 +137,9 @@ def _decode_candidates(
   """Boxes of one image's candidates, then size filter and suppression."""
   box_logits = predictions.box_logits[candidates.anchors]
   distances, std = _DISTANCES[config.box.kind](box_logits, config.box)
-  strides = points.strides[candidates.anchors][:, None]
+  strides = jnp.asarray(points.strides)[candidates.anchors][:, None]
   boxes = box_ops.distances_to_boxes(
-    points.centers[candidates.anchors], distances * strides
+    jnp.asarray(points.centers)[candidates.anchors], distances * strides
   )
   # A padding image has scale 0 and no area: any divisor will do.
   per_side = jnp.tile(jnp.where(scale > 0, scale, 1.0), 2)
