@@ -1,0 +1,257 @@
+"""The figures of a report, each as a string that goes into an HTML page as it is.
+
+They hold no text from the data (class names): matplotlib's font lacks most scripts, and
+'$' starts a formula there. The page writes such text.
+"""
+
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gfl_jax.evaluation import pictures
+from gfl_jax.ops import boxes as box_ops
+
+_INK, _TRUTH = '#1f2937', '#111827'
+_SERIES = ('#2563eb', '#dc2626', '#059669', '#d97706', '#7c3aed', '#0891b2', '#be185d')
+_SIDE_COLORS = ('#2563eb', '#7c3aed', '#dc2626', '#c2570c')  # left, top, right, bottom
+_STYLE = {
+  'font.size': 10,
+  'axes.edgecolor': '#d1d5db',
+  'axes.labelcolor': _INK,
+  'axes.titlecolor': _INK,
+  'axes.titlesize': 11,
+  'axes.titleweight': 'bold',
+  'axes.titlelocation': 'left',
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'xtick.color': '#6b7280',
+  'ytick.color': '#6b7280',
+  'legend.frameon': False,
+  'legend.fontsize': 9,
+  'svg.hashsalt': 'gfl_jax',  # the same run gives the same file
+}
+
+
+def training_curves(lines: Sequence[Mapping]) -> str:
+  """Loss terms, learning rate and speed over the steps, as an SVG element.
+
+  Args:
+    lines: the 'train' lines of metrics.jsonl, by rising step; NaN leaves a gap.
+  """
+  steps = [line['step'] for line in lines]
+  terms = [key for key in lines[-1] if key.startswith('loss')]
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(11, 3.4), layout='constrained')
+    loss, rate, speed = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+    for term, color in zip(terms, itertools.cycle(_SERIES), strict=False):
+      values = _column(lines, term)
+      label = 'total' if term == 'loss' else term.removeprefix('loss_')
+      if len(steps) >= 20:
+        loss.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+        values = _smooth(values)
+      loss.plot(steps, values, color=color, label=label, **_marker(steps))
+    if any((_column(lines, term) > 0).any() for term in terms):
+      loss.set_yscale('log')
+      loss.yaxis.set_major_formatter('{x:g}')
+      loss.yaxis.set_minor_formatter('')
+    loss.set_title('Loss terms (log scale)')
+    loss.legend(ncols=len(terms), loc='upper right', columnspacing=1.2)
+    rate.plot(
+      steps, _column(lines, 'learning_rate'), color=_SERIES[0], **_marker(steps)
+    )
+    rate.set_title('Learning rate')
+    speed.plot(
+      steps, _column(lines, 'images_per_second'), color=_SERIES[2], **_marker(steps)
+    )
+    speed.set_title('Images per second')
+    rate.set_ylim(bottom=0)
+    speed.set_ylim(bottom=0)
+    for axes in (loss, rate, speed):
+      _finish(axes)
+    return _svg(figure)
+
+
+def ap_curves(lines: Sequence[Mapping]) -> str:
+  """AP, AP50 and AP75 over the steps, as an SVG element.
+
+  Args:
+    lines: the 'eval' lines of metrics.jsonl, by rising step; None leaves a gap.
+  """
+  steps = [line['step'] for line in lines]
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(11, 3.2), layout='constrained')
+    axes = figure.subplots()
+    for name, color in zip(('AP', 'AP50', 'AP75'), _SERIES, strict=False):
+      values = _column(lines, name)
+      axes.plot(steps, values, color=color, marker='o', markersize=4, label=name)
+    axes.set_ylim(0, 1)
+    axes.legend(ncols=3, loc='upper left')
+    _finish(axes)
+    return _svg(figure)
+
+
+def edge_distributions(sample: Mapping, index: int, bin_values: np.ndarray) -> str:
+  """One detection and the distributions of its four sides, as an img element.
+
+  Left and right are drawn above the picture along x, top and bottom beside it along y:
+  a side that the detector is sure of is a peak, an ambiguous one a broad hill. Dashed:
+  the ground truth, and its sides if it overlaps the detection by an IoU above 0.5.
+
+  Args:
+    sample: as in `annotated_image`, with 'edge_probabilities' [n, 4, bins] (left, top,
+      right, bottom), 'edge_std' [n, 4] px, 'centers' [n, 2] px and 'strides' [n].
+    index: the detection.
+    bin_values: [bins] distances from the centre in strides.
+  """
+  box, deviations = sample['boxes'][index], sample['edge_std'][index]
+  probabilities = sample['edge_probabilities'][index]
+  distances = bin_values * sample['strides'][index]
+  positions = np.tile(sample['centers'][index], 2)[:, None] + np.outer(
+    [-1, -1, 1, 1], distances
+  )
+  truth = _matching_truth(box, sample['true_boxes'])
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(4.4, 4.4))
+    grid = figure.add_gridspec(
+      2, 2, left=0.01, right=0.99, bottom=0.01, top=0.99, wspace=0.03, hspace=0.03,
+      width_ratios=(3, 1.1), height_ratios=(1.1, 3),
+    )  # fmt: skip
+    picture = figure.add_subplot(grid[1, 0])
+    along_x = figure.add_subplot(grid[0, 0], sharex=picture)
+    along_y = figure.add_subplot(grid[1, 1], sharey=picture)
+    _show_around(picture, sample['image'], box, deviations)
+    for true_box in sample['true_boxes']:
+      _outline(picture, true_box, ['white'] * 4, linewidth=2.4)
+      _outline(picture, true_box, [_TRUTH] * 4, linewidth=1.2, linestyle=(0, (4, 3)))
+    _outline(picture, box, _SIDE_COLORS, linewidth=2.4)
+    for side, color in enumerate(_SIDE_COLORS):
+      horizontal = side % 2 == 0
+      _hill(
+        along_x if horizontal else along_y,
+        positions[side],
+        probabilities[side],
+        color,
+        flipped=not horizontal,
+        truth=None if truth is None else truth[side],
+      )
+    peak = 1.45 * probabilities.max()  # room for the text above the hills
+    along_x.set_ylim(0, peak)
+    along_y.set_xlim(0, peak)
+    _name_sides(along_x, along_y, deviations)
+    for axes in (picture, along_x, along_y):
+      axes.tick_params(
+        length=0, labelbottom=False, labelleft=False, bottom=False, left=False
+      )
+      axes.spines[['top', 'right']].set_visible(axes is picture)
+    along_x.spines['left'].set_visible(False)
+    along_y.spines['bottom'].set_visible(False)
+    return _png(figure)
+
+
+def _show_around(axes: Axes, image: np.ndarray, box, deviations) -> None:
+  """Shows a square window of the image with room for the box and its uncertainty."""
+  middle, size = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max()
+  half = size / 2 + max(0.25 * size, 2.5 * deviations.max())
+  low, high = middle - half, middle + half
+  height, width = image.shape[:2]
+  x1, y1 = np.clip(np.floor(low), 0, (width - 1, height - 1)).astype(int)
+  x2, y2 = np.clip(np.ceil(high), 1, (width, height)).astype(int)
+  axes.imshow(image[y1:y2, x1:x2], extent=(x1, x2, y2, y1), aspect='auto')
+  axes.set_xlim(low[0], high[0])
+  axes.set_ylim(high[1], low[1])
+
+
+def _outline(axes: Axes, box, colors, **style) -> None:
+  """The sides left, top, right, bottom of a box, each in its colour."""
+  x1, y1, x2, y2 = box
+  sides = (([x1, x1], [y1, y2]), ([x1, x2], [y1, y1]))
+  sides += (([x2, x2], [y1, y2]), ([x1, x2], [y2, y2]))
+  for (x, y), color in zip(sides, colors, strict=True):
+    axes.plot(x, y, color=color, scalex=False, scaley=False, **style)
+
+
+def _hill(axes: Axes, positions, heights, color, *, flipped: bool, truth) -> None:
+  """One distribution over its side's axis; flipped: positions run along y."""
+  if flipped:
+    fill, curve, line = axes.fill_betweenx, (heights, positions), axes.axhline
+  else:
+    fill, curve, line = axes.fill_between, (positions, heights), axes.axvline
+  fill(positions, heights, color=color, alpha=0.22, linewidth=0)
+  axes.plot(*curve, color=color, marker='.', markersize=4, scalex=False, scaley=False)
+  if truth is not None:
+    line(truth, color=_TRUTH, linewidth=1, linestyle=(0, (4, 3)))
+
+
+def _name_sides(along_x: Axes, along_y: Axes, deviations) -> None:
+  spots = (
+    (along_x, 0.02, 0.97, 'left', 'top'),
+    (along_y, 0.97, 0.98, 'right', 'top'),
+    (along_x, 0.98, 0.97, 'right', 'top'),
+    (along_y, 0.97, 0.02, 'right', 'bottom'),
+  )
+  names = ('left', 'top', 'right', 'bottom')
+  for name, color, std, (axes, x, y, horizontal, vertical) in zip(
+    names, _SIDE_COLORS, deviations, spots, strict=True
+  ):
+    axes.text(
+      x, y, f'{name}\nσ {std:.1f} px', transform=axes.transAxes, color=color,
+      fontsize=9, fontweight='bold', ha=horizontal, va=vertical,
+    )  # fmt: skip
+
+
+def _matching_truth(box, true_boxes) -> np.ndarray | None:
+  """The ground truth with the highest IoU if that exceeds 0.5."""
+  if not len(true_boxes):
+    return None
+  ious = np.asarray(box_ops.iou(jnp.asarray(box)[None], jnp.asarray(true_boxes)))
+  return true_boxes[ious.argmax()] if ious.max() > 0.5 else None
+
+
+def _column(lines: Sequence[Mapping], key: str) -> np.ndarray:
+  """A key's values as floats, NaN where a line lacks it or has None."""
+  values = (line.get(key) for line in lines)
+  return np.array([np.nan if v is None else v for v in values], float)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+  """Running mean over about a fortieth of the curve; NaN counts as not there."""
+  window = np.ones(2 * (len(values) // 80) + 1)
+  finite = np.isfinite(values)
+  total = np.convolve(np.where(finite, values, 0.0), window, 'same')
+  count = np.convolve(finite, window, 'same')
+  return np.where(finite, total / np.maximum(count, 1), np.nan)
+
+
+def _marker(steps: Sequence) -> dict:
+  """A single point shows only as a dot."""
+  return {'marker': 'o', 'markersize': 4} if len(steps) < 3 else {}
+
+
+def _finish(axes: Axes) -> None:
+  axes.set_xlabel('step')
+  axes.grid(axis='y', color='#eef0f3')
+  axes.set_axisbelow(True)
+  axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _svg(figure: Figure) -> str:
+  FigureCanvasAgg(figure)
+  file = io.StringIO()
+  figure.savefig(file, format='svg', metadata={'Date': None})
+  text = file.getvalue()
+  return text[text.index('<svg') :]  # without the XML heading, which HTML does not have
+
+
+def _png(figure: Figure) -> str:
+  FigureCanvasAgg(figure)
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=130)
+  return f'<img alt="" src="{pictures.data_uri("image/png", file.getvalue())}">'
