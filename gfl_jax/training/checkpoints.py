@@ -1,0 +1,179 @@
+"""Checkpoints: orbax, asynchronous; the two newest and the best are kept."""
+
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers as policies
+
+METRIC = 'AP'
+NOT_EVALUATED = -1.0
+
+
+class DamagedCheckpointError(Exception):
+  """A stored checkpoint cannot be read, or its bytes are not those that were saved."""
+
+
+class Checkpoints:
+  """A run's checkpoints; use it as a context manager, so that saves are finished."""
+
+  def __init__(self, folder: str | pathlib.Path):
+    """Opens or makes `folder`; leftovers of a save that was killed are removed."""
+    metric = lambda metrics: metrics[METRIC]
+    # With best-only keeping, orbax would delete the newest when it is not the best.
+    # Two newest, so that there is one to fall back to if a file is damaged.
+    keep = policies.AnyPreservationPolicy(
+      [policies.LatestN(2), policies.BestN(get_metric_fn=metric, n=1)]
+    )
+    self._folder = pathlib.Path(folder).absolute()
+    self._manager = ocp.CheckpointManager(
+      self._folder,
+      item_handlers={
+        'state': ocp.StandardCheckpointHandler(),
+        'checksums': ocp.JsonCheckpointHandler(),
+      },
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=keep,
+        best_fn=metric,
+        best_mode='max',
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._manager.close()
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps that are stored, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  @property
+  def best_step(self) -> int | None:
+    """The stored step with the highest AP; None before the first evaluation."""
+    step = self._manager.best_step()
+    metrics: Any = None if step is None else self._manager.metrics(step)
+    return step if metrics and metrics[METRIC] != NOT_EVALUATED else None
+
+  def save(
+    self, step: int, state: Any, metrics: Mapping[str, float] | None = None
+  ) -> None:
+    """Starts saving; an error of the save before is raised here.
+
+    Args:
+      step: number of steps done.
+      state: a tree of arrays; it may be donated as soon as this returns.
+      metrics: with 'AP', if the state was evaluated.
+    """
+    self._manager.save(
+      step,
+      metrics={METRIC: float(metrics[METRIC]) if metrics else NOT_EVALUATED},
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        checksums=ocp.args.JsonSave(_checksums(state)),
+      ),
+    )
+
+  def wait(self) -> None:
+    """Until the running save is on disk; raises its error."""
+    self._manager.wait_until_finished()
+
+  def restore(self, target: Any, step: int) -> Any:
+    """The state of one step, with the shapes, dtypes and sharding of `target`.
+
+    Raises:
+      ValueError: leaves whose name, shape or dtype differ from the target's.
+      DamagedCheckpointError: it cannot be read, or a leaf's checksum is wrong.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
+    try:
+      stored = self._manager.item_metadata(step)['state']
+      stored = {x.name: x for x in jax.tree.leaves(stored.tree)}
+    except Exception as error:  # whatever orbax's file layers raise
+      raise DamagedCheckpointError(f'step {step}: {str(error)[:300]}') from error
+    _check_same(stored, _named(abstract), step)
+    try:
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract),
+          checksums=ocp.args.JsonRestore(),
+        ),
+      )
+    except Exception as error:
+      raise DamagedCheckpointError(f'step {step}: {str(error)[:300]}') from error
+    found = _checksums(restored['state'])
+    wrong = [name for name in found if found[name] != restored['checksums'].get(name)]
+    if wrong:
+      raise DamagedCheckpointError(f'step {step}: wrong checksum of {wrong[:10]}')
+    return restored['state']
+
+  def restore_newest(self, target: Any) -> tuple[Any, int] | None:
+    """The newest state that can be read and its step; None if nothing is stored.
+
+    A damaged checkpoint is named in a warning, moved to `damaged/` beside the
+    checkpoints, and the one before it is taken.
+
+    Raises:
+      ValueError: the newest readable one belongs to another model or optimiser.
+      DamagedCheckpointError: there are checkpoints, but none can be read.
+    """
+    steps = self.steps
+    for i, step in reversed(list(enumerate(steps))):
+      try:
+        state = self.restore(target, step)
+      except DamagedCheckpointError as error:
+        before = f'step {steps[i - 1]}' if i else 'none left'
+        logging.warning('Damaged checkpoint, going back to %s: %s', before, error)
+        continue
+      for damaged in steps[i + 1 :]:
+        self._put_aside(damaged)
+      return state, step
+    if steps:
+      raise DamagedCheckpointError(
+        f'none of the checkpoints {steps} in {self._folder} can be read'
+      )
+    return None
+
+  def _put_aside(self, step: int) -> None:
+    aside = self._folder.parent / 'damaged'
+    aside.mkdir(exist_ok=True)
+    (self._folder / str(step)).rename(aside / str(step))
+    self._manager.reload()
+
+
+def _named(tree: Any) -> dict[str, Any]:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='.')
+  return {name(path): leaf for path, leaf in leaves}
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+  # Orbax stores none for array data: a flipped bit would load without a word.
+  crc = lambda x: zlib.crc32(np.ascontiguousarray(x).tobytes())
+  return {name: crc(np.asarray(leaf)) for name, leaf in _named(tree).items()}
+
+
+def _check_same(stored: Mapping[str, Any], target: Mapping[str, Any], step: int):
+  describe = lambda x: f'{np.dtype(x.dtype)}{list(x.shape)}'
+  differing = [
+    f'{name}: stored {describe(stored[name]) if name in stored else "nothing"},'
+    f' expected {describe(target[name]) if name in target else "nothing"}'
+    for name in sorted(stored.keys() | target.keys())
+    if name not in stored
+    or name not in target
+    or describe(stored[name]) != describe(target[name])
+  ]
+  if differing:
+    raise ValueError(
+      f'the checkpoint of step {step} belongs to another model or optimiser;'
+      f' {len(differing)} leaves differ:\n  ' + '\n  '.join(differing[:10])
+    )

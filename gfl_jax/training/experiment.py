@@ -1,0 +1,112 @@
+"""A config and a data set made into the parts of a run."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gfl_jax import models
+from gfl_jax.data.memory import prefetch
+from gfl_jax.evaluation import evaluator
+from gfl_jax.ops import points
+from gfl_jax.training import optimizer as optimizers
+from gfl_jax.training import step
+from gfl_jax.training.parallel import DataParallel
+
+
+class Experiment:
+  """What a config and a data set determine: detector, points, step, lengths."""
+
+  def __init__(self, config, dataset, devices: DataParallel):
+    """Builds the parts; nothing is compiled or computed yet."""
+    check_classes(config, dataset)
+    self.config, self.dataset, self.devices = config, dataset, devices
+    self.steps_per_epoch = dataset.num_train // config.batch_size
+    if not self.steps_per_epoch:
+      raise ValueError(
+        f'batch_size={config.batch_size} is larger than the training set: it has'
+        f' {dataset.num_train} images'
+      )
+    self.num_steps = optimizers.num_train_steps(config, self.steps_per_epoch)
+    self.eval_every = max(1, round(config.eval_every_epochs * self.steps_per_epoch))
+    self.detector = models.build_detector(config.model)
+    self.anchors = make_anchors(config)
+    self.predict = devices.predict(
+      evaluator.make_predict(self.detector, self.anchors, config)
+    )
+
+  def initial_state(self) -> step.TrainState:
+    """State at step 0 on all devices; also makes the optimiser and the step."""
+    config = self.config
+    image = jnp.zeros((1, 64, 64, 3))  # the parameters do not depend on the size
+    variables = jax.jit(self.detector.init)(jax.random.key(config.seed), image)
+    schedule = optimizers.make_schedule(config, self.steps_per_epoch)
+    frozen = models.frozen_mask(config.model, variables['params'])
+    optimizer = optimizers.make_optimizer(config, schedule, frozen)
+    self.update = self.devices.update(
+      step.make_train_step(self.detector, optimizer, schedule, self.anchors, config)
+    )
+    return self.devices.replicate(step.create_state(variables, optimizer, config))
+
+  def description(self, state: step.TrainState) -> str:
+    """What is about to run, for the log."""
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    counters = ', '.join(f'{k} {v}' for k, v in self.dataset.counters.items())
+    return (
+      f'{self.dataset.num_train} training and {self.dataset.num_eval} evaluation'
+      f' images ({counters or "nothing dropped"}),'
+      f' {len(self.dataset.class_names)} classes; {count(state.params):,} parameters;'
+      f' {self.num_steps} steps of {self.config.batch_size} images on'
+      f' {self.devices.num_devices} x {self.devices.devices[0].device_kind}'
+    )
+
+  def train_batches(self, first_step: int) -> Iterator[tuple[int, np.ndarray, Any]]:
+    """(steps done after it, image ids, batch on the devices) for each step left."""
+    batches = self.dataset.train_batches(
+      self.config.batch_size, seed=self.config.seed, start_step=first_step
+    )
+    numbers = range(first_step + 1, self.num_steps + 1)
+    place = lambda number, batch: (
+      number,
+      batch['image_ids'],
+      self.devices.split(batch),
+    )
+    return prefetch(itertools.starmap(place, zip(numbers, batches, strict=False)))
+
+  def evaluate(self, state, workdir, number: int) -> dict[str, Any]:
+    """Metrics of a state on the evaluation set; writes `eval/` of the run."""
+    return evaluator.evaluate(
+      lambda variables, batch: self.predict(variables, self.devices.split(batch)),
+      state.variables(),
+      self.dataset.eval_batches(self.config.batch_size),
+      self.dataset.ground_truth(),
+      points=self.anchors,
+      config=self.config,
+      workdir=workdir,
+      step=number,
+    )
+
+
+def make_anchors(config) -> points.Points:
+  """The points of the config's canvas and pyramid."""
+  strides = [8 * 2**level for level in range(config.model.neck.num_levels)]
+  return points.make_points(
+    tuple(config.data.canvas),
+    tuple(strides),
+    offset=config.points.offset,
+    anchor_scale=config.points.anchor_scale,
+  )
+
+
+def check_classes(config, dataset) -> None:
+  """Raises a ValueError if the head has not one output for each class of the data."""
+  found = len(dataset.class_names)
+  if config.model.num_classes != found:
+    names = ', '.join(dataset.class_names[:10]) + (', ...' if found > 10 else '')
+    raise ValueError(
+      f'model.num_classes={config.model.num_classes}, but the data has {found} classes'
+      f' ({names}): give --config.model.num_classes={found}'
+    )

@@ -1,0 +1,65 @@
+"""Trains a detector: the one loop, from a config to a run's folder."""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+from absl import logging
+
+from gfl_jax import data
+from gfl_jax.evaluation import report
+from gfl_jax.training import run_folder
+from gfl_jax.training.checkpoints import Checkpoints
+from gfl_jax.training.experiment import Experiment
+from gfl_jax.training.monitor import Monitor
+from gfl_jax.training.parallel import DataParallel
+
+
+def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
+  """Trains, evaluates and reports; started again, it goes on where it was.
+
+  Args:
+    config: an experiment's config.
+    workdir: the run's folder, made if missing.
+
+  Returns:
+    The metrics of the last evaluation.
+
+  Raises:
+    ValueError: a config that cannot run, or another run's folder.
+    FloatingPointError: the loss became nan or infinite.
+  """
+  devices = DataParallel(config.parallel)
+  devices.check_batch_size(config.batch_size, config.accumulate)
+  run_folder.open_run(workdir, config)
+  run = Experiment(config, data.load(config.data), devices)
+  state = run.initial_state()
+  logging.info('%s', run.description(state))
+
+  with Checkpoints(pathlib.Path(workdir) / 'checkpoints') as checkpoints:
+    restored = checkpoints.restore_newest(state)
+    state, first_step = restored or (state, 0)
+    if restored:
+      logging.info('Going on from step %d of %d.', first_step, run.num_steps)
+    metrics = None
+    with Monitor(config, workdir, run, first_step) as monitor:
+      for number, image_ids, batch in run.train_batches(first_step):
+        state, scalars = run.update(state, batch)
+        monitor.add(number, scalars, image_ids)
+        evaluate_now = number % run.eval_every == 0 or number == run.num_steps
+        if evaluate_now:
+          monitor.flush()  # a state whose loss was not finite is never saved
+          metrics = run.evaluate(state, workdir, number)
+          monitor.evaluated(number, metrics)
+          checkpoints.save(number, state, metrics)
+        elif number % config.checkpoint_every_steps == 0:
+          monitor.flush()
+          checkpoints.save(number, state)
+    checkpoints.wait()
+  if metrics is None:
+    logging.info('All %d steps are done: evaluating the last again.', run.num_steps)
+    metrics = run.evaluate(state, workdir, first_step)
+  if jax.process_index() == 0:
+    report.write_report(workdir)
+  return metrics

@@ -1,0 +1,100 @@
+"""Watches a run's numbers: progress bar, log, and the stop at a loss not finite."""
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from gfl_jax.training.experiment import Experiment
+from gfl_jax.training.run_folder import MetricsLog
+
+
+class Monitor:
+  """Reads the scalars of each step one step late, so that the device never waits."""
+
+  def __init__(self, config, workdir: str | os.PathLike, run: Experiment, start: int):
+    """Opens the log and the bar of a run that goes on after `start` steps."""
+    self._config, self._run = config, run
+    self._log = MetricsLog(workdir, start_step=start, tensorboard=config.tensorboard)
+    self._bar = tqdm.tqdm(
+      total=run.num_steps,
+      initial=start,
+      desc='train',
+      unit='step',
+      disable=jax.process_index() != 0,
+    )
+    self._pending: tuple[int, Mapping[str, jax.Array], np.ndarray] | None = None
+    self._since_log: list[Mapping[str, float]] = []
+    self._clock: tuple[int, float] | None = None  # a step, and when it was done
+
+  def __enter__(self) -> 'Monitor':
+    return self
+
+  def __exit__(self, *error) -> None:
+    if error == (None, None, None):
+      self.flush()
+    self._bar.close()
+    self._log.close()
+
+  def add(
+    self, step: int, scalars: Mapping[str, jax.Array], image_ids: np.ndarray
+  ) -> None:
+    """Takes the numbers of a step just sent off, and reads those of the one before.
+
+    Raises:
+      FloatingPointError: a loss or gradient that is not finite; names the step, the
+        loss terms and the images of the batch.
+    """
+    self.flush()
+    self._pending = (step, scalars, image_ids)
+
+  def flush(self) -> None:
+    """Reads the numbers of the newest step; raises as `add` does."""
+    if self._pending is None:
+      return
+    step, scalars, image_ids = self._pending
+    self._pending = None
+    numbers = {name: float(value) for name, value in jax.device_get(scalars).items()}
+    terms = {k: v for k, v in numbers.items() if k == 'grad_norm' or 'loss' in k}
+    if not all(map(math.isfinite, terms.values())):
+      raise FloatingPointError(
+        f'step {step}: '
+        + ', '.join(f'{name}={value}' for name, value in terms.items())
+        + f'; image ids of the batch: {np.asarray(image_ids).tolist()}. Checkpoints'
+        ' before this step are kept. A lower learning rate, a longer warm-up or'
+        ' optimizer.clip_norm may help.'
+      )
+    # Started after the first step, which compiles, and after each evaluation.
+    self._clock = self._clock or (step, time.perf_counter())
+    self._since_log.append(numbers)
+    self._bar.update(1)
+    if step % self._config.log_every_steps == 0 or step == self._run.num_steps:
+      self._write(step)
+
+  def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Logs an evaluation; its time does not count in the training speed."""
+    self._log.write('eval', step, metrics)
+    self._bar.write(f'step {step}: AP {metrics["AP"]:.3f}, AP50 {metrics["AP50"]:.3f}')
+    self._clock = None
+
+  def _write(self, step: int) -> None:
+    rows = self._since_log
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    means['learning_rate'] = rows[-1]['learning_rate']
+    now = (step, time.perf_counter())
+    before_step, before_time = self._clock or now
+    if step > before_step:
+      images = (step - before_step) * self._config.batch_size
+      means['images_per_second'] = images / (now[1] - before_time)
+    means['epoch'] = step / self._run.steps_per_epoch
+    self._log.write('train', step, means)
+    speed = means.get('images_per_second')
+    self._bar.set_postfix_str(
+      f'loss {means["loss"]:.3f}' + (f', {speed:.0f} images/s' if speed else '')
+    )
+    self._since_log, self._clock = [], now

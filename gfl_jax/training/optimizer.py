@@ -1,0 +1,85 @@
+"""Optimisers and learning-rate schedules, from optax."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
+  """Learning rate as a function of the step: linear warm-up, then steps or a cosine.
+
+  During warm-up the rate is multiplied by a factor that grows linearly from
+  `schedule.warmup_ratio` at step 0 to 1 at `schedule.warmup_steps`. After it, 'step'
+  multiplies by `decay_factor` at the end of each epoch in `decay_epochs`; 'cosine'
+  falls to `final_ratio` of the rate at the last step; 'constant' stays.
+
+  Args:
+    config: an experiment's config (`optimizer.learning_rate`, `schedule`, `epochs`).
+    steps_per_epoch: optimiser steps in one epoch.
+
+  Raises:
+    ValueError: an unknown `schedule.kind`.
+  """
+  schedule, rate = config.schedule, config.optimizer.learning_rate
+  if schedule.kind == 'step':
+    boundaries = {
+      round(epoch * steps_per_epoch): schedule.decay_factor
+      for epoch in schedule.decay_epochs
+    }
+    decay = optax.piecewise_constant_schedule(1.0, boundaries)
+  elif schedule.kind == 'cosine':
+    num_steps = num_train_steps(config, steps_per_epoch)
+    decay = optax.cosine_decay_schedule(1.0, num_steps, alpha=schedule.final_ratio)
+  elif schedule.kind == 'constant':
+    decay = optax.constant_schedule(1.0)
+  else:
+    raise ValueError(
+      f'schedule.kind={schedule.kind!r} is not one of step, cosine, constant'
+    )
+
+  def learning_rate(step):
+    done = jnp.minimum(step / max(schedule.warmup_steps, 1), 1.0)
+    warmup = schedule.warmup_ratio + (1 - schedule.warmup_ratio) * done
+    return rate * decay(step) * jnp.where(schedule.warmup_steps > 0, warmup, 1.0)
+
+  return learning_rate
+
+
+def num_train_steps(config, steps_per_epoch: int) -> int:
+  """Steps of the whole run, at least one; `config.epochs` need not be whole."""
+  return max(1, round(config.epochs * steps_per_epoch))
+
+
+def make_optimizer(
+  config, schedule: optax.Schedule, frozen
+) -> optax.GradientTransformation:
+  """SGD with momentum as torch computes it, or AdamW.
+
+  SGD adds the weight decay to the gradient before the momentum and multiplies by the
+  learning rate last (torch.optim.SGD without dampening). Frozen parameters get no
+  decay, no state and no update, and do not count in the clipping norm.
+
+  Args:
+    config: an experiment's config, whose `optimizer` is read.
+    schedule: learning rate by step.
+    frozen: tree of bools like the parameters; True is never updated.
+
+  Raises:
+    ValueError: an unknown `optimizer.kind`.
+  """
+  settings = config.optimizer
+  if settings.kind == 'sgd':
+    parts: list[optax.GradientTransformation] = [
+      optax.add_decayed_weights(settings.weight_decay),
+      optax.sgd(schedule, momentum=settings.momentum),
+    ]
+  elif settings.kind == 'adamw':
+    parts = [optax.adamw(schedule, weight_decay=settings.weight_decay)]
+  else:
+    raise ValueError(f'optimizer.kind={settings.kind!r} is not one of sgd, adamw')
+  if settings.clip_norm > 0:
+    parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
+  labels = jax.tree.map(lambda is_frozen: 'frozen' if is_frozen else 'trained', frozen)
+  return optax.multi_transform(
+    {'trained': optax.chain(*parts), 'frozen': optax.set_to_zero()}, labels
+  )

@@ -1,0 +1,151 @@
+"""A run's folder: its config and environment, and the numbers it logs."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'gfl-jax')
+
+
+def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> None:
+  """Makes the folder of a new run, or checks that it belongs to the same config.
+
+  Writes `config.json` once and `env.json` at every start (process 0 alone).
+
+  Raises:
+    ValueError: the folder holds a run of another config; every difference is named.
+  """
+  folder = pathlib.Path(workdir)
+  now = json.loads(config.to_json())
+  stored_file = folder / 'config.json'
+  if stored_file.exists():
+    differing = _differences(json.loads(stored_file.read_text()), now)
+    if differing:
+      raise ValueError(
+        f'{folder} holds a run of another config; take another --workdir, or give the'
+        f' same config to go on with it. Stored and given differ in:\n  '
+        + '\n  '.join(differing)
+      )
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / 'env.json', json.dumps(_environment(), indent=2))
+    if not stored_file.exists():
+      write_whole(stored_file, json.dumps(now, indent=2))
+
+
+def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """The config of an existing run.
+
+  Raises:
+    FileNotFoundError: the folder is not a run's.
+  """
+  file = pathlib.Path(workdir) / 'config.json'
+  if not file.exists():
+    raise FileNotFoundError(f'{workdir} is not the folder of a run: no config.json')
+  config: Any = ml_collections.ConfigDict(json.loads(file.read_text()))
+  config.model.box, config.model.score = config.box, config.score
+  return config.lock()
+
+
+def write_whole(file: pathlib.Path, text: str) -> None:
+  """Writes a file so that a reader never sees half of it."""
+  part = file.with_name(file.name + '.part')
+  part.write_text(text)
+  part.replace(file)
+
+
+class MetricsLog:
+  """`metrics.jsonl`: one line of numbers each; and TensorBoard events if wanted."""
+
+  def __init__(self, workdir: str | os.PathLike, *, start_step: int, tensorboard: bool):
+    """Opens the log; lines beyond `start_step`, of a run that was cut off, go."""
+    self._active = jax.process_index() == 0
+    self._events = None
+    if not self._active:
+      return
+    file = pathlib.Path(workdir) / 'metrics.jsonl'
+    if file.exists():
+      kept = [line for line in _whole_lines(file) if line['step'] <= start_step]
+      write_whole(file, ''.join(json.dumps(line) + '\n' for line in kept))
+    self._file = file.open('a')
+    if tensorboard:
+      # An optional extra: training works without it.
+      import tensorboardX
+
+      self._events = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'events'))
+
+  def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
+    """Adds one line; nested values are kept in the file, scalars alone in events."""
+    if not self._active:
+      return
+    self._file.write(json.dumps({'kind': kind, 'step': step, **numbers}) + '\n')
+    self._file.flush()
+    if self._events:
+      for name, value in numbers.items():
+        if isinstance(value, float | int):
+          self._events.add_scalar(f'{kind}/{name}', value, step)
+      self._events.flush()
+
+  def close(self) -> None:
+    """Closes the files."""
+    if self._active:
+      self._file.close()
+    if self._events:
+      self._events.close()
+
+
+def _whole_lines(file: pathlib.Path) -> list[dict]:
+  """The lines that are whole: the last one of a killed run may not be."""
+  lines = []
+  for line in file.read_text().splitlines():
+    try:
+      lines.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return lines
+
+
+def _differences(stored: Any, given: Any, name: str = '') -> list[str]:
+  if isinstance(stored, dict) and isinstance(given, dict):
+    parts = []
+    for key in sorted(stored.keys() | given.keys()):
+      below = f'{name}.{key}' if name else key
+      missing = '(no such field)'
+      parts += _differences(stored.get(key, missing), given.get(key, missing), below)
+    return parts
+  return [] if stored == given else [f'{name}: stored {stored!r}, given {given!r}']
+
+
+def _environment() -> dict[str, Any]:
+  devices = jax.devices()
+  return {
+    'command': ' '.join(sys.argv),
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'cpu_count': os.cpu_count(),
+    'devices': f'{len(devices)} x {devices[0].device_kind} ({devices[0].platform})',
+    'processes': jax.process_count(),
+    'versions': {name: importlib.metadata.version(name) for name in PACKAGES},
+    'git': _git_revision(),
+  }
+
+
+def _git_revision() -> str:
+  """Revision of the source, with '+changes' if it is not as committed."""
+  here = pathlib.Path(__file__).parent
+  run = lambda *args: subprocess.run(
+    ['git', *args], cwd=here, capture_output=True, text=True, check=True
+  ).stdout.strip()
+  try:
+    return run('rev-parse', 'HEAD') + ('+changes' if run('status', '-s') else '')
+  except (OSError, subprocess.CalledProcessError):
+    return 'unknown (no git checkout)'

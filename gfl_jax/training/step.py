@@ -1,0 +1,141 @@
+"""The training step of one device, as a pure function of a state and a batch."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array
+
+from gfl_jax.ops import images, points
+from gfl_jax.training import objective
+
+AXIS = 'data'  # the mapped axis that parallel.py lays the devices along
+
+
+@struct.dataclass
+class TrainState:
+  """All that a run needs to go on; the data order follows from the step.
+
+  Attributes:
+    step: number of optimiser steps done, int32.
+    params: what is trained, and the frozen stages.
+    batch_stats: constants of frozen BatchNorm; empty with GroupNorm.
+    opt_state: the optimiser's.
+    ema: running average of params; empty if `config.ema_decay` is 0.
+  """
+
+  step: Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  ema: Any
+
+  def variables(self) -> dict[str, Any]:
+    """What evaluation uses: the averaged parameters where there are any."""
+    variables = {'params': self.ema or self.params}
+    return variables | ({'batch_stats': self.batch_stats} if self.batch_stats else {})
+
+
+def create_state(variables: Mapping[str, Any], optimizer, config) -> TrainState:
+  """State at step 0 of a detector's variables."""
+  params = variables['params']
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=variables.get('batch_stats', {}),
+    opt_state=optimizer.init(params),
+    ema=jax.tree.map(jnp.copy, params) if config.ema_decay > 0 else {},
+  )
+
+
+def make_train_step(
+  detector,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  anchors: points.Points,
+  config,
+) -> Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]:
+  """The step that one device runs under the mapped axis `AXIS`.
+
+  It takes the device's share of the batch ([B / devices, ...] of every array) and a
+  state that is the same on all devices; it returns the next state, again the same on
+  all, and scalars of the whole batch. With `config.accumulate` = k the share is run in
+  k micro-batches: the divisors come from a first pass without gradients, so the sum of
+  the k gradients is the gradient of the one big batch.
+  """
+
+  def predict(params, batch_stats, batch):
+    variables = {'params': params, 'batch_stats': batch_stats}
+    return detector.apply(variables, normalized(batch, config), train=True)
+
+  @partial(jax.grad, has_aux=True)
+  def gradient(params, batch_stats, batch, normalizers=None):
+    return objective.loss_and_sums(
+      predict(params, batch_stats, batch),
+      batch,
+      anchors,
+      config,
+      normalizers=normalizers,
+      axis_name=AXIS,
+    )
+
+  def accumulated_gradient(state, batch):
+    micro_batches = jax.tree.map(
+      lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), batch
+    )
+
+    def count(batch):
+      predictions = predict(state.params, state.batch_stats, batch)
+      return objective.local_normalizers(predictions, batch, anchors, config)
+
+    normalizers = jax.tree.map(jnp.sum, jax.lax.map(count, micro_batches))
+    normalizers = jax.lax.psum(normalizers, AXIS)
+
+    def add(total, batch):
+      part = gradient(state.params, state.batch_stats, batch, normalizers)
+      return jax.tree.map(jnp.add, total, part), None
+
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(gradient, state.params, state.batch_stats, first, normalizers),
+    )
+    return jax.lax.scan(add, zeros, micro_batches)[0]
+
+  def train_step(state, batch):
+    if config.accumulate > 1:
+      grads, sums = accumulated_gradient(state, batch)
+    else:
+      grads, sums = gradient(state.params, state.batch_stats, batch)
+    grads, sums = jax.lax.psum((grads, sums), AXIS)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    scalars = objective.summary(sums) | {
+      'learning_rate': schedule(state.step),
+      'grad_norm': optax.tree.norm(grads),
+    }
+    ema = state.ema
+    if ema:
+      # The average forgets its random start at first: (1 + t) / (10 + t) < decay.
+      decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+      ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, params)
+    next_state = state.replace(
+      step=state.step + 1, params=params, opt_state=opt_state, ema=ema
+    )
+    return next_state, scalars
+
+  return train_step
+
+
+def normalized(batch: Mapping[str, Array], config) -> Array:
+  """The batch's uint8 images as the network's float input."""
+  return images.normalize_images(
+    batch['images'],
+    batch['image_sizes'],
+    mean=tuple(config.data.mean),
+    std=tuple(config.data.std),
+  )

@@ -1,0 +1,31 @@
+"""Trains a detector; started again with the same folder, it goes on.
+
+  python scripts/train.py --config=configs/demo_shapes.py --workdir=runs/demo
+
+Any value of the config can be given on the command line: --config.epochs=30,
+--config.model.num_classes=3. The folder gets checkpoints, metrics.jsonl, eval/ and
+report.html.
+"""
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config.')
+_WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder, made if missing.")
+
+
+def main(argv: list[str]) -> None:
+  """Checks the flags and trains."""
+  if argv[1:]:
+    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  from gfl_jax.training import loop
+
+  loop.train(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == '__main__':
+  from gfl_jax import launch
+
+  launch.prepare_process()
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(main)
