@@ -1,6 +1,6 @@
 """The detector: backbone, neck and head, built from a config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from gfl_jax.models import heads, resnet
 from gfl_jax.models.fpn import FPN
 from gfl_jax.models.heads import DenseHead, Predictions
+from gfl_jax.ops import points
 
 Config = ml_collections.ConfigDict | Mapping[str, Any]
 
@@ -103,3 +104,19 @@ def frozen_mask(model_config: Config, params: PyTree) -> PyTree[bool]:
 def as_config_dict(config: Any) -> Any:
   """A ConfigDict or nested dict as a ConfigDict."""
   return ml_collections.ConfigDict(config)
+
+
+def make_anchors(config: Any, canvas: Sequence[int]) -> points.Points:
+  """The points of an experiment's pyramid on a canvas, in the order of Predictions.
+
+  Args:
+    config: the whole experiment's config (`points`, `model.neck.num_levels`).
+    canvas: (height, width) in pixels.
+  """
+  strides = [8 * 2**level for level in range(config.model.neck.num_levels)]
+  return points.make_points(
+    canvas,
+    strides,
+    offset=config.points.offset,
+    anchor_scale=config.points.anchor_scale,
+  )

@@ -64,14 +64,15 @@ class GroupNorm(nn.Module):
     scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
 
-    x = x.astype(jnp.float32)
-
     def group_mean(per_channel):
       groups = per_channel.reshape(batch, self.num_groups, -1).mean(-1)
       return jnp.repeat(groups, channels // self.num_groups, axis=-1)[:, None, None]
 
-    mean = group_mean(x.mean((1, 2)))
-    centred = x - mean
+    # Sums per channel first: they run along contiguous memory. Two passes, because
+    # mean(x^2) - mean(x)^2 loses the digits of a variance far below mean^2.
+    x = x.astype(jnp.float32)
+    centred = x - group_mean(x.mean((1, 2)))
     variance = group_mean((centred * centred).mean((1, 2)))
-    y = centred * (jax.lax.rsqrt(variance + _EPSILON) * scale) + bias
+    gain = jax.lax.rsqrt(variance + _EPSILON) * scale[None, None, None]
+    y = centred * gain + bias[None, None, None]
     return y.astype(self.dtype)

@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gfl_jax import models
-from gfl_jax.data.memory import prefetch
+from gfl_jax import data, models
 from gfl_jax.evaluation import evaluator
-from gfl_jax.ops import points
 from gfl_jax.training import optimizer as optimizers
 from gfl_jax.training import step
 from gfl_jax.training.parallel import DataParallel
@@ -24,19 +22,11 @@ class Experiment:
     """Builds the parts; nothing is compiled or computed yet."""
     check_classes(config, dataset)
     self.config, self.dataset, self.devices = config, dataset, devices
-    self.steps_per_epoch = dataset.num_train // config.batch_size
-    if not self.steps_per_epoch:
-      raise ValueError(
-        f'batch_size={config.batch_size} is larger than the training set: it has'
-        f' {dataset.num_train} images'
-      )
+    self.steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     self.num_steps = optimizers.num_train_steps(config, self.steps_per_epoch)
     self.eval_every = max(1, round(config.eval_every_epochs * self.steps_per_epoch))
     self.detector = models.build_detector(config.model)
-    self.anchors = make_anchors(config)
-    self.predict = devices.predict(
-      evaluator.make_predict(self.detector, self.anchors, config)
-    )
+    self.predict = devices.predict(evaluator.make_predict(self.detector, config))
 
   def initial_state(self) -> step.TrainState:
     """State at step 0 on all devices; also makes the optimiser and the step."""
@@ -47,7 +37,7 @@ class Experiment:
     frozen = models.frozen_mask(config.model, variables['params'])
     optimizer = optimizers.make_optimizer(config, schedule, frozen)
     self.update = self.devices.update(
-      step.make_train_step(self.detector, optimizer, schedule, self.anchors, config)
+      step.make_train_step(self.detector, optimizer, schedule, config)
     )
     return self.devices.replicate(step.create_state(variables, optimizer, config))
 
@@ -74,7 +64,7 @@ class Experiment:
       batch['image_ids'],
       self.devices.split(batch),
     )
-    return prefetch(itertools.starmap(place, zip(numbers, batches, strict=False)))
+    return data.prefetch(itertools.starmap(place, zip(numbers, batches, strict=False)))
 
   def evaluate(self, state, workdir, number: int) -> dict[str, Any]:
     """Metrics of a state on the evaluation set; writes `eval/` of the run."""
@@ -83,22 +73,10 @@ class Experiment:
       state.variables(),
       self.dataset.eval_batches(self.config.batch_size),
       self.dataset.ground_truth(),
-      points=self.anchors,
       config=self.config,
       workdir=workdir,
       step=number,
     )
-
-
-def make_anchors(config) -> points.Points:
-  """The points of the config's canvas and pyramid."""
-  strides = [8 * 2**level for level in range(config.model.neck.num_levels)]
-  return points.make_points(
-    tuple(config.data.canvas),
-    tuple(strides),
-    offset=config.points.offset,
-    anchor_scale=config.points.anchor_scale,
-  )
 
 
 def check_classes(config, dataset) -> None:

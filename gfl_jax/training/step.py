@@ -10,7 +10,8 @@ import optax
 from flax import struct
 from jaxtyping import Array
 
-from gfl_jax.ops import images, points
+from gfl_jax import models
+from gfl_jax.ops import images
 from gfl_jax.training import objective
 
 AXIS = 'data'  # the mapped axis that parallel.py lays the devices along
@@ -56,14 +57,13 @@ def make_train_step(
   detector,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
-  anchors: points.Points,
   config,
 ) -> Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]:
   """The step that one device runs under the mapped axis `AXIS`.
 
   It takes the device's share of the batch ([B / devices, ...] of every array) and a
   state that is the same on all devices; it returns the next state, again the same on
-  all, and scalars of the whole batch. With `config.accumulate` = k the share is run in
+  all, and scalars of the whole batch. It is traced once for each canvas. With `config.accumulate` = k the share is run in
   k micro-batches: the divisors come from a first pass without gradients, so the sum of
   the k gradients is the gradient of the one big batch.
   """
@@ -77,7 +77,7 @@ def make_train_step(
     return objective.loss_and_sums(
       predict(params, batch_stats, batch),
       batch,
-      anchors,
+      models.make_anchors(config, batch['images'].shape[1:3]),
       config,
       normalizers=normalizers,
       axis_name=AXIS,
@@ -90,6 +90,7 @@ def make_train_step(
 
     def count(batch):
       predictions = predict(state.params, state.batch_stats, batch)
+      anchors = models.make_anchors(config, batch['images'].shape[1:3])
       return objective.local_normalizers(predictions, batch, anchors, config)
 
     normalizers = jax.tree.map(jnp.sum, jax.lax.map(count, micro_batches))
