@@ -7,19 +7,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from gfl_jax.evaluation import coco_metrics, decode
 from gfl_jax.evaluation.decode import Detections
+from gfl_jax.models import make_anchors
 from gfl_jax.ops import images as image_ops
-from gfl_jax.ops.points import Points
 
 NUM_SAMPLES = 12  # images kept for the report
 
@@ -31,7 +30,7 @@ class PredictOutput(NamedTuple):
   box_logits: Float[Array, 'b n 4 bins']
 
 
-def make_predict(detector, points: Points, config: ConfigDict) -> Callable:
+def make_predict(detector, config: Any) -> Callable:
   """The pure function `predict(variables, batch) -> PredictOutput`, to be jitted.
 
   It normalises the batch's uint8 images, applies the detector and decodes; it reads
@@ -39,8 +38,8 @@ def make_predict(detector, points: Points, config: ConfigDict) -> Callable:
 
   Args:
     detector: a linen module that returns `Predictions`.
-    points: the points of `config.data.canvas`.
-    config: the experiment; reads `data.mean`, `data.std`, `decode` and `box`.
+    config: the experiment; reads `data.mean`, `data.std`, `decode`, `box`, and what
+      `make_anchors` reads.
   """
 
   def predict(variables, batch) -> PredictOutput:
@@ -53,7 +52,7 @@ def make_predict(detector, points: Points, config: ConfigDict) -> Callable:
     predictions = detector.apply(variables, images, train=False)
     detections = decode.decode_detections(
       predictions,
-      points,
+      make_anchors(config, batch['images'].shape[1:3]),
       batch['image_sizes'],
       config,
       scale_factors=batch['scales'],
@@ -72,8 +71,7 @@ def evaluate(
   batches: Iterable[dict],
   ground_truth: dict,
   *,
-  points: Points,
-  config: ConfigDict,
+  config: Any,
   workdir: str | os.PathLike,
   step: int,
 ) -> dict:
@@ -92,8 +90,7 @@ def evaluate(
       -1 pad the last batch.
     ground_truth: the evaluation set in COCO's form; its `categories` in the order of
       the classes.
-    points: as given to `make_predict`.
-    config: the experiment; reads `box`.
+    config: the experiment; reads `box` and what `make_anchors` reads.
     workdir: the run's folder.
     step: the training step of `variables`, for the record.
 
@@ -119,7 +116,7 @@ def evaluate(
       image_ids += seen
       if sample_ids.intersection(seen):
         logits = jax.device_get(output.box_logits)
-        samples += _samples(batch, found, logits, sample_ids, points)
+        samples += _samples(batch, found, logits, sample_ids, config)
       progress.update(len(seen))
   results, image_ids = _gather_processes(results, image_ids)
   _check_complete(image_ids, ground_truth)
@@ -188,8 +185,9 @@ def _choose_samples(ground_truth: dict) -> set[int]:
   return {ids[i] for i in chosen}
 
 
-def _samples(batch, found: Detections, box_logits, sample_ids, points) -> list[dict]:
+def _samples(batch, found: Detections, box_logits, sample_ids, config) -> list[dict]:
   """What the report draws of a batch's chosen images, in px of the resized image."""
+  points = make_anchors(config, batch['images'].shape[1:3])
   samples = []
   for i, image_id in enumerate(batch['image_ids'].tolist()):
     if image_id not in sample_ids:
@@ -209,8 +207,8 @@ def _samples(batch, found: Detections, box_logits, sample_ids, points) -> list[d
         'classes': found.classes[i][kept],
         'edge_std': found.edge_std[i][kept] * scale,
         'edge_probabilities': np.asarray(jax.nn.softmax(box_logits[i][kept], axis=-1)),
-        'centers': np.asarray(points.centers)[anchors],
-        'strides': np.asarray(points.strides)[anchors],
+        'centers': points.centers[anchors],
+        'strides': points.strides[anchors],
       }
     )
   return samples

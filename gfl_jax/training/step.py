@@ -63,9 +63,11 @@ def make_train_step(
 
   It takes the device's share of the batch ([B / devices, ...] of every array) and a
   state that is the same on all devices; it returns the next state, again the same on
-  all, and scalars of the whole batch. It is traced once for each canvas. With `config.accumulate` = k the share is run in
-  k micro-batches: the divisors come from a first pass without gradients, so the sum of
-  the k gradients is the gradient of the one big batch.
+  all, and scalars of the whole batch. It is traced once for each canvas.
+
+  With `config.accumulate` = k the share is run in k micro-batches: the divisors come
+  from a first pass without gradients, so the sum of the k gradients is the gradient of
+  the one big batch.
   """
 
   def predict(params, batch_stats, batch):
