@@ -1,0 +1,340 @@
+"""Losses of dense detectors: element-wise, in float32, on logits; nothing is reduced.
+
+Shapes must be equal: nothing is broadcast, and a difference is a ValueError while
+tracing. No gradient flows into targets. Values and gradients are finite at logits of
++-100. The factors in front of the cross-entropies are differentiated.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gfl_jax.ops import boxes as box_ops
+from gfl_jax.ops.distributions import BinGrid, check_bins
+from gfl_jax.ops.types import ArrayLike
+
+# Targets are annotated '...', so that also under the tests' annotation checks a shape
+# that differs is the ValueError below.
+
+
+def focal_loss(
+  logits: Float[ArrayLike, '*n c'],
+  labels: Float[ArrayLike, '...'] | Int[ArrayLike, '...'] | Bool[ArrayLike, '...'],
+  *,
+  alpha: float = 0.25,
+  gamma: float = 2.0,
+) -> Float[Array, '*n c']:
+  """alpha_t * (1 - p_t)^gamma * BCE(logits, labels).
+
+  p_t is sigmoid(logits) and alpha_t is alpha where the label is 1; where it is 0 they
+  are one minus that.
+
+  Args:
+    logits: class scores before the sigmoid.
+    labels: 1 at an object's class, else 0.
+    alpha: weight of the ones, in [0, 1].
+    gamma: exponent, 0 or at least 1.
+
+  Raises:
+    ValueError: shapes that differ; a gamma that is neither 0 nor at least 1.
+
+  Source: Lin et al., arXiv:1708.02002; mmdet's sigmoid_focal_loss.
+  """
+  logits, labels = _equal_shapes(logits=logits, labels=labels)
+  labels = jax.lax.stop_gradient(labels)
+  factor = _power(_abs(labels - jax.nn.sigmoid(logits)), gamma, 'gamma')
+  return (alpha * labels + (1 - alpha) * (1 - labels)) * factor * _bce(logits, labels)
+
+
+def quality_focal_loss(
+  logits: Float[ArrayLike, '*n c'],
+  quality: Float[ArrayLike, '...'],
+  *,
+  beta: float = 2.0,
+) -> Float[Array, '*n c']:
+  """|quality - sigmoid(logits)|^beta * BCE(logits, quality).
+
+  Args:
+    logits: joint scores of class and quality before the sigmoid.
+    quality: IoU in [0, 1] of the decoded box at its ground-truth class, else 0.
+    beta: exponent of the modulating factor, 0 (plain BCE) or at least 1: between
+      them the slope at the target is infinite.
+
+  Raises:
+    ValueError: shapes that differ; a beta that is neither 0 nor at least 1.
+
+  Source: GFL, arXiv:2006.04388, eq. 4; mmdet's quality_focal_loss before its sum over
+  classes.
+  """
+  logits, quality = _equal_shapes(logits=logits, quality=quality)
+  quality = jax.lax.stop_gradient(quality)
+  factor = _power(_abs(quality - jax.nn.sigmoid(logits)), beta, 'beta')
+  return factor * _bce(logits, quality)
+
+
+def gaussian_focal_loss(
+  logits: Float[ArrayLike, '*n'],
+  heatmap: Float[ArrayLike, '...'],
+  *,
+  alpha: float = 2.0,
+  gamma: float = 4.0,
+) -> Float[Array, '*n']:
+  """CornerNet's focal loss around Gaussian peaks, with p = sigmoid(logits).
+
+  -(1 - p)^alpha * log(p) where the heatmap is exactly 1, elsewhere
+  -(1 - heatmap)^gamma * p^alpha * log(1 - p).
+
+  Args:
+    logits: before the sigmoid.
+    heatmap: in [0, 1].
+    alpha: exponent of the prediction's error, 0 or at least 1.
+    gamma: exponent that spares the surroundings of peaks.
+
+  Raises:
+    ValueError: shapes that differ; an alpha that is neither 0 nor at least 1.
+
+  Source: Law and Deng, arXiv:1808.01244, eq. 1; mmdet's gaussian_focal_loss, whose
+  1e-12 inside the logarithms bounds the loss of a saturated logit to 27.6.
+  """
+  logits, heatmap = _equal_shapes(logits=logits, heatmap=heatmap)
+  heatmap = jax.lax.stop_gradient(heatmap)
+  probability, eps = jax.nn.sigmoid(logits), 1e-12
+  log = lambda p: jnp.log(jnp.maximum(p, eps))  # XLA would turn 1 - p + eps into 1 - p
+  peak = -log(probability) * _power(1 - probability, alpha, 'alpha')
+  around = -log(1 - probability) * _power(probability, alpha, 'alpha')
+  return jnp.where(heatmap == 1, peak, around * (1 - heatmap) ** gamma)
+
+
+def varifocal_loss(
+  logits: Float[ArrayLike, '*n c'],
+  quality: Float[ArrayLike, '...'],
+  *,
+  alpha: float = 0.75,
+  gamma: float = 2.0,
+) -> Float[Array, '*n c']:
+  """quality * BCE(logits, quality) where quality > 0, else alpha * p^gamma * BCE.
+
+  Args:
+    logits: joint scores of class and quality before the sigmoid; p is after it.
+    quality: IoU in [0, 1] of the decoded box at its ground-truth class, else 0.
+    alpha: weight of the negatives.
+    gamma: exponent for the negatives, 0 or at least 1.
+
+  Raises:
+    ValueError: shapes that differ; a gamma that is neither 0 nor at least 1.
+
+  Source: Zhang et al., arXiv:2008.13367, eq. 2; mmdet's varifocal_loss (iou_weighted).
+  """
+  logits, quality = _equal_shapes(logits=logits, quality=quality)
+  quality = jax.lax.stop_gradient(quality)
+  negative = alpha * _power(jax.nn.sigmoid(logits), gamma, 'gamma')
+  return jnp.where(quality > 0, quality, negative) * _bce(logits, quality)
+
+
+def distribution_focal_loss(
+  bin_logits: Float[ArrayLike, '*n bins'],
+  targets: Float[ArrayLike, '...'],
+  grid: BinGrid,
+) -> Float[Array, '*n']:
+  """Cross-entropy of a box side's distribution with the two bins around its target.
+
+  -(w_i * log p_i + w_(i+1) * log p_(i+1)), where the target lies between bins i and
+  i + 1 and the weights are its closeness to them: they sum to 1, and the target is
+  their mean.
+
+  Args:
+    bin_logits: of one side, before the softmax.
+    targets: distance to the true side, in strides. Beyond the grid a target counts as
+      the grid's nearest end; `distributions.clamp_targets` has the recipe's clamp.
+    grid: values of the bins, in strides.
+
+  Raises:
+    ValueError: a last axis that is not the grid's bins; leading axes that differ.
+
+  Source: GFL, arXiv:2006.04388, eq. 6; mmdet's distribution_focal_loss.
+  """
+  check_bins(bin_logits, grid)
+  if bin_logits.shape[:-1] != targets.shape:
+    raise ValueError(f'{targets.shape=} must be {bin_logits.shape=} without its bins')
+  position = (jax.lax.stop_gradient(targets) - grid.start) / grid.width
+  position = jnp.clip(position, 0, grid.num_bins - 1)
+  bins = jnp.arange(grid.num_bins, dtype=position.dtype)
+  bins = bins.reshape((1,) * position.ndim + (-1,))
+  # Both weights at once, without a gather: 1 at the target, falling to 0 one bin away.
+  tent = jnp.maximum(1 - jnp.abs(position[..., None] - bins), 0)
+  return -jnp.sum(tent * jax.nn.log_softmax(bin_logits), axis=-1)
+
+
+def generalized_focal_loss(
+  prob_left: Float[ArrayLike, '*n'],
+  prob_right: Float[ArrayLike, '...'],
+  left: Float[ArrayLike, '...'] | float,
+  right: Float[ArrayLike, '...'] | float,
+  target: Float[ArrayLike, '...'],
+  *,
+  beta: float,
+) -> Float[Array, '*n']:
+  """The paper's general form, of which focal, QFL and DFL are special cases.
+
+  -|y - (y_l p_l + y_r p_r)|^beta * ((y_r - y) log p_l + (y - y_l) log p_r), with y the
+  target between the values y_l and y_r. QFL: y_l = 0, y_r = 1, p_r = sigmoid(logits).
+  Focal loss: the same with y in {0, 1}. DFL: beta = 0 and neighbouring bins.
+  For training use those: this one takes probabilities and is for study.
+
+  Args:
+    prob_left: probability p_l of the left value, in [0, 1].
+    prob_right: probability p_r of the right value, in [0, 1].
+    left: y_l, one number or one per element.
+    right: y_r, one number or one per element.
+    target: y in [left, right], in their unit.
+    beta: 0 or at least 1.
+
+  Raises:
+    ValueError: shapes that differ; a beta that is neither 0 nor at least 1.
+
+  Source: GFL, arXiv:2006.04388, eq. 7. Logarithms are floored at that of the smallest
+  normal number, so that a probability of 0 gives a finite loss.
+  """
+  ends = [
+    jnp.broadcast_to(x, target.shape) if not jnp.ndim(x) else x for x in (left, right)
+  ]
+  prob_left, prob_right, left, right, target = _equal_shapes(
+    prob_left=prob_left,
+    prob_right=prob_right,
+    left=ends[0],
+    right=ends[1],
+    target=target,
+  )
+  target, left, right = jax.lax.stop_gradient((target, left, right))
+  factor = _abs(target - (left * prob_left + right * prob_right))
+  tiny = jnp.finfo(prob_left.dtype).tiny
+  log_left = jnp.log(jnp.maximum(prob_left, tiny))
+  log_right = jnp.log(jnp.maximum(prob_right, tiny))
+  cross_entropy = -((right - target) * log_left + (target - left) * log_right)
+  return _power(factor, beta, 'beta') * cross_entropy
+
+
+def gaussian_nll_loss(
+  mean: Float[ArrayLike, '*n'],
+  log_variance: Float[ArrayLike, '...'],
+  target: Float[ArrayLike, '...'],
+) -> Float[Array, '*n']:
+  """(mean - target)^2 / (2 variance) + log_variance / 2.
+
+  The negative log-likelihood of a Gaussian without its constant log(2 pi) / 2.
+
+  Args:
+    mean: predicted distance to the side, in strides.
+    log_variance: logarithm of the variance in strides squared. Exact from -20 up (a
+      deviation of 5e-5 strides); below, 1 / variance goes on as a straight line.
+    target: true distance, in strides.
+
+  Raises:
+    ValueError: shapes that differ.
+
+  Source: GFL, arXiv:2006.04388, table 5; Gaussian YOLOv3, arXiv:1904.04620.
+  """
+  mean, log_variance, target = _equal_shapes(
+    mean=mean, log_variance=log_variance, target=target
+  )
+  squared_error = jnp.square(mean - jax.lax.stop_gradient(target))
+  return _precision(log_variance) * squared_error / 2 + log_variance / 2
+
+
+def kl_box_loss(
+  mean: Float[ArrayLike, '*n'],
+  log_variance: Float[ArrayLike, '...'],
+  target: Float[ArrayLike, '...'],
+) -> Float[Array, '*n']:
+  """KL divergence from a Dirac target to a Gaussian, linear for errors above 1.
+
+  With d = |mean - target|: (d^2 / 2 if d <= 1 else d - 1/2) / variance
+  + log_variance / 2.
+
+  Args:
+    mean: predicted distance to the side, in strides.
+    log_variance: logarithm of the variance in strides squared; below -20 as in
+      `gaussian_nll_loss`.
+    target: true distance, in strides.
+
+  Raises:
+    ValueError: shapes that differ.
+
+  Source: He et al., arXiv:1809.08545, eqs. 9 and 10.
+  """
+  mean, log_variance, target = _equal_shapes(
+    mean=mean, log_variance=log_variance, target=target
+  )
+  error = _abs(mean - jax.lax.stop_gradient(target))
+  smooth_l1 = jnp.where(error <= 1, jnp.square(error) / 2, error - 0.5)
+  return _precision(log_variance) * smooth_l1 + log_variance / 2
+
+
+def iou_loss(
+  pred: Float[ArrayLike, '*n 4'], target: Float[ArrayLike, '...'], *, eps: float = 1e-6
+) -> Float[Array, '*n']:
+  """1 - IoU, in [0, 1] (the linear form, not UnitBox's -log(IoU)).
+
+  Args:
+    pred: boxes (x1, y1, x2, y2).
+    target: boxes in the same unit.
+    eps: floor of the union, in square units.
+
+  Raises:
+    ValueError: shapes that differ.
+  """
+  pred, target = _equal_shapes(pred=pred, target=target)
+  return 1 - box_ops.iou(pred, jax.lax.stop_gradient(target), eps=eps)
+
+
+def giou_loss(
+  pred: Float[ArrayLike, '*n 4'], target: Float[ArrayLike, '...'], *, eps: float = 1e-6
+) -> Float[Array, '*n']:
+  """1 - GIoU, in [0, 2].
+
+  Args:
+    pred: boxes (x1, y1, x2, y2).
+    target: boxes in the same unit.
+    eps: floor of the union and of the hull, in square units.
+
+  Raises:
+    ValueError: shapes that differ.
+
+  Source: Rezatofighi et al., arXiv:1902.09630; mmdet's GIoULoss.
+  """
+  pred, target = _equal_shapes(pred=pred, target=target)
+  return 1 - box_ops.giou(pred, jax.lax.stop_gradient(target), eps=eps)
+
+
+def _equal_shapes(**arrays):
+  if len({x.shape for x in arrays.values()}) > 1:
+    shapes = ', '.join(f'{name}.shape={x.shape}' for name, x in arrays.items())
+    raise ValueError(f'{shapes} must be equal: losses do not broadcast')
+  first, *others = map(jnp.asarray, arrays.values())
+  return first, *(x.astype(first.dtype) for x in others)
+
+
+def _abs(x):
+  # With slope 0 at 0, as in torch; that of jnp.abs is 1.
+  return x * jnp.sign(x)
+
+
+def _bce(logits, targets):
+  # max(x, 0) - x * y + log(1 + exp(-|x|)): exact near 0 too, with a single exponential.
+  softplus = jnp.log1p(jnp.exp(-_abs(logits)))
+  return jnp.maximum(logits, 0) - logits * targets + softplus
+
+
+def _power(base, exponent, name):
+  # 0^0 = 1 with slope 0, where a power of a traced exponent would give nan; whole
+  # exponents become products, which are cheaper than pow.
+  if not (exponent == 0 or exponent >= 1):
+    raise ValueError(f'{name}={exponent} must be 0 or at least 1')
+  return base ** (int(exponent) if float(exponent).is_integer() else exponent)
+
+
+def _precision(log_variance):
+  # exp(-x) while that is far from overflow, then its tangent: finite, and its slope
+  # still drives a collapsed variance back up.
+  exponent = -log_variance
+  return jnp.exp(jnp.minimum(exponent, 20)) * (1 + jnp.maximum(exponent - 20, 0))
