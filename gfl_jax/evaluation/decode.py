@@ -1,11 +1,10 @@
 """From a detector's raw predictions to a fixed number of boxes per image."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-from ml_collections import ConfigDict
 
 from gfl_jax.models import Predictions
 from gfl_jax.ops import boxes as box_ops
@@ -43,7 +42,7 @@ class _Candidates(NamedTuple):
   anchors: Array
 
 
-def _general_distances(box_logits: Array, box_config: ConfigDict):
+def _general_distances(box_logits: Array, box_config: Any):
   """Mean and standard deviation of the four distributions, in strides."""
   grid = distributions.BinGrid(box_config.start, box_config.stop, box_config.num_bins)
   mean = distributions.expectation(box_logits, grid)
@@ -58,7 +57,7 @@ def decode_detections(
   predictions: Predictions,
   points: Points,
   image_sizes: Int[ArrayLike, 'b 2'],
-  config: ConfigDict,
+  config: Any,
   *,
   scale_factors: Float[ArrayLike, 'b 2'] | None = None,
 ) -> Detections:

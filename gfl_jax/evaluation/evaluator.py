@@ -83,8 +83,8 @@ def evaluate(
   of the whole set; the samples are those of process 0's share.
 
   Args:
-    predict: `make_predict`'s function, jitted; its result must be readable from this
-      process.
+    predict: `make_predict`'s function, jitted; with several processes its results are
+      split over them like the batch.
     variables: of the detector.
     batches: every image of the set (or of this process's share) once; images with id
       -1 pad the last batch.
@@ -110,12 +110,12 @@ def evaluate(
     total=share, desc='evaluate', unit='image', disable=jax.process_index() != 0
   ) as progress:
     for batch, output in _one_ahead(predict, variables, batches):
-      found = jax.device_get(output.detections)
+      found = jax.tree.map(_local_rows, output.detections)
       results += coco_metrics.to_coco_results(found, batch['image_ids'], category_ids)
       seen = [int(i) for i in batch['image_ids'] if i != -1]
       image_ids += seen
       if sample_ids.intersection(seen):
-        logits = jax.device_get(output.box_logits)
+        logits = _local_rows(output.box_logits)
         samples += _samples(batch, found, logits, sample_ids, config)
       progress.update(len(seen))
   results, image_ids = _gather_processes(results, image_ids)
@@ -147,6 +147,14 @@ def _one_ahead(predict, variables, batches) -> Iterator[tuple[dict, PredictOutpu
     before = sent
   if before is not None:
     yield before
+
+
+def _local_rows(array: jax.Array) -> np.ndarray:
+  """The rows on this process's devices: those of the batch that it handed in."""
+  if array.is_fully_addressable:
+    return np.asarray(array)
+  shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start)
+  return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def _gather_processes(results: list, image_ids: list) -> tuple[list, list]:

@@ -61,7 +61,7 @@ def _jpeg_uri(image: np.ndarray) -> str:
 
 
 def data_uri(kind: str, data: bytes) -> str:
-  """A picture's bytes as an address that needs no file; kind: 'image/png', ..."""
+  """A picture's bytes as an address that needs no file; kind: 'image/jpeg', ..."""
   return f'data:{kind};base64,{base64.b64encode(data).decode()}'
 
 

@@ -7,6 +7,7 @@ They hold no text from the data (class names): matplotlib's font lacks most scri
 import io
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import matplotlib
@@ -14,15 +15,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from gfl_jax.evaluation import pictures
 from gfl_jax.ops import boxes as box_ops
 
-_INK, _TRUTH = '#1f2937', '#111827'
+_INK, _TRUTH, _DASHES = '#1f2937', '#111827', (0, (4, 3))
 _SERIES = ('#2563eb', '#dc2626', '#059669', '#d97706', '#7c3aed', '#0891b2', '#be185d')
 _SIDE_COLORS = ('#2563eb', '#7c3aed', '#dc2626', '#c2570c')  # left, top, right, bottom
-_STYLE = {
+_STYLE: dict[Any, Any] = {
   'font.size': 10,
   'axes.edgecolor': '#d1d5db',
   'axes.labelcolor': _INK,
@@ -61,6 +62,7 @@ def training_curves(lines: Sequence[Mapping]) -> str:
     if any((_column(lines, term) > 0).any() for term in terms):
       loss.set_yscale('log')
       loss.yaxis.set_major_formatter('{x:g}')
+      loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
       loss.yaxis.set_minor_formatter('')
     loss.set_title('Loss terms (log scale)')
     loss.legend(ncols=len(terms), loc='upper right', columnspacing=1.2)
@@ -119,19 +121,20 @@ def edge_distributions(sample: Mapping, index: int, bin_values: np.ndarray) -> s
   )
   truth = _matching_truth(box, sample['true_boxes'])
   with matplotlib.rc_context(_STYLE):
-    figure = Figure(figsize=(4.4, 4.4))
+    figure = Figure(figsize=(3.6, 3.6))
     grid = figure.add_gridspec(
       2, 2, left=0.01, right=0.99, bottom=0.01, top=0.99, wspace=0.03, hspace=0.03,
-      width_ratios=(3, 1.1), height_ratios=(1.1, 3),
+      width_ratios=(3, 1.2), height_ratios=(1.2, 3),
     )  # fmt: skip
     picture = figure.add_subplot(grid[1, 0])
     along_x = figure.add_subplot(grid[0, 0], sharex=picture)
     along_y = figure.add_subplot(grid[1, 1], sharey=picture)
     _show_around(picture, sample['image'], box, deviations)
-    for true_box in sample['true_boxes']:
-      _outline(picture, true_box, ['white'] * 4, linewidth=2.4)
-      _outline(picture, true_box, [_TRUTH] * 4, linewidth=1.2, linestyle=(0, (4, 3)))
-    _outline(picture, box, _SIDE_COLORS, linewidth=2.4)
+    if truth is not None:
+      # A white line below the dashes keeps them visible on any background.
+      _outline(picture, truth, ['white'] * 4, linewidth=2.2)
+      _outline(picture, truth, [_TRUTH] * 4, linewidth=1.2, linestyle=_DASHES)
+    _outline(picture, box, _SIDE_COLORS, linewidth=2)
     for side, color in enumerate(_SIDE_COLORS):
       horizontal = side % 2 == 0
       _hill(
@@ -142,10 +145,10 @@ def edge_distributions(sample: Mapping, index: int, bin_values: np.ndarray) -> s
         flipped=not horizontal,
         truth=None if truth is None else truth[side],
       )
-    peak = 1.45 * probabilities.max()  # room for the text above the hills
+    peak = 1.05 * probabilities.max()
     along_x.set_ylim(0, peak)
     along_y.set_xlim(0, peak)
-    _name_sides(along_x, along_y, deviations)
+    _list_deviations(figure.add_subplot(grid[0, 1]), deviations)
     for axes in (picture, along_x, along_y):
       axes.tick_params(
         length=0, labelbottom=False, labelleft=False, bottom=False, left=False
@@ -153,7 +156,7 @@ def edge_distributions(sample: Mapping, index: int, bin_values: np.ndarray) -> s
       axes.spines[['top', 'right']].set_visible(axes is picture)
     along_x.spines['left'].set_visible(False)
     along_y.spines['bottom'].set_visible(False)
-    return _png(figure)
+    return _webp(figure)
 
 
 def _show_around(axes: Axes, image: np.ndarray, box, deviations) -> None:
@@ -164,6 +167,7 @@ def _show_around(axes: Axes, image: np.ndarray, box, deviations) -> None:
   height, width = image.shape[:2]
   x1, y1 = np.clip(np.floor(low), 0, (width - 1, height - 1)).astype(int)
   x2, y2 = np.clip(np.ceil(high), 1, (width, height)).astype(int)
+  axes.set_facecolor('#eef0f3')  # beyond the image
   axes.imshow(image[y1:y2, x1:x2], extent=(x1, x2, y2, y1), aspect='auto')
   axes.set_xlim(low[0], high[0])
   axes.set_ylim(high[1], low[1])
@@ -185,26 +189,20 @@ def _hill(axes: Axes, positions, heights, color, *, flipped: bool, truth) -> Non
   else:
     fill, curve, line = axes.fill_between, (positions, heights), axes.axvline
   fill(positions, heights, color=color, alpha=0.22, linewidth=0)
-  axes.plot(*curve, color=color, marker='.', markersize=4, scalex=False, scaley=False)
+  axes.plot(*curve, color=color, marker='.', markersize=3, scalex=False, scaley=False)
   if truth is not None:
-    line(truth, color=_TRUTH, linewidth=1, linestyle=(0, (4, 3)))
+    line(truth, color=_TRUTH, linewidth=1, linestyle=_DASHES)
 
 
-def _name_sides(along_x: Axes, along_y: Axes, deviations) -> None:
-  spots = (
-    (along_x, 0.02, 0.97, 'left', 'top'),
-    (along_y, 0.97, 0.98, 'right', 'top'),
-    (along_x, 0.98, 0.97, 'right', 'top'),
-    (along_y, 0.97, 0.02, 'right', 'bottom'),
-  )
+def _list_deviations(axes: Axes, deviations) -> None:
+  """The four standard deviations as text, in the corner that holds no picture."""
+  axes.set_axis_off()
   names = ('left', 'top', 'right', 'bottom')
-  for name, color, std, (axes, x, y, horizontal, vertical) in zip(
-    names, _SIDE_COLORS, deviations, spots, strict=True
-  ):
-    axes.text(
-      x, y, f'{name}\nσ {std:.1f} px', transform=axes.transAxes, color=color,
-      fontsize=9, fontweight='bold', ha=horizontal, va=vertical,
-    )  # fmt: skip
+  for row, (name, deviation) in enumerate(zip(names, deviations, strict=True)):
+    style = {'color': _SIDE_COLORS[row], 'fontsize': 9, 'fontweight': 'bold'}
+    axes.text(0.1, 0.7 - 0.2 * row, name, **style)
+    axes.text(0.97, 0.7 - 0.2 * row, f'{deviation:.1f}', ha='right', **style)
+  axes.text(0.97, 0.9, 'σ in px', fontsize=9, color=_INK, ha='right')
 
 
 def _matching_truth(box, true_boxes) -> np.ndarray | None:
@@ -250,8 +248,8 @@ def _svg(figure: Figure) -> str:
   return text[text.index('<svg') :]  # without the XML heading, which HTML does not have
 
 
-def _png(figure: Figure) -> str:
+def _webp(figure: Figure) -> str:
   FigureCanvasAgg(figure)
   file = io.BytesIO()
-  figure.savefig(file, format='png', dpi=130)
-  return f'<img alt="" src="{pictures.data_uri("image/png", file.getvalue())}">'
+  figure.savefig(file, format='webp', dpi=170, pil_kwargs={'quality': 92})
+  return f'<img alt="" src="{pictures.data_uri("image/webp", file.getvalue())}">'

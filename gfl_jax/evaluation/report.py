@@ -12,7 +12,7 @@ from gfl_jax.evaluation import pictures, plots
 from gfl_jax.evaluation.coco_metrics import METRICS
 
 _MIN_SCORE = 0.3  # of a detection that is drawn
-_MAX_EDGE_FIGURES = 8
+_MAX_EDGE_FIGURES = 9
 
 _STYLE = """
 :root { --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --accent: #2563eb; }
@@ -23,10 +23,9 @@ main { max-width: 1180px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 1.7rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 0 0 12px; }
 p { margin: 0 0 14px; color: var(--soft); max-width: 80ch; }
-header p { margin: 4px 0 20px; }
+header p { margin: 4px 0 20px; max-width: none; }
 section { background: white; border: 1px solid var(--line); border-radius: 12px;
   padding: 20px 22px; margin-top: 20px; }
-section > svg { width: 100%; height: auto; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr));
   gap: 12px; }
 .tile { background: white; border: 1px solid var(--line); border-radius: 12px;
@@ -38,7 +37,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 18px 5px 0; vertical-align: top;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 th { font-weight: 600; } td.number { text-align: right; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin-bottom: 16px; }
+.wide svg { width: 100%; min-width: 680px; height: auto; display: block; }
+.wide table { white-space: nowrap; }
 .classes { columns: 320px; column-gap: 36px; }
 .class { display: grid; grid-template-columns: 9.5em 1fr 3em; gap: 10px;
   align-items: center; break-inside: avoid; font-size: .9rem; padding: 2px 0; }
@@ -47,7 +48,9 @@ th { font-weight: 600; } td.number { text-align: right; }
   background: var(--accent); }
 .class div { background: #eef0f3; border-radius: 3px; }
 .class b { font-weight: 500; text-align: right; font-variant-numeric: tabular-nums; }
-.gallery { display: grid; gap: 18px;
+.photos { columns: 320px; column-gap: 18px; }
+.photos figure { break-inside: avoid; padding-bottom: 18px; }
+.edges { display: grid; gap: 18px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
 figure { margin: 0; } figure svg, figure img { width: 100%; height: auto;
   display: block; border-radius: 6px; }
@@ -169,15 +172,17 @@ def _headline(name: str, config: Mapping, train: list, metrics: Mapping) -> str:
 
 
 def _training_seconds(config: Mapping, train: list) -> float:
-  """Time spent in steps: what the logged speeds add up to."""
+  """Time spent in steps: what the logged speeds add up to; a first line has none."""
   steps = np.diff([0, *(line['step'] for line in train)])
-  speeds = np.array([line['images_per_second'] for line in train], float)
+  speeds = np.array([line.get('images_per_second', np.nan) for line in train])
   seconds = steps * config['batch_size'] / speeds
   return float(np.nansum(seconds))
 
 
 def _training(train: list) -> str:
-  return plots.training_curves(train) if train else '<p>No step is logged yet.</p>'
+  if not train:
+    return '<p>No step is logged yet.</p>'
+  return f'<div class="wide">{plots.training_curves(train)}</div>'
 
 
 def _precision(evals: list, metrics: Mapping) -> str:
@@ -191,7 +196,8 @@ def _precision(evals: list, metrics: Mapping) -> str:
     '0.95; s, m and l are small (below 32² px), medium and large (above 96² px) boxes; '
     'AR is recall with 1, 10 or 100 detections per image. A dash: nothing to find.</p>'
   )
-  return note + table + (plots.ap_curves(evals) if evals else '')
+  curves = f'<div class="wide">{plots.ap_curves(evals)}</div>' if evals else ''
+  return note + table + curves
 
 
 def _per_class(metrics: Mapping) -> str:
@@ -238,13 +244,13 @@ def _gallery(samples: list, names: list[str]) -> str:
     drawn = _drawn(sample)
     figures.append(
       f'<figure>{pictures.annotated_image(sample, names, drawn)}<figcaption>Image '
-      f'{int(sample["image_id"])} · {len(sample["true_boxes"])} boxes, {len(drawn)} '
-      'detected</figcaption></figure>'
+      f'{int(sample["image_id"])} · true boxes {len(sample["true_boxes"])}, detected '
+      f'{len(drawn)}</figcaption></figure>'
     )
   return (
     f'<p>Detections with a score of at least {_MIN_SCORE} in the colour of their '
     'class; ground truth dashed. Point at a box for its name.</p>'
-    f'<div class="gallery">{"".join(figures)}</div>'
+    f'<div class="photos">{"".join(figures)}</div>'
   )
 
 
@@ -263,8 +269,8 @@ def _edges(samples: list, names: list[str], bins: np.ndarray) -> str:
     '<p>What the detector says about each side of a box: left and right along x, above '
     'the picture; top and bottom along y, beside it. A clear side gives a peak, an '
     'ambiguous one a broad hill with a large standard deviation σ. Dashed: the ground '
-    'truth.</p>'
-    f'<div class="gallery edges">{"".join(figures)}</div>'
+    'truth; grey: beyond the image.</p>'
+    f'<div class="edges">{"".join(figures)}</div>'
   )
 
 
@@ -275,14 +281,13 @@ def _choose_edges(samples: list) -> list[tuple[Mapping, int]]:
   """
   pool = [(sample, index) for sample in samples for index in _drawn(sample)]
 
-  def relative(entry) -> np.ndarray:
+  def in_bins(entry) -> np.ndarray:
     sample, index = entry
-    box = sample['boxes'][index]
-    return sample['edge_std'][index] / np.maximum(box[2:] - box[:2], 1).max()
+    return sample['edge_std'][index] / sample['strides'][index]
 
-  by_contrast = sorted(pool, key=lambda e: np.ptp(relative(e)), reverse=True)
-  by_sharpness = sorted(pool, key=lambda e: relative(e).max())
-  num_broad = _MAX_EDGE_FIGURES - 2
+  by_contrast = sorted(pool, key=lambda e: np.ptp(in_bins(e)), reverse=True)
+  by_sharpness = sorted(pool, key=lambda e: in_bins(e).max())
+  num_broad = _MAX_EDGE_FIGURES - 3
   chosen: list[tuple[Mapping, int]] = []
   for candidates, limit in (
     (by_contrast, num_broad),
