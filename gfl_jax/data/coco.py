@@ -1,0 +1,267 @@
+"""`coco_folder`: a folder in COCO form as a TFDS builder with coco/2017's features.
+
+The folder holds images/ and annotations/instances_{train,val}.json. What was prepared
+is found again by the content of the two json files; all that is in them, and every
+image, is checked on the way.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
+
+# The 80 of COCO's ids 1..90 that are in use, in the order of TFDS's labels.
+COCO_CATEGORY_IDS = tuple(
+  i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+)
+JSON_FILES = {'train': 'instances_train.json', 'validation': 'instances_val.json'}
+MAX_ID = 2**31 - 1  # batches carry int32
+
+
+def prepare(config: Any) -> 'CocoFolder':
+  """Prepares the folder at config.path below config.data_dir, unless that was done.
+
+  Args: config: config.data; up to max_bad_images of the training images may be missing
+    or damaged.
+  Raises: FileNotFoundError: no folder, no json or an evaluation image is missing.
+    ValueError: a json that is not in COCO form or does not agree with itself, a damaged
+      evaluation image, too many bad training images.
+  """
+  folder = pathlib.Path(config.path)
+  builder = CocoFolder(
+    data_dir=config.data_dir,
+    config=CocoFolderConfig.from_folder(folder, config.max_bad_images),
+    file_format='tfrecord',
+  )
+  builder.download_and_prepare()
+  bad = builder.info.metadata['bad_images']
+  _check_count(bad, config.max_bad_images)
+  for problem in bad:
+    logging.warning('left out of training: %s', problem)
+  return builder
+
+
+@dataclasses.dataclass(eq=False)
+class CocoFolderConfig(tfds.core.BuilderConfig):
+  """A folder that was read and found in order; `name` tells its content."""
+
+  folder: pathlib.Path = pathlib.Path()
+  max_bad_images: int = 0
+  categories: tuple[dict[str, Any], ...] = ()
+  splits: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def from_folder(cls, folder: pathlib.Path, max_bad_images: int) -> 'CocoFolderConfig':
+    """Reads and checks both json files. Raises: see `prepare`."""
+    if not (folder / 'images').is_dir():
+      raise FileNotFoundError(
+        f'{str(folder)!r} (config.data.path) must be a folder with images/ and '
+        'annotations/instances_{train,val}.json; it has no images/'
+      )
+    digest = hashlib.sha256()
+    splits = {}
+    for split, name in JSON_FILES.items():
+      path = folder / 'annotations' / name
+      if not path.is_file():
+        raise FileNotFoundError(f'{path} is missing')
+      content = path.read_bytes()
+      digest.update(content)
+      splits[split] = _parse(path, content)
+    categories = [tuple(s['categories']) for s in splits.values()]
+    if categories[0] != categories[1]:
+      raise ValueError(
+        f'{folder}: the categories of {" and ".join(JSON_FILES.values())} differ'
+      )
+    # The folder's name is for people who look into data_dir.
+    label = re.sub(r'[^A-Za-z0-9]+', '_', folder.resolve().name)
+    name = f'{label}_{digest.hexdigest()[:16]}'
+    return cls(
+      name=name,
+      folder=folder,
+      max_bad_images=max_bad_images,
+      categories=categories[0],
+      splits=splits,
+    )
+
+
+class CocoFolder(tfds.core.GeneratorBasedBuilder):
+  """Images and boxes of a folder in COCO form; not meant to be built by name."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  # Nothing is downloaded; TFDS's own look-up needs a package that it does not require.
+  url_infos: ClassVar = {}
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    categories = self.builder_config.categories
+    metadata = tfds.core.MetadataDict(
+      category_ids=[c['id'] for c in categories], bad_images=[], degenerate_boxes=0
+    )
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=__doc__,
+      metadata=metadata,
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(encoding_format='jpeg'),
+          'image/filename': tfds.features.Text(),
+          'image/id': np.int64,
+          'objects': tfds.features.Sequence(
+            {
+              'area': np.int64,
+              'bbox': tfds.features.BBoxFeature(),
+              'id': np.int64,
+              'is_crowd': np.bool_,
+              'label': tfds.features.ClassLabel(names=[c['name'] for c in categories]),
+            }
+          ),
+        }
+      ),
+    )
+
+  def _split_generators(self, dl_manager) -> dict[str, Any]:
+    return {split: self._generate_examples(split) for split in JSON_FILES}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    config, metadata = self.builder_config, self.info.metadata
+    content = config.splits[split]
+    labels = {c['id']: label for label, c in enumerate(config.categories)}
+    per_image: dict[int, list] = {image['id']: [] for image in content['images']}
+    for annotation in content['annotations']:
+      per_image[annotation['image_id']].append(annotation)
+    for image in content['images']:
+      try:
+        encoded, size = _read_image(
+          config.folder / 'images' / image['file_name'], image
+        )
+      except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for bad files
+        if split == 'validation':
+          raise ValueError(f'evaluation needs every image: {error}') from error
+        metadata['bad_images'].append(str(error))
+        _check_count(metadata['bad_images'], config.max_bad_images)
+        continue
+      objects = [_example_object(a, size, labels) for a in per_image[image['id']]]
+      kept = [o for o in objects if o is not None]
+      if split == 'train':
+        metadata['degenerate_boxes'] += len(objects) - len(kept)
+      yield (
+        image['id'],
+        {
+          'image': io.BytesIO(encoded),
+          'image/filename': image['file_name'],
+          'image/id': image['id'],
+          'objects': kept,
+        },
+      )
+
+
+def _parse(path: pathlib.Path, content: bytes) -> dict[str, Any]:
+  """The content of a COCO json, checked."""
+  try:
+    parsed = json.loads(content)
+  except ValueError as error:
+    raise ValueError(f'{path} is not a json file: {error}') from error
+  for key in ('images', 'annotations', 'categories'):
+    if not isinstance(parsed, dict) or not isinstance(parsed.get(key), list):
+      raise ValueError(f'{path} has no list {key!r}: it is not in COCO form')
+  required = {
+    'images': ('id', 'file_name'),
+    'annotations': ('image_id', 'category_id', 'bbox'),
+    'categories': ('id', 'name'),
+  }
+  for kind, keys in required.items():
+    for number, entry in enumerate(parsed[kind]):
+      missing = [key for key in keys if key not in entry]
+      if missing:
+        raise ValueError(f'{path}: {kind}[{number}] has no {missing[0]!r}')
+  for kind in ('images', 'categories'):
+    _check_ids([entry['id'] for entry in parsed[kind]], f'{path}: {kind}')
+  _check_annotations(path, parsed)
+  categories = [{'id': c['id'], 'name': str(c['name'])} for c in parsed['categories']]
+  names = [c['name'] for c in categories]
+  if len(set(names)) < len(names):
+    raise ValueError(f'{path}: two categories have the same name: {sorted(names)}')
+  return parsed | {'categories': categories}
+
+
+def _check_ids(ids: list, where: str):
+  if not ids:
+    raise ValueError(f'{where} is empty')
+  seen = set()
+  for i in ids:
+    if type(i) is not int or not 0 <= i <= MAX_ID:
+      raise ValueError(f'{where}: the id {i!r} must be an integer in 0..{MAX_ID}')
+    if i in seen:
+      raise ValueError(f'{where}: the id {i} is there twice')
+    seen.add(i)
+
+
+def _check_annotations(path: pathlib.Path, parsed: dict[str, Any]):
+  images = {image['id'] for image in parsed['images']}
+  categories = {category['id'] for category in parsed['categories']}
+  for number, annotation in enumerate(parsed['annotations']):
+    where = f'{path}: annotations[{number}]'
+    if annotation['image_id'] not in images:
+      raise ValueError(f'{where} is of image {annotation["image_id"]}, not in images')
+    if annotation['category_id'] not in categories:
+      raise ValueError(
+        f'{where} has category_id {annotation["category_id"]}, the categories are '
+        f'{sorted(categories)}'
+      )
+    box = annotation['bbox']
+    numbers = isinstance(box, list) and all(isinstance(x, int | float) for x in box)
+    if not numbers or len(box) != 4:
+      raise ValueError(f'{where}: bbox {box!r} must be four numbers (x, y, w, h)')
+
+
+def _check_count(bad: list[str], limit: int):
+  if len(bad) > limit:
+    raise ValueError(
+      f'more training images are missing or damaged than max_bad_images={limit}: '
+      + '; '.join(bad)
+    )
+
+
+def _read_image(path: pathlib.Path, entry: dict[str, Any]):
+  """A JPEG or PNG file's bytes and its size (w, h); raises if it cannot be decoded."""
+  encoded = path.read_bytes()
+  try:
+    with Image.open(io.BytesIO(encoded)) as image:
+      image.load()
+      if image.format not in ('JPEG', 'PNG'):  # TensorFlow's decoder reads these
+        file = io.BytesIO()
+        image.convert('RGB').save(file, 'png')
+        encoded = file.getvalue()
+  except (OSError, ValueError, SyntaxError) as error:
+    raise ValueError(f'{path} cannot be decoded: {error}') from error
+  stated = (entry.get('width', image.width), entry.get('height', image.height))
+  if image.size != stated:
+    raise ValueError(f'{path} is {image.size} (w, h), the json says {stated}')
+  return encoded, image.size
+
+
+def _example_object(annotation: dict[str, Any], size, labels) -> dict[str, Any] | None:
+  """An annotation cut at the image's border; None if nothing of it is inside."""
+  width, height = size
+  x, y, box_width, box_height = (float(v) for v in annotation['bbox'])
+  x0, x1 = max(x / width, 0.0), min((x + box_width) / width, 1.0)
+  y0, y1 = max(y / height, 0.0), min((y + box_height) / height, 1.0)
+  # Comparisons with NaN are False.
+  if not (x1 > x0 and y1 > y0 and math.isfinite(x + y + box_width + box_height)):
+    return None
+  return {
+    'area': int(annotation.get('area', box_width * box_height)),
+    'bbox': tfds.features.BBox(y0, x0, y1, x1),
+    'id': annotation.get('id', 0),
+    'is_crowd': bool(annotation.get('iscrowd', 0)),
+    'label': labels[annotation['category_id']],
+  }

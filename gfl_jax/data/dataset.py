@@ -1,0 +1,354 @@
+"""The data set as training and evaluation see it: iterators of numpy dicts.
+
+Annotations of both splits are held in memory (COCO's: some 50 MB); pixels come from a
+source, either memory (memory.py) or TFDS records (pipeline.py). Whatever the source,
+the batch at a step is a pure function of (seed, step).
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from gfl_jax.data import transforms
+from gfl_jax.data.transforms import Plan
+
+Batch = dict[str, np.ndarray]
+MIN_IMAGE_SIDE = 32  # original pixels; smaller images are left out of training
+
+
+class PixelSource(Protocol):
+  """Gives the pixels of one split."""
+
+  def images(self, plans: Iterator[Plan]) -> Iterator[np.ndarray]:
+    """Yields, for each plan of b images, [b, *plan.canvas, 3] uint8."""
+    ...
+
+  def select(self, keep: np.ndarray) -> Self:
+    """The same with only the images at `keep` [n]."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+  """What is known of N images with M boxes; image i has starts[i]:starts[i + 1].
+
+  Attributes:
+    image_ids: [N] int64.
+    sizes: [N, 2] int32 original (h, w).
+    starts: [N + 1] int64.
+    boxes: [M, 4] float32 xyxy in original pixels, as annotated.
+    labels: [M] int32 in 0..C-1.
+    is_crowd: [M] bool.
+    areas: [M] float32, original pixels squared, the data set's own.
+    edge_sigma: [M, 4] float32 (l, t, r, b): standard deviation of the annotated side
+      in original pixels; NaN where unknown.
+  """
+
+  image_ids: np.ndarray
+  sizes: np.ndarray
+  starts: np.ndarray
+  boxes: np.ndarray
+  labels: np.ndarray
+  is_crowd: np.ndarray
+  areas: np.ndarray
+  edge_sigma: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.image_ids)
+
+  @property
+  def owner(self) -> np.ndarray:
+    """[M] position of each box's image."""
+    return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+  def select(self, keep: np.ndarray) -> 'Annotations':
+    """The annotations of the images at `keep` [n] alone, in that order."""
+    counts = np.diff(self.starts)[keep]
+    rows = box_rows(self.starts, keep)
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    per_image = {k: fields[k][keep] for k in ('image_ids', 'sizes')}
+    per_box = {
+      k: fields[k][rows] for k in ('boxes', 'labels', 'is_crowd', 'areas', 'edge_sigma')
+    }
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    return Annotations(starts=starts, **per_image, **per_box)
+
+
+def box_rows(starts: np.ndarray, images: np.ndarray) -> np.ndarray:
+  """Rows of the boxes of some images, image by image."""
+  spans = [np.arange(starts[i], starts[i + 1]) for i in images]
+  return np.concatenate(spans) if spans else np.zeros(0, np.int64)
+
+
+class Dataset:
+  """Training and evaluation split of one data set.
+
+  Attributes:
+    class_names: tuple of C names.
+    category_ids: tuple of C ints, the data set's own id of each label.
+    num_train, num_eval: images in use.
+    counters: dict of ints for the log: what was left out of training and why.
+    canvases: the (h, w) that batches come on, one or two of them.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    *,
+    class_names: tuple[str, ...],
+    category_ids: tuple[int, ...],
+    train: tuple[Annotations, PixelSource],
+    evaluation: tuple[Annotations, PixelSource],
+    bad_images: int = 0,
+    degenerate_boxes: int = 0,
+  ):
+    """Args: config: config.data; train and evaluation: whole splits, not filtered;
+      bad_images, degenerate_boxes: of the training split, left out beforehand.
+
+    Raises: ValueError: a label outside the classes, an image larger than its canvas,
+      or nothing left to train on or to evaluate.
+    """
+    self._config = config
+    self.class_names = tuple(class_names)
+    self.category_ids = tuple(category_ids)
+    for annotations, _ in (train, evaluation):
+      _check_labels(annotations, len(self.class_names))
+    keep, counters = _training_filter(train[0], config.max_boxes)
+    counters['degenerate_boxes'] += degenerate_boxes
+    self.counters = counters | {'bad_images': bad_images}
+    self._train = train[0].select(keep)
+    self._train_pixels = train[1].select(keep)
+    self._eval, self._eval_pixels = evaluation
+    for name, split in (('training', self._train), ('evaluation', self._eval)):
+      if not len(split):
+        raise ValueError(f'no image is left for {name}; counters: {self.counters}')
+      turned = self._turned(split)
+      canvases = np.array([config.canvas, config.canvas[::-1]])[turned.astype(int)]
+      transforms.check_fit(split.sizes, split.image_ids, canvases, config)
+    self._wanted = ~transforms.is_degenerate(
+      self._train.boxes, self._train.sizes[self._train.owner]
+    )
+    self._wanted &= ~self._train.is_crowd
+
+  num_train = property(lambda self: len(self._train))
+  num_eval = property(lambda self: len(self._eval))
+
+  @property
+  def canvases(self) -> tuple[tuple[int, int], ...]:
+    """The canvases of all batches; see `train_batches`."""
+    turned = {bool(t) for s in (self._train, self._eval) for t in self._turned(s)}
+    return tuple(self._canvas(t) for t in sorted(turned))
+
+  def steps_per_epoch(self, batch_size: int) -> int:
+    """Batches in which every training image comes once."""
+    portrait = int(self._turned(self._train).sum())
+    counts = (self.num_train - portrait, portrait)
+    return sum(-(-count // batch_size) for count in counts)
+
+  def train_batches(
+    self,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    shard: tuple[int, int] = (0, 1),
+  ) -> Iterator[Batch]:
+    """Endless batches, the first being that of `start_step`.
+
+    An epoch is a permutation of the images cut into batches; the last batch is filled
+    up with the first images of the same permutation, as mmdet's sampler does. If the
+    canvas is not square, a batch holds images of one orientation and portrait images
+    come on the transposed canvas (mmdet groups by aspect ratio, too), so a step is
+    compiled for each of `canvases`.
+
+    Args:
+      batch_size: images of all shards together.
+      seed: of the order and of all random transforms, with the epoch.
+      start_step: begins here, at no cost, with what a straight run has from here on.
+      shard: (index, count): gives the index-th of `count` equal parts of each batch.
+    Raises: ValueError: the batch cannot be split into equal parts.
+    """
+    part = _shard_part(batch_size, shard)
+    plans = lambda: self._train_plans(batch_size, seed, start_step, part)
+    images = self._train_pixels.images(plans())
+    for plan, pixels in zip(plans(), images, strict=False):
+      yield self._assemble(self._train, self._wanted, plan, pixels)
+
+  def eval_batches(
+    self, batch_size: int, *, shard: tuple[int, int] = (0, 1)
+  ) -> Iterator[Batch]:
+    """Every evaluation image once; padding images (id -1) fill up the last batch.
+
+    Images without boxes are kept. Portrait images come last, on the transposed canvas,
+    if the canvas is not square.
+    Args: batch_size: of all shards together; shard: as in `train_batches`.
+    """
+    part = _shard_part(batch_size, shard)
+    wanted = ~self._eval.is_crowd & ~transforms.is_degenerate(
+      self._eval.boxes, self._eval.sizes[self._eval.owner]
+    )
+    plans = lambda: self._eval_plans(batch_size, part)
+    images = self._eval_pixels.images(plans())
+    for plan, pixels in zip(plans(), images, strict=True):
+      yield self._assemble(self._eval, wanted, plan, pixels)
+
+  def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+    """The evaluation split as a COCO json's dict, in original pixels.
+
+    Boxes without an area are left out: no detection can match them. `edge_sigma`
+    (l, t, r, b in pixels) is there where it is known.
+    """
+    split = self._eval
+    images = [
+      {'id': int(i), 'height': int(h), 'width': int(w)}
+      for i, (h, w) in zip(split.image_ids, split.sizes, strict=True)
+    ]
+    names = zip(self.category_ids, self.class_names, strict=True)
+    annotations = []
+    for row, owner in enumerate(split.owner):
+      x0, y0, x1, y1 = split.boxes[row].tolist()
+      if not (x1 > x0 and y1 > y0):
+        continue
+      annotation = {
+        'id': len(annotations) + 1,
+        'image_id': int(split.image_ids[owner]),
+        'category_id': self.category_ids[split.labels[row]],
+        'bbox': [x0, y0, x1 - x0, y1 - y0],
+        'area': float(split.areas[row]),
+        'iscrowd': int(split.is_crowd[row]),
+      }
+      if np.isfinite(split.edge_sigma[row]).all():
+        annotation['edge_sigma'] = split.edge_sigma[row].tolist()
+      annotations.append(annotation)
+    return {
+      'images': images,
+      'annotations': annotations,
+      'categories': [{'id': int(i), 'name': name} for i, name in names],
+    }
+
+  def _turned(self, split: Annotations) -> np.ndarray:
+    """[N] bool: the image comes on the transposed canvas."""
+    height, width = self._config.canvas
+    image_height, image_width = split.sizes.T
+    if height == width:
+      return np.zeros(len(split), bool)
+    return image_height > image_width if width > height else image_width > image_height
+
+  def _canvas(self, turned: bool) -> tuple[int, int]:
+    height, width = self._config.canvas
+    return (width, height) if turned else (height, width)
+
+  def _train_plans(self, batch_size, seed, start_step, part) -> Iterator[Plan]:
+    turned = self._turned(self._train)
+    steps = self.steps_per_epoch(batch_size)
+    first_epoch, first = divmod(start_step, steps)
+    for epoch in itertools.count(first_epoch):
+      rng = np.random.default_rng([seed, epoch])
+      rows = _epoch_rows(turned, batch_size, rng)
+      draws = rng.random((steps, batch_size, transforms.NUM_DRAWS))
+      for step in range(first, steps):
+        mine = rows[step, part]
+        canvas = self._canvas(turned[mine[0]])
+        yield transforms.plan_training(
+          mine, self._train.sizes[mine], draws[step, part], canvas, self._config
+        )
+      first = 0
+
+  def _eval_plans(self, batch_size, part) -> Iterator[Plan]:
+    turned = self._turned(self._eval)
+    for flag in (False, True):
+      group = np.flatnonzero(turned == flag)
+      padded = np.full(-(-len(group) // batch_size) * batch_size, -1)
+      padded[: len(group)] = group
+      for rows in padded.reshape(-1, batch_size)[:, part]:
+        yield transforms.plan_evaluation(
+          rows, self._eval.sizes[rows], self._canvas(flag), self._config
+        )
+
+  def _assemble(self, split, wanted, plan, pixels) -> Batch:
+    real = plan.rows >= 0
+    counts = np.where(real, np.diff(split.starts)[plan.rows], 0)
+    rows = box_rows(split.starts, plan.rows[real])
+    owner = np.repeat(np.arange(len(plan.rows)), counts)
+    rows, owner = rows[wanted[rows]], owner[wanted[rows]]
+    sizes = np.where(real[:, None], split.sizes[plan.rows], 0)
+    boxes, inside = transforms.boxes_on_canvas(split.boxes[rows], owner, sizes, plan)
+    rows, owner, boxes = rows[inside], owner[inside], boxes[inside]
+    counts = np.bincount(owner, minlength=len(plan.rows))
+    slot = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    limit = self._config.max_boxes
+    fits = slot < limit
+    rows, owner, slot, boxes = rows[fits], owner[fits], slot[fits], boxes[fits]
+    shape = (len(plan.rows), limit)
+    batch = {
+      'images': pixels,
+      'image_sizes': plan.image_sizes.astype(np.int32),
+      'boxes': np.zeros((*shape, 4), np.float32),
+      'labels': np.zeros(shape, np.int32),
+      'valid': np.zeros(shape, bool),
+      'image_ids': np.where(real, split.image_ids[plan.rows], -1).astype(np.int32),
+      'scales': np.ones((len(plan.rows), 2), np.float32),
+      'original_sizes': sizes.astype(np.int32),
+      'dropped_boxes': np.maximum(counts - limit, 0).astype(np.int32),
+    }
+    batch['boxes'][owner, slot] = boxes
+    batch['labels'][owner, slot] = split.labels[rows]
+    batch['valid'][owner, slot] = True
+    batch['scales'][real] = (plan.resized[real] / sizes[real])[:, ::-1]
+    return batch
+
+
+def _check_labels(split: Annotations, num_classes: int):
+  wrong = np.flatnonzero((split.labels < 0) | (split.labels >= num_classes))
+  if wrong.size:
+    image = split.image_ids[split.owner[wrong[0]]]
+    raise ValueError(
+      f'label {split.labels[wrong[0]]} of image {image} is outside 0..{num_classes - 1}'
+    )
+
+
+def _training_filter(split: Annotations, max_boxes: int):
+  """Positions of the images to train on, and what was left out.
+
+  Source: mmdet's filter_imgs: an image with any annotation, be it a crowd, stays.
+  """
+  counts = np.diff(split.starts)
+  empty, small = counts == 0, split.sizes.min(-1) < MIN_IMAGE_SIDE
+  keep = np.flatnonzero(~empty & ~small)
+  degenerate = transforms.is_degenerate(split.boxes, split.sizes[split.owner])
+  wanted = ~degenerate & ~split.is_crowd
+  per_image = np.bincount(split.owner[wanted], minlength=len(split))[keep]
+  counters = {
+    'images_without_boxes': int(empty.sum()),
+    'images_too_small': int((small & ~empty).sum()),
+    'crowd_boxes': int(split.is_crowd.sum()),
+    'degenerate_boxes': int((degenerate & ~split.is_crowd).sum()),
+    'overflowing_boxes': int(np.maximum(per_image - max_boxes, 0).sum()),
+  }
+  return keep, counters
+
+
+def _epoch_rows(turned: np.ndarray, batch_size: int, rng) -> np.ndarray:
+  """[steps, batch_size] positions of one epoch; a batch has one orientation."""
+  order = rng.permutation(len(turned))
+  groups = [order[turned[order] == flag] for flag in (False, True)]
+  batches = [
+    np.resize(group, (-(-len(group) // batch_size), batch_size))
+    for group in groups
+    if len(group)
+  ]
+  return rng.permutation(np.concatenate(batches))
+
+
+def _shard_part(batch_size: int, shard: tuple[int, int]) -> slice:
+  index, count = shard
+  if not 0 <= index < count or batch_size % count:
+    raise ValueError(
+      f'{batch_size=} cannot be split evenly for {shard=} (index, count): choose a '
+      'batch size that is a multiple of the number of processes'
+    )
+  size = batch_size // count
+  return slice(index * size, (index + 1) * size)

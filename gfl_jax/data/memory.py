@@ -1,0 +1,244 @@
+"""A small data set, decoded, in memory and in one file; needs no TensorFlow.
+
+Images are kept as the uint8 pixels of the resize to the largest short side: training
+without zoom or multi-scale copies them, otherwise they are resized again from that.
+Both that resize and pipeline.py's are bilinear with half-pixel centres and without
+antialiasing, as cv2's, on which the published recipe stands.
+"""
+
+import dataclasses
+import os
+import pathlib
+import queue
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gfl_jax.data import transforms
+from gfl_jax.data.dataset import Annotations, Dataset
+from gfl_jax.data.transforms import Plan
+
+FORMAT = 'gfl_jax data set'
+VERSION = 1
+SPLITS = ('train', 'validation')
+# What numpy raises for a file that is cut off, changed, or not its own.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, ValueError)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPixels:
+  """Decoded images of one split, one after the other.
+
+  Attributes:
+    pixels: [total] uint8, image i being [h, w, 3] from starts[i].
+    starts: [N] int64.
+    sizes: [N, 2] int32 stored (h, w).
+  """
+
+  pixels: np.ndarray
+  starts: np.ndarray
+  sizes: np.ndarray
+
+  def image(self, row: int) -> np.ndarray:
+    """[h, w, 3] uint8, a view."""
+    height, width = (int(x) for x in self.sizes[row])
+    start = int(self.starts[row])
+    flat = self.pixels[start : start + height * width * 3]
+    return flat.reshape(height, width, 3)
+
+  def select(self, keep: np.ndarray) -> 'MemoryPixels':
+    """The images at `keep` alone; the pixels are shared."""
+    return MemoryPixels(self.pixels, self.starts[keep], self.sizes[keep])
+
+  def images(self, plans: Iterator[Plan]) -> Iterator[np.ndarray]:
+    """Yields [b, *plan.canvas, 3] uint8 for each plan."""
+    for plan in plans:
+      batch = np.zeros((len(plan.rows), *plan.canvas, 3), np.uint8)
+      for i, row in enumerate(plan.rows):
+        if row >= 0:
+          height, width = plan.image_sizes[i]
+          batch[i, :height, :width] = _view(self.image(row), plan, i)
+      yield batch
+
+
+def _view(image: np.ndarray, plan: Plan, i: int) -> np.ndarray:
+  """The part of a stored image that plan's i-th row wants to see."""
+  height, width = (int(x) for x in plan.image_sizes[i])
+  if tuple(plan.resized[i]) == image.shape[:2]:
+    y, x = plan.offsets[i]
+    view = image[y : y + height, x : x + width]
+    return view[:, ::-1] if plan.mirrored[i] else view
+  # Resize, crop and mirror in one pass: Pillow samples the input at a * (x + 0.5) + c.
+  step_y, step_x = image.shape[:2] / plan.resized[i]
+  y, x = plan.offsets[i] * (step_y, step_x)
+  if plan.mirrored[i]:
+    x, step_x = x + width * step_x, -step_x
+  rows = (step_x, 0.0, x, 0.0, step_y, y)
+  method, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+  return np.asarray(
+    Image.fromarray(image).transform((width, height), method, rows, bilinear)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryDataset:
+  """Both splits of a data set, whole, as they are kept in the file."""
+
+  class_names: tuple[str, ...]
+  category_ids: tuple[int, ...]
+  train: tuple[Annotations, MemoryPixels]
+  validation: tuple[Annotations, MemoryPixels]
+  bad_images: int = 0
+  degenerate_boxes: int = 0
+
+  def dataset(self, config: Any) -> Dataset:
+    """What training uses; config: config.data.
+
+    Raises: ValueError: the images are stored smaller than config.short_side needs,
+      and all of Dataset's.
+    """
+    for annotations, pixels in (self.train, self.validation):
+      wanted = transforms.resized_sizes(
+        annotations.sizes, config.short_side[1], config.max_long_side
+      )
+      small = np.flatnonzero((wanted > pixels.sizes).any(-1))
+      if small.size:
+        raise ValueError(
+          f'image {annotations.image_ids[small[0]]} is stored with (h, w) '
+          f'{tuple(pixels.sizes[small[0]].tolist())}, short_side='
+          f'{tuple(config.short_side)} and max_long_side={config.max_long_side} need '
+          f'{tuple(wanted[small[0]].tolist())}: write the file again with '
+          'scripts/prepare_data.py and this config'
+        )
+    return Dataset(
+      config,
+      class_names=self.class_names,
+      category_ids=self.category_ids,
+      train=self.train,
+      evaluation=self.validation,
+      bad_images=self.bad_images,
+      degenerate_boxes=self.degenerate_boxes,
+    )
+
+  def save(self, path: str | os.PathLike):
+    """Writes one .npz file; whole or not at all."""
+    arrays: dict[str, Any] = {
+      'format': FORMAT,
+      'version': VERSION,
+      'class_names': np.array(self.class_names),
+      'category_ids': np.array(self.category_ids, np.int64),
+      'bad_images': self.bad_images,
+      'degenerate_boxes': self.degenerate_boxes,
+    }
+    for name in SPLITS:
+      annotations, pixels = getattr(self, name)
+      arrays |= {f'{name}/{k}': v for k, v in vars(annotations).items()}
+      arrays |= {f'{name}/pixels/{k}': v for k, v in vars(pixels).items()}
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+      with open(temporary, 'wb') as file:
+        np.savez(file, **arrays)
+      os.replace(temporary, path)
+    finally:
+      temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike) -> MemoryDataset:
+  """Reads a file that `MemoryDataset.save` wrote.
+
+  Raises: FileNotFoundError; ValueError if the file is not such a file, has another
+    version, or is damaged.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'no data file at {str(path)!r} (config.data.path): scripts/prepare_data.py '
+      'writes one'
+    )
+  try:
+    if not zipfile.is_zipfile(path):
+      raise zipfile.BadZipFile('no .npz, or its end is missing')
+    with np.load(path) as file:
+      version = _version(file, path)
+      if version == VERSION:
+        return _read(file)
+  except DAMAGED as error:
+    raise ValueError(
+      f'{path} is damaged or not a data file ({error}): write it again with '
+      'scripts/prepare_data.py'
+    ) from error
+  raise ValueError(
+    f'{path} has version {version}, this code reads {VERSION}: write it again with '
+    'scripts/prepare_data.py'
+  )
+
+
+def _version(file, path) -> int:
+  if 'format' not in file or str(file['format']) != FORMAT:
+    raise zipfile.BadZipFile(f'it lacks the mark {FORMAT!r}')
+  return int(file['version'])
+
+
+def _read(file) -> MemoryDataset:
+  def fields(kind, prefix):
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{name: file[f'{prefix}/{name}'] for name in names})
+
+  splits = {
+    name: (fields(Annotations, name), fields(MemoryPixels, f'{name}/pixels'))
+    for name in SPLITS
+  }
+  return MemoryDataset(
+    class_names=tuple(file['class_names'].tolist()),
+    category_ids=tuple(file['category_ids'].tolist()),
+    bad_images=int(file['bad_images']),
+    degenerate_boxes=int(file['degenerate_boxes']),
+    **splits,
+  )
+
+
+def prefetch(iterator: Iterator[Any], size: int = 2) -> Iterator[Any]:
+  """Runs an iterator in a thread, at most `size` items ahead.
+
+  An error of the iterator is raised here, after the items before it; closing the
+  generator ends the thread.
+  """
+  items: queue.Queue = queue.Queue(maxsize=size)
+  stop, end = threading.Event(), object()
+
+  def put(item) -> bool:
+    while not stop.is_set():
+      try:
+        items.put(item, timeout=0.1)
+        return True
+      except queue.Full:
+        continue
+    return False
+
+  def work():
+    try:
+      if all(put((item, None)) for item in iterator):
+        put((end, None))
+    except BaseException as error:  # noqa: BLE001 (handed to the consumer)
+      put((end, error))
+
+  thread = threading.Thread(target=work, daemon=True, name='prefetch')
+  thread.start()
+  try:
+    while True:
+      item, error = items.get()
+      if error is not None:
+        raise error
+      if item is end:
+        return
+      yield item
+  finally:
+    stop.set()
+    thread.join()
