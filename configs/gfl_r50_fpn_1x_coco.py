@@ -79,7 +79,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.optimizer = dict(
     kind='sgd',
-    learning_rate=0.01 / 16 * c.get_ref('batch_size'),
+    learning_rate=c.get_ref('batch_size').to_float() * (0.01 / 16),
     momentum=0.9,
     weight_decay=1e-4,  # on all that is trained, biases and norms too
     clip_norm=0.0,  # 0: none

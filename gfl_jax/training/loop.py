@@ -63,3 +63,32 @@ def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
   if jax.process_index() == 0:
     report.write_report(workdir)
   return metrics
+
+
+def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
+  """Evaluates a stored step of a run and writes its report again.
+
+  Args:
+    workdir: the run's folder.
+    which: 'newest', 'best' (highest AP so far) or a number of steps.
+
+  Returns:
+    The metrics.
+
+  Raises:
+    FileNotFoundError: not the folder of a run.
+    ValueError: no such step is stored.
+  """
+  config = run_folder.load_config(workdir)
+  run = Experiment(config, data.load(config.data), DataParallel(config.parallel))
+  with Checkpoints(pathlib.Path(workdir) / 'checkpoints') as checkpoints:
+    stored = checkpoints.steps
+    named = {'newest': stored[-1] if stored else None, 'best': checkpoints.best_step}
+    number = named[which] if which in named else int(which)
+    if number not in stored:
+      raise ValueError(f'step={which} is not stored in {workdir}; stored: {stored}')
+    state = checkpoints.restore(run.initial_state(), number)
+  metrics = run.evaluate(state, workdir, number)
+  if jax.process_index() == 0:
+    report.write_report(workdir)
+  return metrics

@@ -1,0 +1,32 @@
+"""Evaluates a checkpoint of a run and writes its report again.
+
+  python scripts/evaluate.py --run=runs/demo --step=best
+
+Prints the COCO metrics; writes eval/ and report.html of the run's folder.
+"""
+
+from absl import app, flags
+
+_RUN = flags.DEFINE_string('run', None, "The run's folder.")
+_STEP = flags.DEFINE_string('step', 'newest', "'newest', 'best' or a number of steps.")
+
+
+def main(argv: list[str]) -> None:
+  """Checks the flags and evaluates."""
+  if argv[1:]:
+    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  if _STEP.value not in ('newest', 'best') and not _STEP.value.isdigit():
+    raise app.UsageError(f"--step={_STEP.value}: 'newest', 'best' or a number of steps")
+  from gfl_jax.training import loop
+
+  metrics = loop.evaluate(_RUN.value, _STEP.value)
+  for name, value in metrics.items():
+    print(f'{name:12} {value:.3f}' if isinstance(value, float) else f'{name:12} {value}')
+
+
+if __name__ == '__main__':
+  from gfl_jax import launch
+
+  flags.mark_flags_as_required(['run'])
+  launch.prepare_process()
+  app.run(main)
