@@ -68,7 +68,7 @@ def choose(choices: Mapping[str, Any], kind: str, field: str) -> Any:
 
 
 def assign(
-  batch: Mapping[str, Array], anchors: points.Points, config
+  batch: Mapping[str, Any], anchors: points.Points, config
 ) -> tuple[Int[Array, 'b a'], Bool[Array, 'b a']]:
   """Matches every anchor of a batch.
 
@@ -89,7 +89,7 @@ def assign(
 
 def gather_positives(
   matched: Int[Array, 'b a'],
-  batch: Mapping[str, Array],
+  batch: Mapping[str, Any],
   anchors: points.Points,
   capacity: int,
 ) -> Positives:
@@ -131,7 +131,7 @@ def box_weights(
 
 def local_normalizers(
   predictions: Predictions,
-  batch: Mapping[str, Array],
+  batch: Mapping[str, Any],
   anchors: points.Points,
   config,
 ) -> Normalizers:
@@ -146,7 +146,7 @@ def local_normalizers(
 
 def detection_loss(
   predictions: Predictions,
-  batch: Mapping[str, Array],
+  batch: Mapping[str, Any],
   anchors: points.Points,
   config,
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
@@ -184,7 +184,7 @@ def detection_loss(
 
 def loss_and_sums(
   predictions: Predictions,
-  batch: Mapping[str, Array],
+  batch: Mapping[str, Any],
   anchors: points.Points,
   config,
   *,
