@@ -141,7 +141,7 @@ def _decode_candidates(
     jnp.asarray(points.centers)[candidates.anchors], distances * strides
   )
   # A padding image has scale 0 and no area: any divisor will do.
-  per_side = jnp.tile(jnp.where(scale > 0, scale, 1.0), 2)
+  per_side = jnp.tile(jnp.where(scale > 0, scale, 1.0), 2)[None]
   boxes = box_ops.clip_boxes(boxes, image_size) / per_side
   large = (boxes[:, 2:] - boxes[:, :2] > config.decode.min_size).all(-1)
 

@@ -131,9 +131,13 @@ def evaluate(
     folder = Path(workdir) / 'eval'
     folder.mkdir(parents=True, exist_ok=True)
     names = [category['name'] for category in ground_truth['categories']]
-    _replace(folder / 'detections.json', json.dumps(results).encode())
-    _replace(folder / 'samples.npz', _pack_samples(samples, names, config.box))
-    _replace(folder / 'metrics.json', json.dumps(metrics, indent=2).encode())
+    write = {
+      'detections.json': json.dumps(results).encode(),
+      'samples.npz': _pack_samples(samples, names, config.box),
+      'metrics.json': json.dumps(metrics, indent=2).encode(),
+    }
+    for name, data in write.items():
+      _replace(folder / name, data)
   return metrics
 
 
@@ -204,6 +208,7 @@ def _samples(batch, found: Detections, box_logits, sample_ids, config) -> list[d
     scale = np.tile(batch['scales'][i], 2)
     real, kept = batch['valid'][i], found.valid[i]
     anchors = found.anchor_index[i][kept]
+    probabilities = np.asarray(jax.nn.softmax(box_logits[i], axis=-1))
     samples.append(
       {
         'image_id': image_id,
@@ -214,7 +219,7 @@ def _samples(batch, found: Detections, box_logits, sample_ids, config) -> list[d
         'scores': found.scores[i][kept],
         'classes': found.classes[i][kept],
         'edge_std': found.edge_std[i][kept] * scale,
-        'edge_probabilities': np.asarray(jax.nn.softmax(box_logits[i][kept], axis=-1)),
+        'edge_probabilities': probabilities[kept],
         'centers': points.centers[anchors],
         'strides': points.strides[anchors],
       }

@@ -32,14 +32,15 @@ def annotated_image(sample: Mapping, class_names: Sequence[str], kept) -> str:
   height, width = sample['image'].shape[:2]
   zoom = _WIDTH / width
   shapes, labels, taken = [], [], []
-  for box in sample['true_boxes'] * zoom:
+  for box in (sample['true_boxes'] * zoom).tolist():
     # A white line below the dashes keeps them visible on any background.
     shapes.append(_rectangle(box, 'white', 2.6))
     shapes.append(_rectangle(box, _TRUTH, 1.4, dash='5 4'))
   for index in kept:
-    color = class_color(sample['classes'][index])
-    box = sample['boxes'][index] * zoom
-    text = f'{class_names[sample["classes"][index]]} {sample["scores"][index]:.2f}'
+    label = int(sample['classes'][index])
+    color = class_color(label)
+    box = (sample['boxes'][index] * zoom).tolist()
+    text = f'{class_names[label]} {sample["scores"][index]:.2f}'
     shapes.append(_rectangle(box, color, 2, title=text))
     spot = _free_spot(box, text, height * zoom, taken)
     if spot is not None:

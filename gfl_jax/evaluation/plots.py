@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -209,7 +208,7 @@ def _matching_truth(box, true_boxes) -> np.ndarray | None:
   """The ground truth with the highest IoU if that exceeds 0.5."""
   if not len(true_boxes):
     return None
-  ious = np.asarray(box_ops.iou(jnp.asarray(box)[None], jnp.asarray(true_boxes)))
+  ious = np.asarray(box_ops.iou_matrix(box[None], true_boxes))[0]
   return true_boxes[ious.argmax()] if ious.max() > 0.5 else None
 
 

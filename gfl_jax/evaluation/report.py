@@ -233,9 +233,9 @@ def _sample_sections(path: Path) -> list[str]:
   ]
 
 
-def _drawn(sample: Mapping) -> np.ndarray:
+def _drawn(sample: Mapping) -> list[int]:
   """Indices of the detections that are drawn, best first."""
-  return np.flatnonzero(sample['scores'] >= _MIN_SCORE)
+  return np.flatnonzero(sample['scores'] >= _MIN_SCORE).tolist()
 
 
 def _gallery(samples: list, names: list[str]) -> str:

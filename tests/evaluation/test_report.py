@@ -1,0 +1,184 @@
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from gfl_jax.evaluation import plots
+from gfl_jax.evaluation.report import write_report
+
+CONFIG = {
+  'batch_size': 8,
+  'data': {'name': 'coco_folder', 'path': 'x<y'},
+  'assignment': {'kind': 'atss'},
+  'score': {'kind': 'joint'},
+  'class_loss': {'kind': 'quality_focal'},
+  'box': {'kind': 'general'},
+  'edge_loss': {'kind': 'distribution_focal'},
+}
+NAMES = ['<script>alert(1)</script>', 'rosé & 鳥 $x$', 'plain']
+
+
+def train_line(step, **changes):
+  line = {'kind': 'train', 'step': step, 'loss': 3.0 / step, 'loss_class': 1.0 / step}
+  return line | {'learning_rate': 0.01, 'images_per_second': 40.0} | changes
+
+
+def make_run(folder, *, lines=(), evaluated=True, num_detections=3):
+  (folder / 'config.json').write_text(json.dumps(CONFIG))
+  (folder / 'env.json').write_text(json.dumps({'versions': {'jax': '0.10.2'}}))
+  text = ''.join(json.dumps(line) + '\n' for line in lines)
+  (folder / 'metrics.jsonl').write_text(text)
+  if evaluated:
+    (folder / 'eval').mkdir()
+    sizes = ('s', 'm', 'l')
+    keys = ['AP', 'AP50', 'AP75', 'AR1', 'AR10', 'AR100']
+    keys += [f'{kind}{size}' for kind in ('AP', 'AR') for size in sizes]
+    metrics = {key: 0.25 for key in keys} | {'APl': None, 'AR1': float('nan')}
+    metrics |= {'per_class': dict(zip(NAMES, (0.1, None, 0.875), strict=True))}
+    metrics |= {'step': 20, 'num_images': 9, 'seconds': 1.0}
+    (folder / 'eval' / 'metrics.json').write_text(json.dumps(metrics))
+    write_samples(folder / 'eval' / 'samples.npz', num_detections)
+  return folder
+
+
+def write_samples(path, num_detections):
+  rng = np.random.default_rng(0)
+  n = num_detections
+  corner, side = rng.uniform(0, 30, (n, 2)), rng.uniform(8, 30, (n, 2))
+  probabilities = rng.dirichlet(np.ones(9), (n, 4)).astype(np.float32)
+  boxes = np.concatenate([corner, corner + side], -1).astype(np.float32)
+  sample = {
+    'image_id': 5,
+    'image': rng.integers(0, 256, (48, 64, 3), np.uint8),
+    'true_boxes': boxes[:1],
+    'true_classes': np.zeros(len(boxes[:1]), np.int32),
+    'boxes': boxes,
+    'scores': np.linspace(0.9, 0.4, n, dtype=np.float32),
+    'classes': np.arange(n) % 3,
+    'edge_std': rng.uniform(0.5, 4, (n, 4)).astype(np.float32),
+    'edge_probabilities': probabilities,
+    'centers': (corner + side / 2).astype(np.float32),
+    'strides': np.full(n, 8, np.float32),
+  }
+  np.savez(
+    path,
+    num_samples=1,
+    class_names=np.array(NAMES),
+    bin_values=np.arange(9.0),
+    **{f'0/{key}': value for key, value in sample.items()},
+  )
+
+
+class Page(html.parser.HTMLParser):
+  """The tags, the text and the addresses of a page; raises if tags do not match."""
+
+  VOID = {'meta', 'img', 'br', 'path', 'use', 'rect', 'image'}
+
+  def __init__(self, path):
+    super().__init__()
+    self.source = path.read_text(encoding='utf-8')
+    self.open, self.tags, self.text, self.addresses = [], [], '', []
+    self.feed(self.source)
+    assert not self.open
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append(tag)
+    self.addresses += [v for k, v in attrs if k in ('src', 'href', 'xlink:href')]
+
+  def handle_starttag(self, tag, attrs):
+    self.handle_startendtag(tag, attrs)
+    if tag not in ('meta', 'img'):
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text += data
+
+
+def test_the_page_holds_the_run(tmp_path):
+  lines = [train_line(step) for step in range(1, 31)]
+  lines.append({'kind': 'eval', 'step': 20, 'AP': 0.2, 'AP50': None, 'AP75': 0.1})
+  path = write_report(make_run(tmp_path, lines=lines))
+  assert path == tmp_path / 'report.html'
+  page = Page(path)
+  assert all(name in page.text for name in NAMES)
+  assert page.tags.count('img') == 2  # at most two edge figures of one image
+  assert page.tags.count('figure') == 3
+  for text in (
+    '0.250',
+    '0.875',
+    'versions.jax',
+    '0.10.2',
+    'general',
+    '30',
+    '0 min 6 s',
+  ):
+    assert text in page.text
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
+  page = Page(write_report(make_run(tmp_path, lines=[train_line(1), train_line(2)])))
+  assert 'script' not in page.tags
+  assert all(re.match('data:image/|#', address) for address in page.addresses)
+  assert '@import' not in page.source
+  assert set(re.findall(r'url\((.)', page.source)) <= {'#'}
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+  make_run(tmp_path, lines=[train_line(1), train_line(2)])
+  first = write_report(tmp_path).read_bytes()
+  assert write_report(tmp_path).read_bytes() == first
+
+
+def test_a_run_without_evaluation_or_steps(tmp_path):
+  page = Page(write_report(make_run(tmp_path, evaluated=False)))
+  assert page.text.count('Not evaluated yet.') == 3
+  assert 'No step is logged yet.' in page.text
+  (tmp_path / 'env.json').unlink()
+  (tmp_path / 'metrics.jsonl').unlink()
+  assert 'no env.json' in Page(write_report(tmp_path)).text
+
+
+def test_an_evaluation_without_detections(tmp_path):
+  page = Page(write_report(make_run(tmp_path, num_detections=0)))
+  assert 'No detection scores 0.3 or more.' in page.text
+
+
+def test_numbers_that_are_not_finite_leave_gaps(tmp_path):
+  lines = [train_line(1), train_line(2, loss=float('nan')), train_line(3, loss=0.0)]
+  del lines[0]['images_per_second']
+  page = Page(write_report(make_run(tmp_path, lines=lines)))
+  assert 'nan' not in page.text.lower()
+
+
+def test_a_step_logged_twice_counts_once(tmp_path):
+  lines = [train_line(10), train_line(20), train_line(20, images_per_second=80.0)]
+  page = Page(write_report(make_run(tmp_path, lines=lines)))
+  assert '0 min 3 s' in page.text  # 80 images at 40 per second and 80 at 80
+
+
+def test_the_last_line_may_be_unfinished_and_no_other(tmp_path):
+  make_run(tmp_path, lines=[train_line(1)], evaluated=False)
+  log = tmp_path / 'metrics.jsonl'
+  log.write_text(log.read_text() + '{"kind": "tr')
+  write_report(tmp_path)
+  log.write_text('{"kind": "tr\n' + json.dumps(train_line(2)))
+  with pytest.raises(ValueError, match='metrics.jsonl, line 1 is not JSON'):
+    write_report(tmp_path)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+  with pytest.raises(FileNotFoundError, match='not the folder of a run'):
+    write_report(tmp_path)
+
+
+def test_figures_leave_matplotlibs_settings_alone():
+  import matplotlib
+
+  before = dict(matplotlib.rcParams)
+  plots.training_curves([train_line(1), train_line(2)])
+  assert dict(matplotlib.rcParams) == before
