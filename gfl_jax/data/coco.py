@@ -44,7 +44,8 @@ def prepare(config: Any) -> 'CocoFolder':
     file_format='tfrecord',
   )
   builder.download_and_prepare()
-  bad = builder.info.metadata['bad_images']
+  metadata: Any = builder.info.metadata
+  bad = metadata['bad_images']
   _check_count(bad, config.max_bad_images)
   for problem in bad:
     logging.warning('left out of training: %s', problem)
@@ -57,8 +58,10 @@ class CocoFolderConfig(tfds.core.BuilderConfig):
 
   folder: pathlib.Path = pathlib.Path()
   max_bad_images: int = 0
-  categories: tuple[dict[str, Any], ...] = ()
-  splits: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  categories: tuple[dict[str, Any], ...] = dataclasses.field(default=(), repr=False)
+  splits: dict[str, dict[str, Any]] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
 
   @classmethod
   def from_folder(cls, folder: pathlib.Path, max_bad_images: int) -> 'CocoFolderConfig':
@@ -100,6 +103,7 @@ class CocoFolder(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
   # Nothing is downloaded; TFDS's own look-up needs a package that it does not require.
   url_infos: ClassVar = {}
+  builder_config: CocoFolderConfig
 
   def _info(self) -> tfds.core.DatasetInfo:
     categories = self.builder_config.categories
@@ -132,7 +136,8 @@ class CocoFolder(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in JSON_FILES}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    config, metadata = self.builder_config, self.info.metadata
+    config = self.builder_config
+    metadata: Any = self.info.metadata
     content = config.splits[split]
     labels = {c['id']: label for label, c in enumerate(config.categories)}
     per_image: dict[int, list] = {image['id']: [] for image in content['images']}

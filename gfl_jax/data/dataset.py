@@ -8,7 +8,7 @@ the batch at a step is a pure function of (seed, step).
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class PixelSource(Protocol):
     """Yields, for each plan of b images, [b, *plan.canvas, 3] uint8."""
     ...
 
-  def select(self, keep: np.ndarray) -> Self:
+  def select(self, keep: np.ndarray) -> 'PixelSource':
     """The same with only the images at `keep` [n]."""
     ...
 
@@ -79,8 +79,9 @@ class Annotations:
 
 def box_rows(starts: np.ndarray, images: np.ndarray) -> np.ndarray:
   """Rows of the boxes of some images, image by image."""
-  spans = [np.arange(starts[i], starts[i + 1]) for i in images]
-  return np.concatenate(spans) if spans else np.zeros(0, np.int64)
+  counts = starts[images + 1] - starts[images]
+  ends = np.cumsum(counts)
+  return np.arange(counts.sum()) + np.repeat(starts[images] + counts - ends, counts)
 
 
 class Dataset:
@@ -251,7 +252,7 @@ class Dataset:
       draws = rng.random((steps, batch_size, transforms.NUM_DRAWS))
       for step in range(first, steps):
         mine = rows[step, part]
-        canvas = self._canvas(turned[mine[0]])
+        canvas = self._canvas(bool(turned[mine[0]]))
         yield transforms.plan_training(
           mine, self._train.sizes[mine], draws[step, part], canvas, self._config
         )

@@ -44,6 +44,7 @@ class AmbiguousShapes(tfds.core.GeneratorBasedBuilder):
   BUILDER_CONFIGS = [ShapesConfig()]
   # Nothing is downloaded; TFDS's own look-up needs a package that it does not require.
   url_infos: ClassVar = {}
+  builder_config: ShapesConfig
 
   def _info(self) -> tfds.core.DatasetInfo:
     size = self.builder_config.size

@@ -122,11 +122,11 @@ def is_degenerate(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
   Args: boxes [n, 4] xyxy in original pixels; sizes [n, 2] (h, w) of their images.
   """
-  finite = np.isfinite(boxes).all(-1)
-  clipped = clip_to_image(np.where(finite[:, None], boxes, 0), sizes)
+  finite = np.all(np.isfinite(boxes), axis=-1)
+  clipped = clip_to_image(np.nan_to_num(boxes), sizes)
   # TFDS stores sides / image size in float32: 1 px may come back as 0.99999.
-  large = (clipped[:, 2:] - clipped[:, :2] >= MIN_BOX_SIDE - 1e-3).all(-1)
-  return ~(finite & large)
+  large = np.all(clipped[:, 2:] - clipped[:, :2] >= MIN_BOX_SIDE - 1e-3, axis=-1)
+  return np.logical_not(finite & large)
 
 
 def boxes_on_canvas(
