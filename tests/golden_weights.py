@@ -1,8 +1,8 @@
-"""State dicts of the whole-model golden files, drawn again instead of stored.
+"""Configs and weights of the detectors behind the golden arrays.
 
-Each entry comes from its own random stream, seeded by its name, so that the 130 MB
-of weights behind model_r50.npz need no file. The formula is the one that the golden
-arrays were made with; tests/deploy/test_weights.py compares every entry's sums.
+The weights of the whole models are drawn again instead of stored: each entry has its
+own random stream, seeded by its name. The formula is the one that the arrays were
+made with; tests/deploy/test_weights.py compares the sums of every entry.
 """
 
 import functools
@@ -11,9 +11,52 @@ import pathlib
 import re
 import zlib
 
+import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
+from configs import gfl_r50_fpn_1x_coco
+from gfl_jax.deploy import weights
+from gfl_jax.models import build_detector
+from tests import golden
+
 _FOLDER = pathlib.Path(__file__).parent / 'golden'
+
+
+def config(name: str) -> ml_collections.ConfigDict:
+  """The experiment config of 'model_r50', 'model_r18' or 'head'.
+
+  The file of the head has no backbone: there it is the smallest that fits.
+  """
+  c = gfl_r50_fpn_1x_coco.get_config()
+  if name == 'model_r18':
+    c.model.backbone.depth = 18
+    c.model.neck.channels = c.model.head.channels = 128
+  if name == 'head':
+    c.model.num_classes = 5
+    c.model.backbone.update(depth=10, widths=(8, 8, 8, 8))
+    c.model.neck.channels = 32
+    c.model.head.update(channels=32, num_convs=2, norm_groups=8)
+  return c
+
+
+@functools.cache
+def variables(name: str) -> dict:
+  """The variables of build_detector(config(name).model), all golden.
+
+  For 'head', whose file has the head's parameters alone, the rest is zeros.
+  """
+  model_config = config(name).model
+  if name != 'head':
+    return weights.from_mmdet(state_dict(name), model_config)
+  image = jnp.zeros((1, 32, 32, 3))
+  shapes = jax.eval_shape(build_detector(model_config).init, jax.random.key(0), image)
+  entries = weights.to_mmdet(jax.tree.map(lambda s: np.zeros(s.shape), shapes))
+  for key, value in golden.load('head').items():
+    if key.startswith('params/'):
+      entries[key.replace('params/', 'bbox_head.')] = value
+  return weights.from_mmdet(entries, model_config)
 
 
 @functools.cache

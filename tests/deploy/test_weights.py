@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gfl_jax.deploy import weights
+from gfl_jax.models import build_detector
+from gfl_jax.models.resnet import ResNet
+from tests import golden_weights
+
+NAME = 'model_r18'
+
+
+def model_config():
+  return golden_weights.config(NAME).model
+
+
+def shapes(module):
+  image = jnp.zeros((1, 32, 32, 3))
+  return jax.eval_shape(module.init, jax.random.key(0), image)
+
+
+def torchvision_state_dict():
+  entries = {
+    name.removeprefix('backbone.'): value
+    for name, value in golden_weights.state_dict(NAME).items()
+    if name.startswith('backbone.')
+  }
+  return entries | {'fc.weight': np.zeros((1000, 512)), 'fc.bias': np.zeros(1000)}
+
+
+@pytest.mark.parametrize('name', ['model_r18', 'model_r50'])
+def test_golden_weights_are_the_authors(name):
+  entries, checksums = golden_weights.state_dict(name), golden_weights.checksums(name)
+  assert entries.keys() == checksums.keys()
+  for key, value in entries.items():
+    sums = value.sum(dtype=float), np.abs(value).sum(dtype=float)
+    np.testing.assert_allclose(sums, checksums[key], atol=1e-12 * sums[1], err_msg=key)
+
+
+def test_mmdet_fills_every_leaf_and_comes_back():
+  entries = golden_weights.state_dict(NAME)
+  variables = weights.from_mmdet(entries, model_config())
+  expected = shapes(build_detector(model_config()))
+  assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, expected)
+  back = weights.to_mmdet(variables)
+  left_out = entries.keys() - back.keys()
+  assert {name.rsplit('.', 1)[-1] for name in left_out} == {
+    'num_batches_tracked',
+    'project',
+  }
+  for name, value in back.items():
+    np.testing.assert_array_equal(value, entries[name], err_msg=name)
+
+
+def test_torchvision_fills_the_same_backbone():
+  backbone = weights.from_torchvision_resnet(torchvision_state_dict(), 18)
+  assert jax.tree.map(jnp.shape, backbone) == jax.tree.map(
+    jnp.shape, shapes(ResNet(18))
+  )
+  whole = golden_weights.variables(NAME)
+  for collection, tree in backbone.items():
+    jax.tree.map(np.testing.assert_array_equal, tree, whole[collection]['backbone'])
+
+
+def test_names_and_shapes_that_differ_are_named():
+  entries = dict(golden_weights.state_dict(NAME))
+  del entries['neck.fpn_convs.0.conv.bias']
+  entries['bbox_head.gfl_cls.bias'] = np.zeros(20)
+  entries['roi_head.weight'] = np.zeros((3, 2))
+  with pytest.raises(ValueError) as error:
+    weights.from_mmdet(entries, model_config())
+  message = str(error.value)
+  assert message.startswith('3 names of the state dict')
+  for line in (
+    'neck.fpn_convs.0.conv.bias: missing, the model has params/neck/output0/bias',
+    'bbox_head.gfl_cls.bias: (20,) here, (80,) in the model',
+    'roi_head.weight: (3, 2), not in the model',
+  ):
+    assert line in message
+
+
+def test_a_long_list_of_differences_ends_after_ten():
+  with pytest.raises(ValueError, match='names of the state dict') as error:
+    weights.from_torchvision_resnet(torchvision_state_dict(), 50)
+  assert len(str(error.value).splitlines()) == 11
+
+
+@pytest.mark.parametrize('project', [np.arange(16.0), np.arange(17.0) / 2])
+def test_other_bins_are_an_error(project):
+  entries = dict(golden_weights.state_dict(NAME))
+  entries['bbox_head.integral.project'] = project
+  with pytest.raises(ValueError, match='trained with bins at'):
+    weights.from_mmdet(entries, model_config())

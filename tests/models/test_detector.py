@@ -1,0 +1,158 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from configs import gfl_r50_fpn_1x_coco
+from gfl_jax.models import build_detector, frozen_mask, init_variables
+from tests import golden, golden_weights
+from tests.models.draws import draw
+
+
+def tiny_config(**model):
+  config = gfl_r50_fpn_1x_coco.get_config().model
+  config.backbone.update(
+    depth=10, widths=(8, 8, 8, 16), stem='patch4', norm='group_norm', norm_groups=4
+  )
+  config.neck.update(channels=16, num_levels=3)
+  config.head.update(channels=16, num_convs=1, norm_groups=8)
+  config.num_classes = 6
+  config.update(model)
+  return config
+
+
+def images(batch=2):
+  return jax.random.normal(jax.random.key(1), (batch, 64, 96, 3))
+
+
+@pytest.mark.parametrize('name', ['model_r50', 'model_r18'])
+def test_whole_detector_equals_the_authors(name):
+  arrays = golden.load(name)
+  config = golden_weights.config(name)
+  rgb = arrays['image_bgr_uint8'][None, :, :, ::-1]
+  image = jnp.asarray((rgb - np.array(config.data.mean)) / config.data.std, jnp.float32)
+
+  def parts(detector, image):
+    features = detector.backbone(image)
+    levels = detector.neck(features[1:])
+    return features, levels, detector.head(levels)
+
+  detector = build_detector(config.model)
+  features, levels, out = jax.jit(lambda v, x: detector.apply(v, x, method=parts))(
+    golden_weights.variables(name), image
+  )
+  maps = {f'C{i + 2}': x for i, x in enumerate(features)}
+  maps |= {f'P{i + 3}': x for i, x in enumerate(levels)}
+  cuts = np.cumsum([x.shape[1] * x.shape[2] for x in levels])[:-1]
+  for key, logits in (('cls', out.class_logits), ('reg', out.box_logits)):
+    for i, part in enumerate(np.split(logits, cuts, axis=1)):
+      maps[f'{key}{i}'] = part.reshape(*levels[i].shape[:3], -1)
+
+  for key, actual in maps.items():
+    actual = np.asarray(actual).transpose(0, 3, 1, 2)
+    assert actual.shape == tuple(arrays[f'{key}/shape']), key
+    # `noise` is the authors' own largest rounding error; ours comes on top.
+    tolerance = 3 * arrays[f'{key}/noise']
+    values = actual.ravel()[arrays[f'{key}/index']]
+    np.testing.assert_allclose(
+      values, arrays[f'{key}/value'], rtol=0, atol=tolerance, err_msg=key
+    )
+
+
+def test_number_of_parameters_is_the_authors():
+  detector = build_detector(gfl_r50_fpn_1x_coco.get_config().model)
+  shapes = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes['params'])) == 32_440_537
+
+
+def test_images_of_a_batch_do_not_mix():
+  detector = build_detector(tiny_config())
+  variables = draw(detector, images())
+  apply = jax.jit(detector.apply)
+  both, first = apply(variables, images()), apply(variables, images()[:1])
+  assert both.class_logits.shape == (2, 8 * 12 + 4 * 6 + 2 * 3, 6)
+  assert both.box_logits.shape == (2, 126, 4, 17)
+  np.testing.assert_allclose(first.box_logits[0], both.box_logits[0], atol=1e-5)
+
+
+def test_bfloat16_ends_at_the_outputs():
+  detectors = [build_detector(tiny_config(dtype=d)) for d in ('float32', 'bfloat16')]
+  variables = draw(detectors[1], images())
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}
+  full, half = (jax.jit(d.apply)(variables, images()) for d in detectors)
+  for exact, rounded in zip(full[:2], half[:2], strict=True):
+    assert rounded.dtype == jnp.float32
+    assert 0 < np.abs(exact - rounded).max() < 0.05 * np.abs(exact).max()
+  features = jax.eval_shape(
+    lambda v, x: detectors[1].apply(v, x, method='pyramid'), variables, images()
+  )
+  assert {f.dtype for f in features} == {jnp.dtype('bfloat16')}
+
+
+def test_equal_configs_give_equal_detectors():
+  config = gfl_r50_fpn_1x_coco.get_config().model
+  detectors = [build_detector(c) for c in (config, config.to_dict())]
+  assert detectors[0] == detectors[1]
+  assert len(set(detectors)) == 1
+  config.head.num_convs = 3
+  assert build_detector(config) != detectors[0]
+
+
+def test_variables_before_training():
+  config = tiny_config()
+  detector = build_detector(config)
+  params = init_variables(detector, jax.random.key(0))['params']
+  for path, kernel in traverse_util.flatten_dict(params, sep='/').items():
+    if not path.endswith('kernel'):
+      continue
+    fan_in, fan_out = (np.prod(kernel.shape[:2]) * n for n in kernel.shape[2:])
+    part = path.split('/')[0]
+    spread = {
+      'backbone': np.sqrt(2 / fan_out),  # He, by the outputs
+      'neck': np.sqrt(2 / (fan_in + fan_out)),  # Xavier
+      'head': 0.01,
+    }[part]
+    error = abs(np.sqrt(np.square(kernel).mean()) / spread - 1)
+    assert error < 4 / np.sqrt(2 * kernel.size), path
+  out = jax.jit(detector.apply)({'params': params}, images())
+  np.testing.assert_allclose(jax.nn.sigmoid(out.class_logits), 0.01, rtol=0.5)
+  assert np.abs(out.box_logits).max() < 0.5  # close to uniform over the bins
+  again = init_variables(detector, jax.random.key(0))['params']
+  jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_frozen_mask_is_true_exactly_where_the_gradient_is_zero():
+  config = tiny_config()
+  config.backbone.frozen_stages = 2
+  detector = build_detector(config)
+  params = draw(detector, images())['params']
+
+  def total(params, images):
+    out = detector.apply({'params': params}, images, train=True)
+    return jnp.square(out.class_logits).sum() + jnp.square(out.box_logits).sum()
+
+  grads, image_grad = jax.jit(jax.grad(total, argnums=(0, 1)))(params, images())
+  mask = frozen_mask(config, params)
+  # The stem, and two blocks of which the second changes the resolution.
+  assert jax.tree.leaves(mask).count(True) == 3 + 6 + 9
+  jax.tree.map(
+    lambda frozen, g: np.testing.assert_(frozen == (not g.any())), mask, grads
+  )
+  assert not image_grad.any()
+
+  config.backbone.frozen_stages = 0
+  assert not any(jax.tree.leaves(frozen_mask(config, params)))
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'dtype': 'float16'}, r"model.dtype='float16': one of \('float32', 'bfloat16'\)"),
+    ({'score': {'kind': 'quality'}}, r"score.kind='quality': one of \('joint',\)"),
+    ({'box': {'kind': 'laplace'}}, r"box.kind='laplace': one of \('general',\)"),
+  ],
+)
+def test_unknown_kinds_are_errors(change, message):
+  with pytest.raises(ValueError, match=message):
+    build_detector(tiny_config(**change))

@@ -1,0 +1,72 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gfl_jax.models import resnet
+from tests.models.draws import draw
+
+TINY = dict(depth=10, widths=(4, 4, 4, 8), norm='group_norm', norm_groups=2)
+
+
+def shapes(backbone, height, width):
+  image = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
+  features, variables = jax.eval_shape(
+    backbone.init_with_output, jax.random.key(0), image
+  )
+  return [f.shape for f in features], variables
+
+
+@pytest.mark.parametrize(
+  ('depth', 'num_params', 'last_channels'),
+  # torchvision's counts less the classifier's.
+  [
+    (18, 11_689_512 - 513_000, 512),
+    (34, 21_797_672 - 513_000, 512),
+    (50, 25_557_032 - 2_049_000, 2048),
+    (101, 44_549_160 - 2_049_000, 2048),
+  ],
+)
+def test_parameters_are_torchvisions(depth, num_params, last_channels):
+  features, variables = shapes(resnet.ResNet(depth), 64, 96)
+  assert sum(leaf.size for leaf in jax.tree.leaves(variables['params'])) == num_params
+  assert features[-1] == (2, 2, 3, last_channels)
+
+
+@pytest.mark.parametrize('stem', ['conv7', 'patch4'])
+@pytest.mark.parametrize('size', [(64, 96), (65, 97), (33, 31), (1, 1)])
+def test_level_sizes_round_up(stem, size):
+  features, _ = shapes(resnet.ResNet(**TINY, stem=stem), *size)
+  expected = [tuple(-(-n // stride) for n in size) for stride in (4, 8, 16, 32)]
+  assert [f[1:3] for f in features] == expected
+
+
+def test_frozen_names_are_the_stem_and_the_first_stages():
+  assert resnet.frozen_names(0) == ()
+  assert resnet.frozen_names(2) == ('stem', 'stage1', 'stage2')
+
+
+def test_max_pooling_has_a_gradient_in_bfloat16():
+  backbone = resnet.ResNet(**TINY, dtype=jnp.bfloat16)
+  images = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+  params = draw(backbone, images)['params']
+  total = lambda p: backbone.apply({'params': p}, images)[0].astype(jnp.float32).sum()
+  grad = jax.jit(jax.grad(total))(params)['stem']['conv']['kernel']
+  assert grad.dtype == jnp.float32
+  assert np.isfinite(grad).all() and np.abs(grad).sum() > 0
+
+
+@pytest.mark.parametrize(
+  ('setting', 'message'),
+  [
+    ({'depth': 20}, r'backbone.depth=20: one of \(10, 18, 34, 50, 101\)'),
+    ({'stem': 'conv3'}, "backbone.stem='conv3': one of"),
+    ({'norm': 'batch_norm'}, "backbone.norm='batch_norm': one of"),
+    ({'frozen_stages': 5}, 'backbone.frozen_stages=5: one of'),
+    ({'widths': (8, 8)}, r'backbone.widths=\(8, 8\): one width for each'),
+    ({'norm_groups': 3}, 'num_groups=3 must divide the 4 channels'),
+  ],
+)
+def test_bad_settings_are_errors(setting, message):
+  with pytest.raises(ValueError, match=message):
+    shapes(resnet.ResNet(**(TINY | setting)), 32, 32)
