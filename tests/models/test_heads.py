@@ -34,12 +34,6 @@ def test_outputs_equal_the_authors(variables):
   np.testing.assert_allclose(out.box_logits, boxes, atol=1e-5)
 
 
-def test_images_of_a_batch_do_not_mix(variables):
-  both = APPLY(variables, features())
-  first = APPLY(variables, [f[:1] for f in features()])
-  np.testing.assert_allclose(first.class_logits[0], both.class_logits[0], atol=1e-5)
-
-
 def test_a_level_has_its_own_scale(variables):
   params = dict(variables['params'])
   params['scale1'] = 2 * params['scale1']

@@ -23,15 +23,16 @@ def apply_group_norm(x, num_groups, **params):
   return norms.GroupNorm(num_groups).apply({'params': params}, jnp.asarray(x))
 
 
+@pytest.mark.parametrize('spread', [3, 1e-3])  # far above and below epsilon's root
 @pytest.mark.parametrize('num_groups', [1, 3, 12])
-def test_group_norm_equals_its_definition(num_groups):
+def test_group_norm_equals_its_definition(num_groups, spread):
   rng = np.random.default_rng(0)
-  x = rng.normal(size=(2, 5, 3, 12)).astype(np.float32) * 3 + np.arange(12)
+  x = spread * (rng.normal(size=(2, 5, 3, 12)) + np.arange(12)).astype(np.float32)
   scale, bias = rng.normal(size=(2, 12)).astype(np.float32)
   actual = apply_group_norm(
-    x.astype(np.float32), num_groups, scale=jnp.asarray(scale), bias=jnp.asarray(bias)
+    x, num_groups, scale=jnp.asarray(scale), bias=jnp.asarray(bias)
   )
-  expected = group_norm(x.astype(np.float32), num_groups, scale, bias)
+  expected = group_norm(x, num_groups, scale, bias)
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
