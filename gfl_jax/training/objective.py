@@ -111,11 +111,11 @@ def gather_positives(
   return Positives(
     rows=rows,
     used=used,
-    labels=batch['labels'][image, box_index],
+    labels=jnp.asarray(batch['labels'])[image, box_index],
     centers=jnp.asarray(anchors.centers)[anchor] / strides,
     boxes=jnp.where(
       used[:, None],
-      batch['boxes'][image, box_index] / strides,
+      jnp.asarray(batch['boxes'])[image, box_index] / strides,
       jnp.array([0.0, 0.0, 1.0, 1.0]),
     ),
   )

@@ -29,7 +29,7 @@ class TrainState:
     ema: running average of params; empty if `config.ema_decay` is 0.
   """
 
-  step: Array
+  step: Any
   params: Any
   batch_stats: Any
   opt_state: Any
