@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -42,8 +43,8 @@ def atss(
   point lies more than 0.01 px inside the box on all sides. An anchor that several boxes
   want goes to the one of highest IoU. A box may get no anchor.
 
-  Ties: equally distant points rank by index; equal IoUs go to the box listed first. A
-  single candidate in all has standard deviation 0.
+  Ties: equally distant points rank by index; IoUs equal to a part in a million go to
+  the box listed first. A single candidate in all has standard deviation 0.
 
   The nearest points are found without looking at the others: with rows and columns
   ranked by their distance from the box's center, at least (a + 1) * (b + 1) points are
@@ -95,7 +96,10 @@ def atss(
 
 
 def _level_candidates(boxes, points, level, point_valid, top_k):
-  """Index, center, anchor of some points [g, p] per box, and which are candidates."""
+  """The points of a level nearest to each box, by index.
+
+  Returns index [g, k], center [g, k, 2] and anchor [g, k, 4], and whether they exist.
+  """
   rows, columns = points.level_sizes[level]
   point_valid = jnp.asarray(point_valid).reshape(rows, columns)
   valid_rows = jnp.sum(jnp.any(point_valid, axis=1))
@@ -108,39 +112,57 @@ def _level_candidates(boxes, points, level, point_valid, top_k):
     (a, b) for a in range(top_k) for b in range(top_k) if (a + 1) * (b + 1) <= top_k
   ]
   column_ranks, row_ranks = np.asarray(ranks).T
-  box_centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-  positions = (box_centers - origin[None]) / stride
-  column = _nearest(positions[:, 0], valid_columns, top_k)[:, column_ranks]
-  row = _nearest(positions[:, 1], valid_rows, top_k)[:, row_ranks]
+  x, y = jnp.split((boxes[:, :2] + boxes[:, 2:]) / 2, 2, axis=1)
+  column = _nearest((x - origin[0]) / stride, valid_columns, top_k)[:, column_ranks]
+  row = _nearest((y - origin[1]) / stride, valid_rows, top_k)[:, row_ranks]
   exists = (column_ranks[None] < valid_columns) & (row_ranks[None] < valid_rows)
 
-  centers = jnp.stack([column, row], axis=-1) * stride + origin.reshape(1, 1, 2)
-  anchors = jnp.concatenate([centers - half_side, centers + half_side], axis=-1)
-  squared_distance = jnp.sum(jnp.square(centers - box_centers[:, None]), axis=-1)
-  index = row.astype(jnp.int32) * columns + column.astype(jnp.int32)
-  # Ranks by counting: for so few points cheaper than a sort, and ties rank by index.
-  this, other = (..., slice(None), None), (..., None, slice(None))
+  # Rank by counting the points before each: for so few it costs less than a sort.
+  squared_distance = _rounded(jnp.square(column * stride + origin[0] - x))
+  squared_distance += _rounded(jnp.square(row * stride + origin[1] - y))
   squared_distance = jnp.where(exists, squared_distance, jnp.inf)
+  index = row * columns + column
+  this, other = (..., slice(None), None), (..., None, slice(None))
   before = squared_distance[other] < squared_distance[this]
   before |= (squared_distance[other] == squared_distance[this]) & (
     index[other] < index[this]
   )
-  rank = jnp.sum(before, axis=-1)
-  return first + index, centers, anchors, exists & (rank < top_k)
+  rank = jnp.where(exists, jnp.sum(before, axis=-1), top_k)
+
+  nth = np.arange(min(top_k, rows * columns)).reshape(1, -1, 1)
+  is_nth = rank[:, None] == nth
+  column, row = (
+    jnp.sum(jnp.where(is_nth, x[:, None], 0), axis=-1) for x in (column, row)
+  )
+  center = jnp.stack([column, row], axis=-1) * stride + origin.reshape(1, 1, 2)
+  anchor = jnp.concatenate([center - half_side, center + half_side], axis=-1)
+  index = first + row.astype(jnp.int32) * columns + column.astype(jnp.int32)
+  return index, center, anchor, jnp.any(is_nth, axis=-1)
 
 
 def _nearest(position, size, count):
   """The `count` of the whole numbers 0 .. size - 1 nearest to each position, in order.
 
-  Float32 [g, count]; ranks from `size` on have no meaning. Of two equally near numbers
-  the lower is first.
+  Positions [g, 1], result [g, count], float32. Ranks from `size` on have no meaning. Of
+  two equally near numbers the lower is first.
   """
   # The rank + 1 nearest are neighbours: `low` is the first of them, and the newest is
   # either it or the last.
   rank = np.arange(count, dtype=np.float32)[None]
-  low = jnp.clip(jnp.ceil(position[:, None] - (rank + 1) / 2), 0, size - 1 - rank)
+  low = jnp.clip(jnp.ceil(position - (rank + 1) / 2), 0, size - 1 - rank)
   previous_low = jnp.concatenate([low[:, :1] + 1, low[:, :-1]], axis=1)
   return jnp.where(low < previous_low, low, low + rank)
+
+
+def _rounded(x):
+  """x >= 0, rounded to float32 also where the compiler would fuse it with an addition.
+
+  Without this, the two sides of a comparison may be computed apart, one by a fused
+  multiply-add, and a number differ from itself. The integer maximum changes nothing but
+  has to see the bits.
+  """
+  bits = jnp.maximum(jax.lax.bitcast_convert_type(x, jnp.int32), 0)
+  return jax.lax.bitcast_convert_type(bits, x.dtype)
 
 
 def _threshold(iou, chosen):
@@ -160,9 +182,12 @@ def _resolve(index, iou, positive, point_valid):
   nowhere = num_points  # scatters drop what lies out of bounds
   wanted = jnp.where(positive, index, nowhere)
   best_iou = jnp.zeros(num_points).at[wanted].max(iou, mode='drop')
-  wins = positive & (iou == best_iou[index])
+  # Not ==: the compiler may compute an IoU twice, with different roundings.
+  contested = best_iou[index]
+  wins = positive & (contested > 0) & (iou >= contested * (1 - 1e-6))
   box = jnp.broadcast_to(jnp.arange(num_boxes, dtype=jnp.int32)[:, None], index.shape)
   matched = jnp.full(num_points, num_boxes, jnp.int32)
   matched = matched.at[jnp.where(wins, index, nowhere)].min(box, mode='drop')
   matched = jnp.where(matched < num_boxes, matched, BACKGROUND)
+  best_iou = jnp.where(matched >= 0, best_iou, 0)
   return Assignment(jnp.where(point_valid, matched, IGNORED), best_iou)

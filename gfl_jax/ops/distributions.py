@@ -119,7 +119,6 @@ def quantile(
   mass = jax.nn.softmax(bin_logits)
   below = jnp.cumsum(mass, axis=-1) - mass
   # Bins left of the quantile count whole, its own bin in part, the others not at all.
-  tiny = jnp.finfo(mass.dtype).tiny
-  parts = jnp.clip((q - below) / jnp.maximum(mass, tiny), 0, 1)
+  parts = jnp.clip((q - below) / jnp.maximum(mass, 1e-12), 0, 1)
   value = grid.start - grid.width / 2 + grid.width * jnp.sum(parts, axis=-1)
   return jnp.clip(value, grid.start, grid.stop)

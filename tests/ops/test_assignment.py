@@ -110,7 +110,7 @@ def definition(boxes, points, point_valid, top_k):
       if min(x - box[0], y - box[1], box[2] - x, box[3] - y) <= 0.01:
         continue
       margin = min(margin, abs(iou[i] - threshold)) if len(values) > 1 else margin
-      if iou[i] >= threshold and iou[i] > best[i]:
+      if iou[i] >= threshold and iou[i] > best[i] * (1 + 1e-6):
         matched[i], best[i] = g, iou[i]
   return matched, best, margin
 
