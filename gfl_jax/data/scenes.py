@@ -150,7 +150,9 @@ def _distractor_line(image, rng, noise, size):
   distance = distance + np.sin(angle) * (at[:, None] - rng.uniform(0, size))
   alpha = 0.7 * np.clip(width + 0.5 - np.abs(distance), 0, 1)
   on = np.nonzero(alpha)
-  image[on] += alpha[on][:, None] * (rng.uniform(0, 1, 3).astype(np.float32) - image[on])
+  image[on] += alpha[on][:, None] * (
+    rng.uniform(0, 1, 3).astype(np.float32) - image[on]
+  )
 
 
 def _distractor_bar(image, rng, noise, size):

@@ -2,6 +2,8 @@
 
 The features are those of coco/2017 plus, for each object, `edge_sigma` (standard
 deviation of the annotated sides, pixels) and `edge_kind`, both in l, t, r, b order.
+
+  builder = AmbiguousShapes(data_dir='datasets', config=ShapesConfig(num_train=2000))
 """
 
 import dataclasses
@@ -37,11 +39,10 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 class AmbiguousShapes(tfds.core.GeneratorBasedBuilder):
-  """Textured shapes whose box sides have a known uncertainty."""
+  """Textured shapes whose box sides have a known uncertainty; needs a ShapesConfig."""
 
   # Raise it with every change of scenes.py: prepared scenes are used again.
   VERSION = tfds.core.Version('1.0.0')
-  BUILDER_CONFIGS = [ShapesConfig()]
   # Nothing is downloaded; TFDS's own look-up needs a package that it does not require.
   url_infos: ClassVar = {}
   builder_config: ShapesConfig
@@ -53,7 +54,7 @@ class AmbiguousShapes(tfds.core.GeneratorBasedBuilder):
       description=scenes.__doc__,
       features=tfds.features.FeaturesDict(
         {
-          'image': tfds.features.Image(shape=(size, size, 3), encoding_format='png'),
+          'image': tfds.features.Image(shape=(size, size, 3), encoding_format='jpeg'),
           'image/filename': tfds.features.Text(),
           'image/id': np.int64,
           'objects': tfds.features.Sequence(
@@ -85,7 +86,7 @@ class AmbiguousShapes(tfds.core.GeneratorBasedBuilder):
     for index in range(count):
       scene = scenes.draw_scene((config.seed, split, index), config.size)
       file = io.BytesIO()
-      Image.fromarray(scene.image).save(file, 'png', compress_level=1)
+      Image.fromarray(scene.image).save(file, 'jpeg', quality=95, subsampling=0)
       file.seek(0)
       # Ids start at 1 and differ between the splits.
       image_id = split * config.num_train + index + 1
@@ -93,7 +94,7 @@ class AmbiguousShapes(tfds.core.GeneratorBasedBuilder):
         image_id,
         {
           'image': file,
-          'image/filename': f'{image_id:08d}.png',
+          'image/filename': f'{image_id:08d}.jpg',
           'image/id': image_id,
           'objects': [
             _example_object(scene, row, image_id, config.size)

@@ -1,0 +1,173 @@
+"""Folders in COCO form: what is prepared, and every kind of bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gfl_jax import data
+from tests.data import sets
+
+
+def _config(folder, **changes):
+  names = {'name': 'coco_folder', 'path': str(folder)}
+  places = {'data_dir': str(folder.parent / 'datasets'), 'canvas': (96, 96)}
+  return sets.config(**names, **places, max_long_side=96, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return tmp_path / 'photos'
+
+
+def test_a_folder_comes_back_as_it_was(folder):
+  sets.write_folder(folder)
+  dataset = data.load(_config(folder))
+  assert dataset.class_names == ('even', 'odd')
+  assert dataset.category_ids == (30, 20)
+  assert (dataset.num_train, dataset.num_eval) == (6, 3)
+  written = json.loads((folder / 'annotations/instances_val.json').read_text())
+  truth = dataset.ground_truth()
+  assert truth['categories'] == written['categories']
+  images = {image['id']: image for image in truth['images']}
+  by_image = {a['image_id']: a for a in truth['annotations']}
+  for image, annotation in zip(written['images'], written['annotations'], strict=True):
+    stored = images[image['id']]
+    assert (stored['height'], stored['width']) == (image['height'], image['width'])
+    got = by_image[image['id']]
+    np.testing.assert_allclose(got['bbox'], annotation['bbox'], atol=1e-4)
+    for key in ('category_id', 'area', 'iscrowd'):
+      assert got[key] == annotation[key]
+
+
+def test_a_changed_json_is_prepared_again_and_an_equal_one_is_not(folder):
+  sets.write_folder(folder)
+  data.load(_config(folder))
+  prepared = folder.parent / 'datasets' / 'coco_folder'
+  assert len(list(prepared.iterdir())) == 1
+  for image in (folder / 'images').iterdir():
+    image.unlink()  # would be an error if they were read again
+  data.load(_config(folder))
+  path = folder / 'annotations/instances_train.json'
+  path.write_text(path.read_text() + ' ')
+  with pytest.raises(ValueError, match='missing or damaged than max_bad_images=0'):
+    data.load(_config(folder))
+  assert len(list(prepared.glob('*/1.0.0'))) == 1  # the failed one left nothing
+
+
+def test_bad_boxes_are_counted_and_cut(folder):
+  nan = float('nan')
+  bad = [[0, 0, 0, 5], [9, 9, -4, 5], [200, 3, 9, 9], [nan, 0, 9, 9], [1, 1, 1e999, 2]]
+  cut, crowd = [-10, -10, 30, 40], [0, 0, 60, 60]
+
+  def change(contents):
+    common = {'image_id': 1, 'category_id': 20}
+    contents['train']['annotations'] = [
+      *(common | {'bbox': box} for box in bad),
+      common | {'bbox': cut},
+      common | {'bbox': crowd, 'iscrowd': 1},
+    ]
+
+  sets.write_folder(folder, train=1, change=change)
+  dataset = data.load(_config(folder, short_side=(64, 64)))
+  assert dataset.counters['degenerate_boxes'] == len(bad)
+  assert dataset.counters['crowd_boxes'] == 1
+  batch = next(dataset.train_batches(2, seed=0))
+  assert batch['valid'].sum(-1).tolist() == [1, 1]
+  width = batch['image_sizes'][0, 1]
+  boxes = {tuple(np.round(box).tolist()) for box in batch['boxes'][:, 0]}
+  assert boxes <= {(0, 0, 20, 30), (width - 20, 0, width, 30)}
+
+
+def _set(key, value, *, split='train', kind='annotations', row=0):
+  def change(contents):
+    contents[split][kind][row][key] = value
+
+  return change
+
+
+def _remove(key, split='train'):
+  return lambda contents: contents[split].pop(key)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (_remove('annotations'), "instances_train.json has no list 'annotations'"),
+    (_remove('images', 'val'), "instances_val.json has no list 'images'"),
+    (_remove('categories'), "no list 'categories'"),
+    (_set('category_id', 31), r'annotations\[0\] has category_id 31.*\[20, 30\]'),
+    (_set('image_id', 99), r'annotations\[0\] is of image 99'),
+    (_set('id', 1, kind='images', row=1), 'images: the id 1 is there twice'),
+    (_set('id', 'a7', kind='images'), "the id 'a7' must be an integer"),
+    (_set('id', 2**31, kind='images'), 'the id 2147483648 must be'),
+    (_set('bbox', [1, 2, 3]), r'bbox \[1, 2, 3\] must be four numbers'),
+    (_set('name', 'other', kind='categories'), 'the categories of .* differ'),
+    (_set('name', 'odd', kind='categories'), 'two categories have the same name'),
+    (lambda c: c['train'].update(images=[], annotations=[]), 'images is empty'),
+    (_set('file_name', '9.jpg', split='val', kind='images'), 'every image.*9.jpg'),
+    (_set('width', 1, split='val', kind='images'), r'\(96, 64\).*says \(1, 64\)'),
+  ],
+)
+def test_a_json_that_cannot_be_right_is_refused(folder, change, message):
+  sets.write_folder(folder, train=2, validation=1, change=change)
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    data.load(_config(folder))
+
+
+def test_a_missing_key_is_named(folder):
+  remove = lambda contents: contents['train']['annotations'][1].pop('bbox')
+  sets.write_folder(folder, train=2, change=remove)
+  with pytest.raises(ValueError, match=r"annotations\[1\] has no 'bbox'"):
+    data.load(_config(folder))
+
+
+def test_missing_folders_and_files_are_named(folder):
+  with pytest.raises(FileNotFoundError, match='photos.*must be a folder with images/'):
+    data.load(_config(folder))
+  sets.write_folder(folder)
+  path = folder / 'annotations/instances_val.json'
+  path.write_text('{"images": [')
+  with pytest.raises(ValueError, match='instances_val.json is not a json file'):
+    data.load(_config(folder))
+  path.unlink()
+  with pytest.raises(FileNotFoundError, match='instances_val.json is missing'):
+    data.load(_config(folder))
+
+
+def _truncate(path):
+  path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize('spoil', [_truncate, lambda path: path.unlink()])
+def test_bad_training_images_are_left_out_up_to_a_limit(folder, spoil):
+  sets.write_folder(folder)
+  spoil(folder / 'images/2.jpg')
+  spoil(folder / 'images/5.jpg')
+  dataset = data.load(_config(folder, max_bad_images=2))
+  assert dataset.counters['bad_images'] == 2
+  assert dataset.num_train == 4
+  next(dataset.train_batches(4, seed=0))
+  # The limit holds for what was prepared with another one, too.
+  with pytest.raises(ValueError, match=r'max_bad_images=1: .*2\.jpg.*5\.jpg'):
+    data.load(_config(folder, max_bad_images=1))
+
+
+def test_a_bad_evaluation_image_is_an_error(folder):
+  sets.write_folder(folder)
+  _truncate(folder / 'images/8.jpg')
+  with pytest.raises(ValueError, match='evaluation needs every image.*8.jpg'):
+    data.load(_config(folder, max_bad_images=5))
+
+
+@pytest.mark.parametrize('suffix', ['png', 'webp', 'bmp'])
+def test_other_image_formats_give_the_same_boxes_and_pixels(folder, suffix):
+  sets.write_folder(folder, suffix=suffix)
+  batch = next(data.load(_config(folder, flip=0.0)).eval_batches(3))
+  for row, image_id in enumerate(batch['image_ids']):
+    with Image.open(folder / f'images/{image_id}.{suffix}') as image:
+      height, width = batch['image_sizes'][row]
+      expected = image.convert('RGB').resize((width, height), Image.Resampling.BOX)
+    got = batch['images'][row, :height, :width].astype(float)
+    assert np.abs(got - np.asarray(expected)).mean() < 6

@@ -1,0 +1,194 @@
+"""Order, box handling and evaluation batches; everything here runs in memory."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tests.data import sets
+
+BOX = (4, 4, 30, 40)
+
+
+def _square_set(count=10):
+  return sets.memory_set(sets.annotations([(64, 64)] * count, [[BOX]] * count))
+
+
+def _take(batches, count):
+  return list(itertools.islice(batches, count))
+
+
+def _assert_same(first, second):
+  for a, b in zip(first, second, strict=True):
+    assert a.keys() == b.keys()
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_batches_have_the_promised_form():
+  batch = next(_square_set().dataset(sets.config()).train_batches(4, seed=0))
+  forms = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
+  assert forms == {
+    'images': ((4, 64, 64, 3), 'uint8'),
+    'image_sizes': ((4, 2), 'int32'),
+    'boxes': ((4, 4, 4), 'float32'),
+    'labels': ((4, 4), 'int32'),
+    'valid': ((4, 4), 'bool'),
+    'image_ids': ((4,), 'int32'),
+    'scales': ((4, 2), 'float32'),
+    'original_sizes': ((4, 2), 'int32'),
+    'dropped_boxes': ((4,), 'int32'),
+  }
+
+
+def test_an_epoch_shows_every_image_and_the_next_another_order():
+  dataset = _square_set(12).dataset(sets.config())
+  assert dataset.steps_per_epoch(4) == 3
+  batches = _take(dataset.train_batches(4, seed=0), 6)
+  ids = [b['image_ids'] for b in batches]
+  first, second = np.concatenate(ids[:3]), np.concatenate(ids[3:])
+  assert set(first) == set(second) == set(range(1, 13))
+  assert (first != second).any()
+
+
+def test_the_last_batch_of_an_epoch_is_filled_up():
+  dataset = _square_set(5).dataset(sets.config())
+  assert dataset.steps_per_epoch(4) == 2
+  batches = _take(dataset.train_batches(4, seed=0), 2)
+  counts = np.bincount(np.concatenate([b['image_ids'] for b in batches]))[1:]
+  assert counts.min() == 1 and counts.sum() == 8
+
+
+@pytest.mark.parametrize('start', [1, 3, 7])
+def test_any_step_can_be_the_first(start):
+  config = sets.config(zoom=(0.7, 1.5), short_side=(32, 48))
+  dataset = _square_set().dataset(config)
+  straight = _take(dataset.train_batches(4, seed=3), start + 3)
+  resumed = _take(dataset.train_batches(4, seed=3, start_step=start), 3)
+  _assert_same(straight[start:], resumed)
+
+
+def test_seeds_differ():
+  dataset = _square_set().dataset(sets.config())
+  a, b = (next(dataset.train_batches(8, seed=s))['image_ids'] for s in (0, 1))
+  assert (a != b).any()
+
+
+def test_shards_are_parts_of_the_whole_batch():
+  dataset = _square_set().dataset(sets.config(zoom=(0.7, 1.5)))
+  whole = _take(dataset.train_batches(4, seed=0), 3)
+  shards = [_take(dataset.train_batches(4, seed=0, shard=(i, 2)), 3) for i in range(2)]
+  joined = [
+    {key: np.concatenate([left[key], right[key]]) for key in left}
+    for left, right in zip(*shards, strict=True)
+  ]
+  _assert_same(whole, joined)
+  with pytest.raises(ValueError, match='batch_size=5.*multiple'):
+    next(dataset.train_batches(5, seed=0, shard=(0, 2)))
+
+
+def test_portrait_images_come_on_the_transposed_canvas():
+  sizes = [(48, 64)] * 5 + [(64, 48)] * 3
+  split = sets.annotations(sizes, [[BOX]] * 8)
+  dataset = sets.memory_set(split).dataset(sets.config(canvas=(48, 64)))
+  assert dataset.canvases == ((48, 64), (64, 48))
+  batches = _take(dataset.train_batches(2, seed=0), dataset.steps_per_epoch(2))
+  for batch in batches:
+    height, width = batch['images'].shape[1:3]
+    assert (batch['original_sizes'] == (height, width)).all()
+  assert len({b['images'].shape for b in batches}) == 2
+  assert set(np.concatenate([b['image_ids'] for b in batches])) == set(range(1, 9))
+  ids = np.concatenate([b['image_ids'] for b in dataset.eval_batches(2)])
+  assert sorted(ids[ids > 0]) == list(range(1, 9))
+
+
+def test_crowd_degenerate_and_overflowing_boxes():
+  nan, inverted, crowd = (np.nan, 0, 9, 9), (20, 20, 10, 30), (0, 0, 60, 60)
+  good = [(i, 0, i + 10, 10) for i in range(6)]
+  split = sets.annotations([(48, 48)], [[nan, inverted, crowd, *good]], crowd=[2])
+  dataset = sets.memory_set(split).dataset(sets.config(flip=0.0))
+  batch = next(dataset.train_batches(1, seed=0))
+  np.testing.assert_array_equal(batch['boxes'][0], good[:4])
+  np.testing.assert_array_equal(batch['labels'][0], [1, 0, 1, 0])
+  assert batch['valid'].all()
+  assert batch['dropped_boxes'] == [2]
+  assert dataset.counters == {
+    'images_without_boxes': 0,
+    'images_too_small': 0,
+    'crowd_boxes': 1,
+    'degenerate_boxes': 2,
+    'overflowing_boxes': 2,
+    'bad_images': 0,
+  }
+
+
+def test_training_leaves_out_what_the_recipe_leaves_out():
+  """Images without annotations and small ones; not those with only a crowd."""
+  sizes = [(48, 48), (48, 48), (31, 48), (48, 48)]
+  split = sets.annotations(sizes, [[BOX], [], [BOX], [BOX]], crowd=[2])
+  dataset = sets.memory_set(split).dataset(sets.config(max_long_side=48))
+  assert dataset.num_train == 2
+  assert dataset.counters['images_without_boxes'] == 1
+  assert dataset.counters['images_too_small'] == 1
+  batch = next(dataset.train_batches(2, seed=0))
+  order = np.argsort(batch['image_ids'])
+  assert batch['image_ids'][order].tolist() == [1, 4]
+  assert batch['valid'].sum(-1)[order].tolist() == [1, 0]
+  assert dataset.num_eval == 4
+
+
+def test_evaluation_keeps_all_images_and_pads_the_last_batch():
+  split = sets.annotations([(48, 48)] * 5, [[BOX], [], [BOX], [BOX], []])
+  dataset = sets.memory_set(split).dataset(sets.config(zoom=(2.0, 2.0)))
+  batches = list(dataset.eval_batches(4))
+  ids = np.concatenate([b['image_ids'] for b in batches])
+  assert ids.tolist() == [1, 2, 3, 4, 5, -1, -1, -1]
+  padding = {key: value[1:] for key, value in batches[1].items()}
+  assert not padding['valid'].any() and not padding['images'].any()
+  assert not padding['image_sizes'].any() and not padding['original_sizes'].any()
+  assert (padding['scales'] == 1).all()
+  halves = [list(dataset.eval_batches(4, shard=(i, 2))) for i in range(2)]
+  assert halves[1][1]['image_ids'].tolist() == [-1, -1]
+
+
+def test_scales_take_canvas_pixels_back_to_the_original():
+  split = sets.annotations([(96, 128)], [[(8, 16, 40, 80)]])
+  images = sets.memory_pixels([np.zeros((48, 64, 3), np.uint8)])
+  whole = sets.memory_set(split)
+  whole = type(whole)(
+    whole.class_names, whole.category_ids, (split, images), (split, images)
+  )
+  batch = next(whole.dataset(sets.config()).eval_batches(1))
+  scale = np.tile(batch['scales'], 2)[:, None]
+  np.testing.assert_allclose(batch['boxes'][:, :1] / scale, [[[8, 16, 40, 80]]])
+
+
+def test_ground_truth_is_coco_json():
+  boxes = [[(1, 2, 11, 22), (5, 5, 5, 9), (0, 0, 40, 40)], []]
+  split = sets.annotations([(48, 48)] * 2, boxes, crowd=[2], first_id=5)
+  split.edge_sigma[0] = (1, 2, 3, 4)
+  truth = sets.memory_set(split).dataset(sets.config()).ground_truth()
+  assert truth['images'] == [{'id': i, 'height': 48, 'width': 48} for i in (5, 6)]
+  assert truth['categories'] == [
+    {'id': 7, 'name': 'round'}, {'id': 9, 'name': 'square'}
+  ]  # fmt: skip
+  box, crowd = truth['annotations']  # the box without an area is gone
+  assert box == {
+    'id': 1, 'image_id': 5, 'category_id': 7, 'bbox': [1, 2, 10, 20], 'area': 200.0,
+    'iscrowd': 0, 'edge_sigma': [1, 2, 3, 4],
+  }  # fmt: skip
+  assert crowd['iscrowd'] == 1 and 'edge_sigma' not in crowd
+
+
+@pytest.mark.parametrize('label', [-1, 2])
+def test_labels_outside_the_classes_are_refused(label):
+  split = sets.annotations([(48, 48)], [[BOX]], first_id=31)
+  split.labels[0] = label
+  with pytest.raises(ValueError, match=f'label {label} of image 31 .* 0..1'):
+    sets.memory_set(split).dataset(sets.config())
+
+
+def test_nothing_to_train_on_is_an_error():
+  split = sets.annotations([(48, 48)], [[]])
+  with pytest.raises(ValueError, match="no image is left.*'images_without_boxes': 1"):
+    sets.memory_set(split).dataset(sets.config())

@@ -1,0 +1,195 @@
+"""TFDS records, streamed and cached: the same batches, from any step."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from gfl_jax import data
+from gfl_jax.data import scenes
+from tests.data import sets
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return sets.write_folder(tmp_path_factory.mktemp('coco') / 'photos', train=7)
+
+
+def _config(folder, **changes):
+  base = dict(
+    name='coco_folder',
+    path=str(folder),
+    data_dir=str(folder.parent / 'datasets'),
+    canvas=(64, 96),
+    short_side=(64, 64),
+    max_long_side=96,
+  )
+  return sets.config(**(base | changes))
+
+
+def _take(batches, count):
+  return list(itertools.islice(batches, count))
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'zoom': (0.6, 1.6)},
+    {'short_side': (32, 64), 'canvas': (96, 96)},
+  ],
+  ids=['plain', 'zoom', 'multi-scale'],
+)
+def test_streamed_and_cached_batches_agree(folder, changes):
+  streams, caches = (
+    _take(data.load(_config(folder, cache=c, **changes)).train_batches(3, seed=5), 7)
+    for c in (False, True)
+  )
+  for streamed, cached in zip(streams, caches, strict=True):
+    for key in streamed:
+      if key != 'images':
+        np.testing.assert_array_equal(streamed[key], cached[key], err_msg=key)
+    difference = streamed['images'].astype(float) - cached['images']
+    if changes:  # what is cached was resized once before
+      assert np.abs(difference).mean() < 3
+    else:
+      assert not difference.any()
+
+
+@pytest.mark.parametrize('cache', [False, True])
+def test_any_step_can_be_the_first(folder, cache):
+  dataset = data.load(_config(folder, cache=cache, zoom=(0.6, 1.6)))
+  straight = _take(dataset.train_batches(3, seed=1), 6)
+  resumed = _take(dataset.train_batches(3, seed=1, start_step=4), 2)
+  for a, b in zip(straight[4:], resumed, strict=True):
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_boxes_lie_on_their_pixels(folder):
+  dataset = data.load(_config(folder, zoom=(0.6, 1.6)))
+  seen = 0
+  for batch in _take(dataset.train_batches(4, seed=0), 10):
+    for image, box in zip(batch['images'], batch['boxes'][:, 0], strict=True):
+      bright = image[..., 0] > 127
+      rows, columns = (np.flatnonzero(bright.any(axis)) for axis in (1, 0))
+      if box.any():
+        found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        np.testing.assert_allclose(box, found, atol=1.1)
+        seen += 1
+  assert seen > 25
+
+
+def test_evaluation_pads_each_orientation(folder):
+  dataset = data.load(_config(folder))
+  assert dataset.canvases == ((64, 96), (96, 64))
+  batches = list(dataset.eval_batches(2))
+  ids = np.concatenate([b['image_ids'] for b in batches])
+  assert sorted(ids[ids >= 0]) == [8, 9, 10]
+  for batch in batches:
+    padding = batch['image_ids'] < 0
+    assert not batch['images'][padding].any()
+    assert batch['images'][~padding].any(axis=(1, 2, 3)).all()
+
+
+def test_more_batches_than_one_tf_data_pipeline_holds(folder, monkeypatch):
+  from gfl_jax.data import pipeline
+
+  dataset = data.load(_config(folder))
+  expected = _take(dataset.train_batches(3, seed=0), 5)
+  monkeypatch.setattr(pipeline, 'PLANS_AT_ONCE', 2)
+  for a, b in zip(expected, dataset.train_batches(3, seed=0), strict=False):
+    np.testing.assert_array_equal(a['images'], b['images'])
+
+
+def test_the_index_is_kept_and_made_again_if_damaged(folder):
+  config = _config(folder)
+  before = data.load(config).ground_truth()
+  paths = list((folder.parent / 'datasets').glob('**/gfl_index_*.npz'))
+  assert len(paths) == 2
+  for path in paths:
+    path.write_bytes(path.read_bytes()[:100])
+  assert data.load(config).ground_truth() == before
+
+
+def test_a_damaged_record_is_an_error_with_its_images(tmp_path):
+  folder = sets.write_folder(tmp_path / 'photos')
+  config = _config(folder)
+  dataset = data.load(config)
+  (path,) = (tmp_path / 'datasets').glob('**/coco_folder-validation.tfrecord-*')
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=r'one of the images \[.*\] in .*cannot be read'):
+    list(dataset.eval_batches(2))
+
+
+def test_the_file_of_a_whole_set_gives_the_same_batches(folder, tmp_path):
+  """What scripts/prepare_data.py writes."""
+  from gfl_jax.data import pipeline
+
+  config, path = _config(folder), tmp_path / 'set.npz'
+  pipeline.load_in_memory(config).save(path)
+  other = data.load(_config(folder, name='file', path=str(path)))
+  first, second = data.load(config), other
+  assert first.counters == second.counters
+  assert first.ground_truth() == second.ground_truth()
+  a, b = (next(d.train_batches(3, seed=0)) for d in (first, second))
+  for key in a:
+    np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_a_cache_larger_than_the_memory_is_refused(folder, monkeypatch):
+  from gfl_jax.data import pipeline
+
+  monkeypatch.setattr(pipeline, 'MAX_MEMORY_SHARE', 1e-9)
+  with pytest.raises(ValueError, match='GiB of memory: set config.data.cache=False'):
+    data.load(_config(folder, cache=True))
+
+
+def test_coco_2017_must_be_prepared_by_its_user(tmp_path):
+  with pytest.raises(FileNotFoundError, match='coco/2017.*prepare coco/2017 with TFDS'):
+    data.load(sets.config(name='coco/2017', data_dir=str(tmp_path)))
+
+
+def test_ids_of_coco_2017():
+  from gfl_jax.data import coco
+
+  assert len(coco.COCO_CATEGORY_IDS) == 80
+  assert [coco.COCO_CATEGORY_IDS[i] for i in (0, 11, 12, 79)] == [1, 13, 14, 90]
+
+
+def test_scenes_are_drawn_once_and_know_their_sigma(tmp_path):
+  config = sets.config(
+    name='ambiguous_shapes',
+    data_dir=str(tmp_path),
+    canvas=(128, 128),
+    short_side=(128, 128),
+    max_long_side=128,
+    max_boxes=6,
+  )
+  dataset = data.load(config)
+  assert (dataset.num_train, dataset.num_eval) == (6, 3)
+  assert dataset.class_names == scenes.CLASS_NAMES
+  truth = dataset.ground_truth()
+  scene = scenes.draw_scene((0, 1, 0))
+  found = [a for a in truth['annotations'] if a['image_id'] == 7]
+  sigma = [a['edge_sigma'] for a in found]
+  np.testing.assert_allclose(sigma, scene.edge_sigma, rtol=1e-6)
+  np.testing.assert_allclose(
+    [a['bbox'] for a in found],
+    np.concatenate([scene.boxes[:, :2], scene.boxes[:, 2:] - scene.boxes[:, :2]], 1),
+    atol=1e-4,
+  )
+  batch = next(b for b in dataset.eval_batches(1) if b['image_ids'] == 7)
+  difference = batch['images'][0].astype(float) - scene.image
+  assert np.abs(difference).mean() < 5  # 3.1 by JPEG alone: the scene is noisy
+  (records,) = tmp_path.glob('**/*train.tfrecord*')
+  drawn_at = records.stat().st_mtime_ns
+  data.load(config)
+  assert records.stat().st_mtime_ns == drawn_at
+
+
+def test_no_scenes_at_all_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match='num_train=0 must be at least 1'):
+    data.load(sets.config(name='ambiguous_shapes', data_dir=str(tmp_path), num_train=0))
