@@ -31,14 +31,13 @@ def get_config() -> ml_collections.ConfigDict:
     data_dir='datasets',  # where TFDS keeps what it has prepared
     num_train=0,  # scenes to draw: ambiguous_shapes alone
     num_validation=0,
-    canvas=(1344, 1344),  # height, width: every image is padded to it
+    canvas=(800, 1344),  # height, width; portrait images come on its transpose
     short_side=(800, 800),  # drawn from this range, both ends included
     max_long_side=1333,
     zoom=(1.0, 1.0),  # a factor on the size; what leaves the canvas is cropped
     flip=0.5,
     max_boxes=100,
     cache=False,  # True: decode once, keep in memory
-    shuffle_buffer=4096,
     max_bad_images=10,
     mean=(123.675, 116.28, 103.53),
     std=(58.395, 57.12, 57.375),

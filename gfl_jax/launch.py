@@ -1,5 +1,6 @@
-"""Settings that a process needs before jax starts."""
+"""Settings that a process needs before jax and TensorFlow start."""
 
+import logging
 import os
 import sys
 
@@ -17,11 +18,15 @@ def prepare_process() -> None:
   installed version does not know ends the process: the flag is given only to versions
   that it was tried on.
   """
+  # Our own lines are shown; of the libraries', warnings alone.
+  logging.basicConfig(format='%(message)s')
+  logging.getLogger('gfl_jax').setLevel(logging.INFO)
   if _MARK in os.environ:
     return
   from importlib.metadata import version
 
   environment = os.environ | {_MARK: '1'}
+  environment.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # no notes on missing GPUs
   environment.setdefault('GLIBC_TUNABLES', _TUNABLE)
   if version('jaxlib').startswith(('0.10.', '0.12.')):
     flags = environment.get('XLA_FLAGS', '')

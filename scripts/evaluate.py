@@ -5,7 +5,7 @@
 Prints the COCO metrics; writes eval/ and report.html of the run's folder.
 """
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _RUN = flags.DEFINE_string('run', None, "The run's folder.")
 _STEP = flags.DEFINE_string('step', 'newest', "'newest', 'best' or a number of steps.")
@@ -17,11 +17,14 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   if _STEP.value not in ('newest', 'best') and not _STEP.value.isdigit():
     raise app.UsageError(f"--step={_STEP.value}: 'newest', 'best' or a number of steps")
+  logging.set_verbosity(logging.WARNING)
   from gfl_jax.training import loop
 
   metrics = loop.evaluate(_RUN.value, _STEP.value)
   for name, value in metrics.items():
-    print(f'{name:12} {value:.3f}' if isinstance(value, float) else f'{name:12} {value}')
+    print(
+      f'{name:12} {value:.3f}' if isinstance(value, float) else f'{name:12} {value}'
+    )
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ Any value of the config can be given on the command line: --config.epochs=30,
 report.html.
 """
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config.')
@@ -18,6 +18,7 @@ def main(argv: list[str]) -> None:
   """Checks the flags and trains."""
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  logging.set_verbosity(logging.WARNING)
   from gfl_jax.training import loop
 
   loop.train(_CONFIG.value, _WORKDIR.value)

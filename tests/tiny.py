@@ -3,7 +3,6 @@
 import numpy as np
 
 from configs import demo_shapes
-from gfl_jax.data import memory
 
 
 def config():

@@ -1,5 +1,6 @@
 """Checkpoints: orbax, asynchronous; the two newest and the best are kept."""
 
+import logging
 import pathlib
 import zlib
 from collections.abc import Mapping
@@ -8,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
 METRIC = 'AP'
 NOT_EVALUATED = -1.0
+_LOG = logging.getLogger(__name__)
 
 
 class DamagedCheckpointError(Exception):
@@ -71,11 +72,12 @@ class Checkpoints:
     Args:
       step: number of steps done.
       state: a tree of arrays; it may be donated as soon as this returns.
-      metrics: with 'AP', if the state was evaluated.
+      metrics: with 'AP' (None if the data has no boxes), if the state was evaluated.
     """
+    ap = metrics[METRIC] if metrics else None
     self._manager.save(
       step,
-      metrics={METRIC: float(metrics[METRIC]) if metrics else NOT_EVALUATED},
+      metrics={METRIC: NOT_EVALUATED if ap is None else float(ap)},
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         checksums=ocp.args.JsonSave(_checksums(state)),
@@ -132,7 +134,7 @@ class Checkpoints:
         state = self.restore(target, step)
       except DamagedCheckpointError as error:
         before = f'step {steps[i - 1]}' if i else 'none left'
-        logging.warning('Damaged checkpoint, going back to %s: %s', before, error)
+        _LOG.warning('Damaged checkpoint, going back to %s: %s', before, error)
         continue
       for damaged in steps[i + 1 :]:
         self._put_aside(damaged)

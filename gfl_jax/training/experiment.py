@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gfl_jax import data, models
@@ -31,8 +30,7 @@ class Experiment:
   def initial_state(self) -> step.TrainState:
     """State at step 0 on all devices; also makes the optimiser and the step."""
     config = self.config
-    image = jnp.zeros((1, 64, 64, 3))  # the parameters do not depend on the size
-    variables = jax.jit(self.detector.init)(jax.random.key(config.seed), image)
+    variables = models.init_variables(self.detector, jax.random.key(config.seed))
     schedule = optimizers.make_schedule(config, self.steps_per_epoch)
     frozen = models.frozen_mask(config.model, variables['params'])
     optimizer = optimizers.make_optimizer(config, schedule, frozen)
@@ -56,7 +54,10 @@ class Experiment:
   def train_batches(self, first_step: int) -> Iterator[tuple[int, np.ndarray, Any]]:
     """(steps done after it, image ids, batch on the devices) for each step left."""
     batches = self.dataset.train_batches(
-      self.config.batch_size, seed=self.config.seed, start_step=first_step
+      self.config.batch_size,
+      seed=self.config.seed,
+      start_step=first_step,
+      shard=(jax.process_index(), jax.process_count()),
     )
     numbers = range(first_step + 1, self.num_steps + 1)
     place = lambda number, batch: (
@@ -71,7 +72,9 @@ class Experiment:
     return evaluator.evaluate(
       lambda variables, batch: self.predict(variables, self.devices.split(batch)),
       state.variables(),
-      self.dataset.eval_batches(self.config.batch_size),
+      self.dataset.eval_batches(
+        self.config.batch_size, shard=(jax.process_index(), jax.process_count())
+      ),
       self.dataset.ground_truth(),
       config=self.config,
       workdir=workdir,

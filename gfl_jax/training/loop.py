@@ -1,11 +1,11 @@
 """Trains a detector: the one loop, from a config to a run's folder."""
 
+import logging
 import os
 import pathlib
 from typing import Any
 
 import jax
-from absl import logging
 
 from gfl_jax import data
 from gfl_jax.evaluation import report
@@ -14,6 +14,8 @@ from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.experiment import Experiment
 from gfl_jax.training.monitor import Monitor
 from gfl_jax.training.parallel import DataParallel
+
+_LOG = logging.getLogger(__name__)
 
 
 def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -35,13 +37,13 @@ def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
   run_folder.open_run(workdir, config)
   run = Experiment(config, data.load(config.data), devices)
   state = run.initial_state()
-  logging.info('%s', run.description(state))
+  _LOG.info('%s', run.description(state))
 
   with Checkpoints(pathlib.Path(workdir) / 'checkpoints') as checkpoints:
     restored = checkpoints.restore_newest(state)
     state, first_step = restored or (state, 0)
     if restored:
-      logging.info('Going on from step %d of %d.', first_step, run.num_steps)
+      _LOG.info('Going on from step %d of %d.', first_step, run.num_steps)
     metrics = None
     with Monitor(config, workdir, run, first_step) as monitor:
       for number, image_ids, batch in run.train_batches(first_step):
@@ -58,7 +60,7 @@ def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
           checkpoints.save(number, state)
     checkpoints.wait()
   if metrics is None:
-    logging.info('All %d steps are done: evaluating the last again.', run.num_steps)
+    _LOG.info('All %d steps are done: evaluating the last again.', run.num_steps)
     metrics = run.evaluate(state, workdir, first_step)
   if jax.process_index() == 0:
     report.write_report(workdir)

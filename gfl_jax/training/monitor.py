@@ -79,7 +79,10 @@ class Monitor:
   def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Logs an evaluation; its time does not count in the training speed."""
     self._log.write('eval', step, metrics)
-    self._bar.write(f'step {step}: AP {metrics["AP"]:.3f}, AP50 {metrics["AP50"]:.3f}')
+    show = lambda value: 'none' if value is None else f'{value:.3f}'
+    self._bar.write(
+      f'step {step}: AP {show(metrics["AP"])}, AP50 {show(metrics["AP50"])}'
+    )
     self._clock = None
 
   def _write(self, step: int) -> None:
