@@ -12,6 +12,7 @@ def config():
   c.data.update(name='file', canvas=(64, 64), short_side=(64, 64), max_long_side=64)
   c.data.max_boxes = 4
   c.model.num_classes = 3
+  c.box.num_bins = 9
   c.model.backbone.update(widths=(8, 8, 16, 16), norm_groups=4)
   c.model.neck.channels = 8
   c.model.head.update(channels=8, num_convs=1, norm_groups=4)

@@ -1,0 +1,73 @@
+"""Every config builds, shows all its values, and runs a step."""
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from gfl_jax.models import build_detector, frozen_mask, init_variables
+from gfl_jax.training import optimizer, parallel, step
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted(f for f in (ROOT / 'configs').rglob('*.py') if f.stem != '__init__')
+
+
+def load(file):
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)
+def test_config_says_how_it_is_run_and_runs_a_step(file):
+  module = load(file)
+  name = file.relative_to(ROOT)
+  assert f'python scripts/train.py --config={name}' in module.__doc__
+  config = module.get_config()
+  assert config.model.box is config.box and config.model.score is config.score
+  config.model.backbone.widths = tuple(8 for _ in config.model.backbone.widths)
+  config.model.backbone.norm_groups = 4
+  config.model.neck.channels = 8
+  config.model.head.update(channels=8, norm_groups=4)
+
+  detector = build_detector(config.model)
+  variables = init_variables(detector, jax.random.key(0))
+  schedule = optimizer.make_schedule(config, steps_per_epoch=10)
+  frozen = frozen_mask(config.model, variables['params'])
+  transform = optimizer.make_optimizer(config, schedule, frozen)
+  devices = parallel.DataParallel('jit', jax.devices()[:1])
+  update = devices.update(step.make_train_step(detector, transform, schedule, config))
+  state = step.create_state(variables, transform, config)
+  batch = tiny.batch(2, num_classes=config.model.num_classes)
+  state, scalars = update(devices.replicate(state), devices.split(batch))
+  assert state.step == 1
+  assert all(np.isfinite(value) for value in scalars.values()), scalars
+
+
+def train(*arguments):
+  return subprocess.run(
+    [sys.executable, 'scripts/train.py', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_a_misspelt_field_is_an_error_that_suggests_the_right_one(tmp_path):
+  done = train(
+    '--config=configs/demo_shapes.py', f'--workdir={tmp_path}', '--config.batchsize=8'
+  )
+  assert done.returncode != 0
+  assert 'batchsize' in done.stderr and 'Did you mean "batch_size"' in done.stderr
+
+
+def test_help_answers():
+  done = train('--help')
+  assert '--workdir' in done.stdout and 'Trains a detector' in done.stdout

@@ -1,0 +1,219 @@
+"""Whole runs: a run that was stopped equals one that was not; faults are named."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gfl_jax.data import dataset, memory
+from gfl_jax.training import experiment, loop, run_folder
+from gfl_jax.training.checkpoints import Checkpoints
+from tests import tiny
+
+NUM_IMAGES = 24  # 3 steps of 8 make an epoch
+
+
+@pytest.fixture(scope='module')
+def data_file(tmp_path_factory):
+  """A file of bright squares (class 0), bars (1) and nothing of class 2."""
+  rng = np.random.default_rng(0)
+
+  def split(count, first_id):
+    images = rng.integers(0, 60, (count, 64, 64, 3), np.uint8)
+    boxes, labels = [], []
+    for i, image in enumerate(images):
+      label = i % 2
+      width, height = ((24, 24), (40, 12))[label]
+      x, y = rng.integers(0, 64 - width), rng.integers(0, 64 - height)
+      image[y : y + height, x : x + width] = 230
+      boxes.append([x, y, x + width, y + height])
+      labels.append(label)
+    boxes = np.array(boxes, np.float32)
+    sizes = np.full((count, 2), 64, np.int32)
+    annotations = dataset.Annotations(
+      image_ids=np.arange(first_id, first_id + count),
+      sizes=sizes,
+      starts=np.arange(count + 1),
+      boxes=boxes,
+      labels=np.array(labels, np.int32),
+      is_crowd=np.zeros(count, bool),
+      areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+      edge_sigma=np.full((count, 4), np.nan, np.float32),
+    )
+    pixels = memory.MemoryPixels(
+      images.reshape(-1), np.arange(count, dtype=np.int64) * 64 * 64 * 3, sizes
+    )
+    return annotations, pixels
+
+  whole = memory.MemoryDataset(
+    ('square', 'bar', 'none'), (7, 9, 11), split(NUM_IMAGES, 100), split(10, 200)
+  )
+  path = tmp_path_factory.mktemp('data') / 'tiny.npz'
+  whole.save(path)
+  return str(path)
+
+
+def config(data_file, *, epochs=2.0):
+  c = tiny.config()
+  c.data.path = data_file
+  c.epochs = epochs
+  c.log_every_steps = 2
+  c.checkpoint_every_steps = 2
+  c.eval_every_epochs = 2.0
+  return c
+
+
+def final_state(c, workdir):
+  run = experiment.Experiment(
+    c, experiment.data.load(c.data), experiment.DataParallel(c.parallel)
+  )
+  with Checkpoints(workdir / 'checkpoints') as checkpoints:
+    return jax.device_get(checkpoints.restore_newest(run.initial_state()))
+
+
+def stop_after(monkeypatch, steps):
+  """Makes the next run end, as if killed, before it reads the batch after `steps`."""
+  true = experiment.Experiment.train_batches
+
+  def cut(self, first_step):
+    for number, *rest in true(self, first_step):
+      if number > steps:
+        raise KeyboardInterrupt
+      yield number, *rest
+
+  monkeypatch.setattr(experiment.Experiment, 'train_batches', cut)
+
+
+@pytest.fixture(scope='module')
+def straight(data_file, tmp_path_factory):
+  """A run of 6 steps that nothing disturbed: (folder, metrics)."""
+  folder = tmp_path_factory.mktemp('straight')
+  return folder, loop.train(config(data_file), folder)
+
+
+def test_a_run_leaves_what_a_user_looks_for(straight, data_file):
+  folder, metrics = straight
+  assert json.loads((folder / 'config.json').read_text())['epochs'] == 2.0
+  assert json.loads((folder / 'env.json').read_text())['versions']['jax']
+  assert json.loads((folder / 'eval' / 'metrics.json').read_text())['step'] == 6
+  assert (folder / 'report.html').stat().st_size > 10_000
+  lines = [json.loads(x) for x in (folder / 'metrics.jsonl').read_text().splitlines()]
+  assert [(x['kind'], x['step']) for x in lines] == [
+    ('train', 2),
+    ('train', 4),
+    ('train', 6),
+    ('eval', 6),
+  ]
+  assert {'loss', 'loss_class', 'loss_box', 'loss_edge', 'epoch'} <= lines[0].keys()
+  assert lines[-1]['AP'] == metrics['AP'] and metrics['num_images'] == 10
+
+
+@pytest.mark.parametrize('steps', [3, 5])
+def test_a_stopped_run_ends_as_the_straight_one_bit_for_bit(
+  straight, data_file, tmp_path, monkeypatch, steps
+):
+  c = config(data_file)
+  with monkeypatch.context() as patch:
+    stop_after(patch, steps)
+    with pytest.raises(KeyboardInterrupt):
+      loop.train(c, tmp_path)
+  metrics = loop.train(c, tmp_path)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    final_state(c, tmp_path),
+    final_state(c, straight[0]),
+  )
+  assert metrics['AP'] == straight[1]['AP']
+  read = lambda folder: [
+    (line['kind'], line['step'], line.get('AP'))
+    for line in map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+  ]
+  assert read(tmp_path) == read(straight[0])
+
+
+def test_a_finished_run_is_evaluated_again_not_trained(straight, data_file, capsys):
+  folder, metrics = straight
+  before = (folder / 'metrics.jsonl').read_text()
+  again = loop.train(config(data_file), folder)
+  assert again['AP'] == metrics['AP']
+  assert (folder / 'metrics.jsonl').read_text() == before
+  assert loop.evaluate(folder, 'best')['AP'] == metrics['AP']
+
+
+def test_a_stored_step_is_asked_for_by_name(straight):
+  with pytest.raises(ValueError, match=r'step=5 is not stored in .*; stored: \[4, 6\]'):
+    loop.evaluate(straight[0], '5')
+
+
+def test_evaluating_what_is_no_run_says_so(tmp_path):
+  with pytest.raises(FileNotFoundError, match='is not the folder of a run'):
+    loop.evaluate(tmp_path, 'newest')
+
+
+def test_a_folder_of_another_config_is_refused(straight, data_file):
+  c = config(data_file)
+  c.class_loss.beta = 1.0
+  c.seed = 3
+  with pytest.raises(ValueError, match='holds a run of another config') as error:
+    loop.train(c, straight[0])
+  assert 'class_loss.beta: stored 2.0, given 1.0' in str(error.value)
+  assert 'seed: stored 0, given 3' in str(error.value)
+
+
+def test_a_loaded_config_shares_box_and_score_with_the_model(straight, data_file):
+  loaded = run_folder.load_config(straight[0])
+  assert loaded.model.box is loaded.box
+  assert json.loads(loaded.to_json()) == json.loads(config(data_file).to_json())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data_file, tmp_path, monkeypatch):
+  c = config(data_file)
+  true = experiment.Experiment.initial_state
+
+  def poisoned(self):
+    state = true(self)
+    update = self.update
+    spoil = lambda step, x: jnp.where(step == 3, jnp.nan, x)
+
+    def spoiled(state, batch):
+      step = state.step + 0  # the state itself is donated
+      state, scalars = update(state, batch)
+      return state, scalars | {'loss_box': spoil(step, scalars['loss_box'])}
+
+    self.update = spoiled
+    return state
+
+  monkeypatch.setattr(experiment.Experiment, 'initial_state', poisoned)
+  with pytest.raises(FloatingPointError, match=r'step 4: .*loss_box=nan') as error:
+    loop.train(c, tmp_path)
+  run = experiment.Experiment(
+    c, experiment.data.load(c.data), experiment.DataParallel('jit')
+  )
+  ids = [batch_ids for number, batch_ids, _ in run.train_batches(0) if number == 4]
+  assert f'image ids of the batch: {ids[0].tolist()}' in str(error.value)
+  with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+    assert checkpoints.steps == [2]  # step 4 was due, but its loss was not finite
+
+
+def test_a_class_count_that_differs_is_refused(data_file, tmp_path):
+  c = config(data_file)
+  c.model.num_classes = 80
+  with pytest.raises(ValueError, match=r'num_classes=80, but the data has 3 classes'):
+    loop.train(c, tmp_path)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(data_file, tmp_path):
+  c = config(data_file)
+  c.batch_size = 12
+  with pytest.raises(ValueError, match='batch_size=12 cannot be split over 8 device'):
+    loop.train(c, tmp_path)
+
+
+def test_tensorboard_events_hold_the_scalars(tmp_path):
+  log = run_folder.MetricsLog(tmp_path, start_step=0, tensorboard=True)
+  log.write('train', 3, {'loss': 0.5})
+  log.close()
+  (events,) = (tmp_path / 'events').iterdir()
+  assert b'train/loss' in events.read_bytes()
