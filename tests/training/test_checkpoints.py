@@ -6,7 +6,6 @@ import pytest
 from gfl_jax.training import checkpoints
 from gfl_jax.training.checkpoints import Checkpoints, DamagedCheckpointError
 
-
 # Of several leaves that cannot be read, orbax waits for the first one's error alone.
 DAMAGED = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 

@@ -1,4 +1,4 @@
-"""Losses, gradients, five SGD steps of whole detectors: as the authors' code."""
+"""Whole detectors, as the authors' code: losses, gradients, SGD steps, detections."""
 
 import functools
 
@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from gfl_jax.deploy import weights
+from gfl_jax.evaluation import decode
 from gfl_jax.models import build_detector, frozen_mask, make_anchors
 from gfl_jax.ops import images
 from gfl_jax.training import objective, optimizer
@@ -19,6 +20,16 @@ NAMES = ('model_r18', 'model_r50')
 # weights and frozen norms amplifies it a hundred times more than a ResNet-18.
 GRADIENT_NOISE = {'model_r18': 2e-5, 'model_r50': 1e-3}
 TERMS = ('loss_class', 'loss_box', 'loss_edge')
+
+
+def network_input(arrays, config):
+  pixels = arrays['image_bgr_uint8'][None, ..., ::-1]
+  return images.normalize_images(
+    jnp.asarray(pixels),
+    jnp.asarray([pixels.shape[1:3]]),
+    mean=config.data.mean,
+    std=config.data.std,
+  )
 
 
 @functools.cache
@@ -40,12 +51,7 @@ def trained(name):
     'valid': np.ones((1, len(arrays['gt/labels'])), bool),
     'image_sizes': np.array([arrays['image_bgr_uint8'].shape[:2]]),
   }
-  image = images.normalize_images(
-    jnp.asarray(arrays['image_bgr_uint8'][None, ..., ::-1]),
-    jnp.asarray(batch['image_sizes']),
-    mean=config.data.mean,
-    std=config.data.std,
-  )
+  image = network_input(arrays, config)
   frozen = frozen_mask(config.model, variables['params'])
   sgd = optimizer.make_optimizer(config, optax.constant_schedule(rate), frozen)
 
@@ -115,3 +121,44 @@ def test_parameters_move_as_far_as_the_authors(name):
   np.testing.assert_allclose(np.linalg.norm(norms), np.linalg.norm(expected), rtol=1e-3)
   # Each alone after five steps of drift, like the losses: the smallest move 1e-4.
   np.testing.assert_allclose(norms, expected, rtol=2e-2, atol=0)
+
+
+@functools.cache
+def detections(name):
+  """Candidates before NMS and final detections, as numpy arrays of one image."""
+  arrays, config = golden.load(name), golden_weights.config(name)
+  size = arrays['image_bgr_uint8'].shape[:2]
+  detector, anchors = build_detector(config.model), make_anchors(config, size)
+  everything = config.copy_and_resolve_references()
+  everything.decode.update(nms_iou=1.0, max_detections=2000)
+
+  @jax.jit
+  def predict(variables, image):
+    predictions = detector.apply(variables, image)
+    sizes = jnp.array([size])
+    return [
+      decode.decode_detections(predictions, anchors, sizes, c)
+      for c in (everything, config)
+    ]
+
+  found = predict(golden_weights.variables(name), network_input(arrays, config))
+  return [jax.tree.map(lambda x: np.asarray(x[0]), part) for part in found]
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('stage', ['pre', 'final'])
+def test_detections_are_the_authors(name, stage):
+  arrays = golden.load(name)
+  found = detections(name)[stage == 'final']
+  ours = np.column_stack([found.classes, found.scores, found.boxes])[found.valid]
+  theirs = np.column_stack(
+    [arrays[f'det/{stage}/{key}'] for key in ('labels', 'scores', 'boxes')]
+  )
+  assert len(ours) == len(theirs)
+  # Neighbours in score may change places by rounding: each of theirs finds its own.
+  distance = np.abs(ours[:, None] - theirs[None]) * [1e6, 1e3, 1, 1, 1, 1]
+  nearest = distance.sum(axis=-1).argmin(axis=0)
+  assert sorted(nearest) == list(range(len(theirs)))
+  np.testing.assert_array_equal(ours[nearest, 0], theirs[:, 0])
+  np.testing.assert_allclose(ours[nearest, 1], theirs[:, 1], atol=1e-5, rtol=0)
+  np.testing.assert_allclose(ours[nearest, 2:], theirs[:, 2:], atol=1e-2, rtol=0)
