@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pathlib
 import sys
 
 # Eigen's convolutions instead of YNN's; and huge pages for the large temporaries that
@@ -9,6 +10,14 @@ import sys
 _XLA_FLAG = '--xla_cpu_experimental_ynn_fusion_type='
 _TUNABLE = 'glibc.malloc.hugetlb=1'
 _MARK = 'GFL_JAX_LAUNCHED'
+
+
+def use_compilation_cache(workdir: str | os.PathLike) -> None:
+  """Keeps compiled programs beside the run's folder, for its restarts and its kin."""
+  import jax
+
+  folder = pathlib.Path(workdir).absolute().parent / '.compilation_cache'
+  jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 def prepare_process() -> None:

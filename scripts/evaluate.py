@@ -18,7 +18,10 @@ def main(argv: list[str]) -> None:
   if _STEP.value not in ('newest', 'best') and not _STEP.value.isdigit():
     raise app.UsageError(f"--step={_STEP.value}: 'newest', 'best' or a number of steps")
   logging.set_verbosity(logging.WARNING)
+  from gfl_jax import launch
   from gfl_jax.training import loop
+
+  launch.use_compilation_cache(_RUN.value)
 
   metrics = loop.evaluate(_RUN.value, _STEP.value)
   for name, value in metrics.items():

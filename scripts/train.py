@@ -19,7 +19,10 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   logging.set_verbosity(logging.WARNING)
+  from gfl_jax import launch
   from gfl_jax.training import loop
+
+  launch.use_compilation_cache(_WORKDIR.value)
 
   loop.train(_CONFIG.value, _WORKDIR.value)
 

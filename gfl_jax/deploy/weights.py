@@ -3,6 +3,8 @@
 One table says what a leaf of ours is called there; import and export both follow it.
 """
 
+import os
+import pathlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -100,6 +102,59 @@ def to_mmdet(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     _torch_name(path): _to_torch(np.asarray(leaf))
     for collection in variables.values()
     for path, leaf in traverse_util.flatten_dict(collection, sep='/').items()
+  }
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The arrays of a weights file by their names there.
+
+  Args:
+    path: .npz, or .pth / .pt as torch saves it (needs the extra `torch`; nothing in
+      the file is executed).
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: another kind of file, or torch is not installed.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f'weights file {path} does not exist')
+  if path.suffix == '.npz':
+    with np.load(path, allow_pickle=False) as arrays:
+      return dict(arrays)
+  if path.suffix not in ('.pth', '.pt'):
+    raise ValueError(f'weights file {path} must end in .npz, .pth or .pt')
+  try:
+    import torch  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise ValueError(
+      f"reading {path} needs torch: pip install -e '.[torch]', or save it as .npz"
+    ) from error
+  loaded = torch.load(path, map_location='cpu', weights_only=True)
+  return {name: tensor.numpy() for name, tensor in loaded.items()}
+
+
+def load_backbone(variables: Mapping[str, Any], backbone_config: Any) -> dict[str, Any]:
+  """A detector's variables with the ImageNet weights that its config names.
+
+  Args:
+    variables: of the detector.
+    backbone_config: `model.backbone`; `pretrained` is a file of torchvision's weights.
+
+  Raises:
+    ValueError: a backbone that torchvision has no weights of; a file that does not fit.
+  """
+  if backbone_config.norm != 'frozen_batch_norm' or backbone_config.stem != 'conv7':
+    raise ValueError(
+      f'backbone.pretrained={backbone_config.pretrained!r} needs norm='
+      f"'frozen_batch_norm' and stem='conv7', not {backbone_config.norm!r} and"
+      f' {backbone_config.stem!r}'
+    )
+  state_dict = read_state_dict(backbone_config.pretrained)
+  backbone = from_torchvision_resnet(state_dict, backbone_config.depth)
+  return {
+    name: {**collection, 'backbone': backbone[name]}
+    for name, collection in variables.items()
   }
 
 

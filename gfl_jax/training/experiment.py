@@ -1,6 +1,7 @@
 """A config and a data set made into the parts of a run."""
 
 import itertools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,10 +9,13 @@ import jax
 import numpy as np
 
 from gfl_jax import data, models
+from gfl_jax.deploy import weights
 from gfl_jax.evaluation import evaluator
 from gfl_jax.training import optimizer as optimizers
 from gfl_jax.training import step
 from gfl_jax.training.parallel import DataParallel
+
+_LOG = logging.getLogger(__name__)
 
 
 class Experiment:
@@ -31,6 +35,13 @@ class Experiment:
     """State at step 0 on all devices; also makes the optimiser and the step."""
     config = self.config
     variables = models.init_variables(self.detector, jax.random.key(config.seed))
+    if config.model.backbone.pretrained:
+      variables = weights.load_backbone(variables, config.model.backbone)
+    elif config.model.backbone.norm == 'frozen_batch_norm':
+      _LOG.warning(
+        'Training with frozen BatchNorm from random weights will not get far: give'
+        " model.backbone.pretrained=FILE, or norm='group_norm'."
+      )
     schedule = optimizers.make_schedule(config, self.steps_per_epoch)
     frozen = models.frozen_mask(config.model, variables['params'])
     optimizer = optimizers.make_optimizer(config, schedule, frozen)

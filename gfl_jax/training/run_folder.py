@@ -42,8 +42,8 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
       write_whole(stored_file, json.dumps(now, indent=2))
 
 
-def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-  """The config of an existing run.
+def load_config(workdir: str | os.PathLike) -> Any:
+  """The config of an existing run, a locked ConfigDict.
 
   Raises:
     FileNotFoundError: the folder is not a run's.
