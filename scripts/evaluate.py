@@ -7,6 +7,8 @@ Prints the COCO metrics; writes eval/ and report.html of the run's folder.
 
 from absl import app, flags, logging
 
+from gfl_jax import launch
+
 _RUN = flags.DEFINE_string('run', None, "The run's folder.")
 _STEP = flags.DEFINE_string('step', 'newest', "'newest', 'best' or a number of steps.")
 
@@ -18,11 +20,9 @@ def main(argv: list[str]) -> None:
   if _STEP.value not in ('newest', 'best') and not _STEP.value.isdigit():
     raise app.UsageError(f"--step={_STEP.value}: 'newest', 'best' or a number of steps")
   logging.set_verbosity(logging.WARNING)
-  from gfl_jax import launch
   from gfl_jax.training import loop
 
   launch.use_compilation_cache(_RUN.value)
-
   metrics = loop.evaluate(_RUN.value, _STEP.value)
   for name, value in metrics.items():
     print(
@@ -31,8 +31,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  from gfl_jax import launch
-
   flags.mark_flags_as_required(['run'])
   launch.prepare_process()
   app.run(main)

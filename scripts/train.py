@@ -10,6 +10,8 @@ report.html.
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from gfl_jax import launch
+
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config.')
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder, made if missing.")
 
@@ -19,17 +21,13 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   logging.set_verbosity(logging.WARNING)
-  from gfl_jax import launch
   from gfl_jax.training import loop
 
   launch.use_compilation_cache(_WORKDIR.value)
-
   loop.train(_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == '__main__':
-  from gfl_jax import launch
-
   launch.prepare_process()
   flags.mark_flags_as_required(['config', 'workdir'])
   app.run(main)
