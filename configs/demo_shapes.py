@@ -11,9 +11,9 @@ from configs import gfl_r50_fpn_1x_coco
 def get_config() -> ml_collections.ConfigDict:
   """A small network with the recipe's losses."""
   c = gfl_r50_fpn_1x_coco.get_config()
-  c.epochs = 10.0
+  c.epochs = 12.0
   c.ema_decay = 0.99
-  c.eval_every_epochs = 2.5
+  c.eval_every_epochs = 3.0
   c.data.update(
     name='ambiguous_shapes',
     num_train=2400,
