@@ -4,7 +4,8 @@ Every sum here is taken over the whole batch of all devices before it is used as
 divisor, so a batch gives the same loss and the same gradients however it is split.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -208,8 +209,7 @@ def loss_and_sums(
   """
   matched, on_image = assign(batch, anchors, config)
   positives = gather_positives(matched, batch, anchors, _capacity(matched, config))
-  class_logits = _rows(predictions.class_logits, positives)
-  weights = box_weights(class_logits, positives.used)
+  weights = box_weights(_rows(predictions.class_logits, positives), positives.used)
   if normalizers is None:
     normalizers = _normalizers(matched, weights)
     if axis_name:
@@ -222,7 +222,10 @@ def loss_and_sums(
   # A positive beyond the capacity has no quality target: it is left out, and counted.
   rank = jnp.cumsum(matched.reshape(-1) >= 0).reshape(matched.shape)
   trained = on_image & ((matched < 0) | (rank <= positives.rows.shape[0]))
-  class_sum = _class_term(predictions, class_logits, positives, iou, trained, config)
+  class_loss = choose(CLASS_LOSSES, config.class_loss.kind, 'class_loss.kind')
+  class_sum = _class_sum(
+    class_loss(config.class_loss), predictions.class_logits, positives, iou, trained
+  )
 
   sums = {
     'loss_class': config.class_loss.weight * class_sum / normalizers.num_positives,
@@ -300,20 +303,49 @@ def _box_terms(box_logits, positives, weights, config):
   return box_sum, edge_sum, iou, clamped
 
 
-def _class_term(predictions, class_logits, positives, iou, trained, config):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _class_sum(class_loss: Callable, logits, positives, quality, trained):
   """Sum of the class loss over all anchors marked as trained.
 
   First as if every anchor were background, in one pass over the logits with a target
   that is a constant; then the few entries that are positive are put right. A dense
   target would cost a second array of the logits' size.
+
+  The gradient is a second pass that computes all of it again: kept from the first, its
+  parts would be four arrays of the logits' size, now it is written in its final place.
   """
-  class_loss = choose(CLASS_LOSSES, config.class_loss.kind, 'class_loss.kind')
-  class_loss = class_loss(config.class_loss)
-  logits = predictions.class_logits
   background = class_loss(logits, jnp.zeros_like(logits)).sum(axis=-1)
-  at_class = jnp.take_along_axis(class_logits, positives.labels[:, None], axis=1)
-  correction = class_loss(at_class, iou[:, None]) - class_loss(
-    at_class, jnp.zeros_like(at_class)
-  )
-  correction = jnp.where(positives.used, correction[:, 0], 0.0)
+  at_class = _at_class(logits, positives)
+  as_background = class_loss(at_class, jnp.zeros_like(at_class))
+  correction = class_loss(at_class, quality) - as_background
+  correction = jnp.where(positives.used, correction, 0.0)
   return jnp.where(trained, background, 0.0).sum() + correction.sum()
+
+
+def _class_sum_forward(class_loss, *arguments):
+  return _class_sum(class_loss, *arguments), arguments
+
+
+def _class_sum_backward(class_loss, arguments, cotangent):
+  logits, positives, quality, trained = arguments
+  # Without the barrier the compiler would find what both passes share, and keep it.
+  logits, cotangent = jax.lax.optimization_barrier((logits, cotangent))
+
+  def slope(logits, quality, weights):
+    _, pull = jax.vjp(lambda x: class_loss(x, quality), logits)
+    return pull(jnp.broadcast_to(weights, logits.shape))[0]
+
+  weights = jnp.where(trained, cotangent, 0.0)[..., None]
+  gradient = slope(logits, jnp.zeros_like(logits), weights)
+  at_class = slope(_at_class(logits, positives), quality, cotangent)
+  where = gradient.reshape(-1, gradient.shape[-1]).at[positives.rows, positives.labels]
+  return where.set(at_class, mode='drop').reshape(logits.shape), None, None, None
+
+
+_class_sum.defvjp(_class_sum_forward, _class_sum_backward)
+
+
+def _at_class(logits, positives):
+  """[K] logit of each positive at the class of its box; 0 in unused rows."""
+  flat = logits.reshape(-1, logits.shape[-1])
+  return flat.at[positives.rows, positives.labels].get(mode='fill', fill_value=0)
