@@ -1,0 +1,205 @@
+"""Cases of benchmark.py that run on the host: input, evaluation, process settings."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from benchmark_cases import Options, interleaved, random_boxes, spread
+from PIL import Image
+
+from configs import gfl_r50_fpn_1x_coco
+from gfl_jax import data
+from gfl_jax.evaluation import coco_metrics
+from gfl_jax.evaluation.decode import Detections
+
+BATCH_SIZE = 16
+BATCHES = 8  # timed at once, so that the pipeline's own buffers do not count
+
+
+def read_input(options: Options) -> Iterator[dict]:
+  """Training batches of a coco_folder made on the spot, streamed and cached."""
+  with tempfile.TemporaryDirectory() as folder:
+    _write_photographs(Path(folder))
+    batches = {}
+    for name in ('read', 'cached'):
+      config = gfl_r50_fpn_1x_coco.get_config().data
+      config.update(name='coco_folder', path=folder, data_dir=f'{folder}/prepared')
+      config.update(canvas=(512, 512), short_side=(512, 512), max_long_side=512)
+      config.cache = name == 'cached'
+      batches[name] = data.load(config).train_batches(BATCH_SIZE, seed=0)
+    for name, source in batches.items():
+      run = lambda source=source: list(itertools.islice(source, BATCHES))
+      times = interleaved({name: run}, options.repeats)[name]
+      images = BATCHES * BATCH_SIZE
+      yield {
+        'variant': f'{name}, {images} images',
+        **times,
+        'images_per_s': round(images / times['median_ms'] * 1e3, 1),
+      }
+
+
+def _write_photographs(folder: Path, *, count: int = 256, distinct: int = 16) -> None:
+  """A folder in COCO form; 640 x 480 noise with a photograph's 1/f spectrum."""
+  rng = np.random.default_rng(0)
+  (folder / 'images').mkdir()
+  (folder / 'annotations').mkdir()
+  for i in range(distinct):
+    file = io.BytesIO()
+    Image.fromarray(_pink_noise(rng, 480, 640)).save(file, 'jpeg', quality=90)
+    for image_id in range(i, count, distinct):
+      (folder / 'images' / f'{image_id}.jpg').write_bytes(file.getvalue())
+  boxes = random_boxes(rng, (480, 640), (count, 7)).astype(float)
+  boxes[..., 2:] -= boxes[..., :2]
+  images = [{'id': i, 'file_name': f'{i}.jpg'} for i in range(count)]
+  annotations = [
+    {'image_id': i, 'category_id': 1, 'bbox': box.tolist()}
+    for i in range(count)
+    for box in boxes[i]
+  ]
+  categories = [{'id': 1, 'name': 'thing'}]
+  whole = dict(images=images, annotations=annotations, categories=categories)
+  first = dict(images=images[:1], annotations=annotations[:7], categories=categories)
+  for split, content in (('train', whole), ('val', first)):
+    path = folder / 'annotations' / f'instances_{split}.json'
+    path.write_text(json.dumps(content))
+
+
+def _pink_noise(rng, height: int, width: int) -> np.ndarray:
+  frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+  frequency[0, 0] = np.inf
+  white = np.fft.rfft2(rng.normal(size=(height, width, 3)), axes=(0, 1))
+  noise = np.fft.irfft2(white / frequency[..., None], (height, width), axes=(0, 1))
+  return np.clip(128 + 50 * noise / noise.std(), 0, 255).astype(np.uint8)
+
+
+def evaluate(options: Options) -> Iterator[dict]:
+  """COCO metrics of detections that are jittered ground truth and chance finds."""
+  truth, detections, image_ids = _evaluation_set(5000, 100, 80)
+  category_ids = range(1, 81)
+  results = coco_metrics.to_coco_results(detections, image_ids, category_ids)
+  metrics: dict = {}
+
+  def convert():
+    coco_metrics.to_coco_results(detections, image_ids, category_ids)
+
+  def measure():
+    metrics.update(coco_metrics.evaluate_detections(truth, results))
+
+  calls = {'to COCO form': convert, 'metrics': measure}
+  for name, times in interleaved(calls, options.repeats).items():
+    yield {'variant': name, **times} | (
+      {'AP': round(metrics['AP'], 4)} if name == 'metrics' else {}
+    )
+  if options.oracle:
+    start = time.perf_counter()
+    expected = _pycocotools(truth, results)
+    seconds = time.perf_counter() - start
+    got = [metrics[name] for name in coco_metrics.METRICS]
+    yield {
+      'variant': 'pycocotools',
+      **spread([seconds]),
+      'largest_difference': float(np.abs(np.array(got) - expected).max()),
+    }
+
+
+def _evaluation_set(num_images: int, num_detections: int, num_classes: int):
+  """Ground truth as a COCO json's dict; detections [N, D]; ids of the N images."""
+  rng = np.random.default_rng(0)
+  canvas, num_boxes = (480, 640), 7
+  boxes = random_boxes(rng, canvas, (num_images, num_boxes))
+  classes = rng.integers(0, num_classes, (num_images, num_boxes))
+  # Each box is found 4 times, the nearer the higher its score.
+  found = random_boxes(rng, canvas, (num_images, num_detections))
+  found_classes = rng.integers(0, num_classes, found.shape[:2])
+  scores = rng.uniform(0.05, 0.5, found.shape[:2])
+  sides = np.tile(boxes[..., 2:] - boxes[..., :2], 2)
+  for i in range(4):
+    part = slice(i * num_boxes, (i + 1) * num_boxes)
+    error = rng.uniform(0, 0.3, (*boxes.shape[:2], 1))
+    found[:, part] = boxes + error * sides * rng.uniform(-1, 1, boxes.shape)
+    found_classes[:, part] = classes
+    scores[:, part] = 1 - error[..., 0] * rng.uniform(0.5, 3, error.shape[:2])
+  order = np.argsort(-scores, axis=1)
+  sort = lambda x: np.take_along_axis(
+    x, order.reshape(x.shape[:2] + (1,) * (x.ndim - 2)), 1
+  )
+  valid = np.ones(order.shape, bool)
+  detections = Detections(
+    sort(found), sort(scores), sort(found_classes), valid, sides, order
+  )
+  boxes = boxes.astype(float)
+  annotations = [
+    {
+      'id': i * num_boxes + j + 1,
+      'image_id': i,
+      'category_id': int(classes[i, j]) + 1,
+      'bbox': [x0, y0, x1 - x0, y1 - y0],
+      'area': (x1 - x0) * (y1 - y0),
+      'iscrowd': 0,
+    }
+    for i in range(num_images)
+    for j, (x0, y0, x1, y1) in enumerate(boxes[i].tolist())
+  ]
+  truth = {
+    'images': [{'id': i, 'height': 480, 'width': 640} for i in range(num_images)],
+    'annotations': annotations,
+    'categories': [{'id': c + 1, 'name': f'class {c}'} for c in range(num_classes)],
+  }
+  return truth, detections, np.arange(num_images)
+
+
+def _pycocotools(truth: dict, results: list[dict]) -> np.ndarray:
+  """The 12 numbers."""
+  from pycocotools.coco import COCO
+  from pycocotools.cocoeval import COCOeval
+
+  with contextlib.redirect_stdout(io.StringIO()):
+    coco = COCO()
+    coco.dataset = {'info': {}, **truth}
+    coco.createIndex()
+    evaluation = COCOeval(coco, coco.loadRes(results), 'bbox')
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+  return evaluation.stats
+
+
+def switches(options: Options) -> Iterator[dict]:
+  """step/demo in fresh processes: this process's settings, each alone, and none.
+
+  Twice, in opposite orders, because the machine may grow slower or faster meanwhile.
+  """
+  names = ('GLIBC_TUNABLES', 'XLA_FLAGS')
+  kept = [names, names[:1], names[1:], ()]
+  for setting in [*kept, *reversed(kept)]:
+    environment = {
+      k: v for k, v in os.environ.items() if k not in names or k in setting
+    }
+    code = 'import benchmark; from absl import app; app.run(benchmark.main)'
+    done = subprocess.run(
+      [sys.executable, '-c', code, 'step/demo', f'--repeats={options.repeats}'],
+      cwd=Path(__file__).parent,
+      env=environment,
+      stdout=subprocess.PIPE,
+      text=True,
+      check=True,
+    )
+    line = json.loads(done.stdout.splitlines()[-1])
+    given = ' '.join(f'{name}={os.environ.get(name, "")}' for name in setting)
+    yield line | {'case': 'switches', 'variant': given or 'neither'}
+
+
+CASES: dict[str, Callable[[Options], Iterator[dict]]] = {
+  'input': read_input,
+  'evaluate': evaluate,
+  'switches': switches,
+}
