@@ -1,12 +1,16 @@
 """TFDS records, streamed and cached: the same batches, from any step."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.object_detection import coco as tfds_coco
 
 from gfl_jax import data
-from gfl_jax.data import scenes
+from gfl_jax.data import coco, scenes
 from tests.data import sets
 
 
@@ -152,9 +156,64 @@ def test_coco_2017_must_be_prepared_by_its_user(tmp_path):
     data.load(sets.config(name='coco/2017', data_dir=str(tmp_path)))
 
 
-def test_ids_of_coco_2017():
-  from gfl_jax.data import coco
+def test_coco_2017_as_tfds_prepares_it(tmp_path):
+  """The official builder's own code writes two splits of two images; we read them."""
+  coco_ids = coco.COCO_CATEGORY_IDS
+  categories = [{'id': i, 'name': f'class {i}'} for i in coco_ids]
+  for name in ('train2017', 'val2017'):
+    (tmp_path / name).mkdir()
+    images = []
+    for number in (1, 2):
+      Image.new('RGB', (80, 60)).save(tmp_path / name / f'{number}.jpg')
+      file = {'id': number, 'file_name': f'{number}.jpg', 'width': 80, 'height': 60}
+      images.append(file)
+    boxes = [  # image 1 alone has boxes: of class 79 (id 90), and a crowd of id 13
+      {'id': 7, 'bbox': [10, 20, 30, 25.5], 'category_id': 90, 'iscrowd': 0},
+      {'id': 8, 'bbox': [0, 0, 80, 60], 'category_id': 13, 'iscrowd': 1},
+    ]
+    annotations = [b | {'image_id': 1, 'area': 100.0} for b in boxes]
+    (tmp_path / 'annotations').mkdir(exist_ok=True)
+    (tmp_path / 'annotations' / f'instances_{name}.json').write_text(
+      json.dumps(
+        {'images': images, 'annotations': annotations, 'categories': categories}
+      )
+    )
 
+  with tfds.core.registered.skip_registration():
+
+    class Coco(tfds_coco.Coco):
+      def _split_generators(self, dl_manager):
+        return {
+          split: self._generate_examples(
+            image_dir=str(tmp_path),
+            annotation_dir=str(tmp_path),
+            split_name=name,
+            annotation_type=tfds_coco.AnnotationType.BBOXES,
+            panoptic_dir=None,
+          )
+          for split, name in (('train', 'train2017'), ('validation', 'val2017'))
+        }
+
+  data_dir = str(tmp_path / 'datasets')
+  Coco(config='2017', data_dir=data_dir).download_and_prepare()
+
+  found = data.load(sets.config(name='coco/2017', data_dir=data_dir))
+  assert (found.num_train, found.num_eval) == (1, 2)
+  assert found.category_ids == coco_ids and len(found.class_names) == 80
+  batch = next(found.eval_batches(2))
+  first = batch['image_ids'].tolist().index(1)
+  assert batch['valid'].sum(axis=1).tolist() == [[1, 0], [0, 1]][first]
+  assert batch['labels'][first, 0] == 79
+  scale = np.tile(batch['scales'][first], 2)
+  np.testing.assert_allclose(
+    batch['boxes'][first, 0] / scale, [10, 20, 40, 45.5], atol=1e-4
+  )
+  truth = found.ground_truth()
+  assert sorted(a['category_id'] for a in truth['annotations']) == [13, 90]
+  assert sum(a['iscrowd'] for a in truth['annotations']) == 1
+
+
+def test_ids_of_coco_2017():
   assert len(coco.COCO_CATEGORY_IDS) == 80
   assert [coco.COCO_CATEGORY_IDS[i] for i in (0, 11, 12, 79)] == [1, 13, 14, 90]
 
