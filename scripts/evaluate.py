@@ -24,10 +24,9 @@ def main(argv: list[str]) -> None:
 
   launch.use_compilation_cache(_RUN.value)
   metrics = loop.evaluate(_RUN.value, _STEP.value)
-  for name, value in metrics.items():
-    print(
-      f'{name:12} {value:.3f}' if isinstance(value, float) else f'{name:12} {value}'
-    )
+  per_class = metrics.pop('per_class')
+  for name, value in [*metrics.items(), *per_class.items()]:
+    print(f'{name:20}', f'{value:.3f}' if isinstance(value, float) else value)
 
 
 if __name__ == '__main__':
