@@ -82,9 +82,10 @@ def _check_detections(ground_truth: dict, detections: list[dict]) -> None:
         f'detections have an unknown {field}: {unknown[:10]} ({len(unknown)} in all); '
         'they must come from the data set of the ground truth'
       )
-  for detection in detections:
-    if not np.isfinite([*detection['bbox'], detection['score']]).all():
-      raise ValueError(f'a detection is not finite: {detection}')
+  numbers = np.array([(*d['bbox'], d['score']) for d in detections]).reshape(-1, 5)
+  finite = np.isfinite(numbers).all(axis=1)
+  if not finite.all():
+    raise ValueError(f'a detection is not finite: {detections[finite.argmin()]}')
 
 
 def to_coco_results(
