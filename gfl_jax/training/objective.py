@@ -70,12 +70,15 @@ def choose(choices: Mapping[str, Any], kind: str, field: str) -> Any:
 
 def assign(
   batch: Mapping[str, Any], anchors: points.Points, config
-) -> tuple[Int[Array, 'b a'], Bool[Array, 'b a']]:
+) -> tuple[Int[Array, 'b a'], Int[Array, '']]:
   """Matches every anchor of a batch.
 
+  An anchor is ignored if it lies beyond its own image (padded to a multiple of 32), or
+  if it is a positive beyond `box_loss.max_positives_per_image`, in anchor order.
+
   Returns:
-    matched [B, A]: index of the box, -1 background, -2 ignored; and [B, A], whether
-    the anchor lies on its own image (padded to a multiple of 32) and so is trained.
+    matched [B, A]: index of the box, -1 background, -2 ignored; and the number of
+    positives beyond the limit.
   """
   assigner = choose(ASSIGNERS, config.assignment.kind, 'assignment.kind')
   assigner = assigner(config.assignment)
@@ -85,7 +88,9 @@ def assign(
     return assigner(image_boxes, valid, anchors, point_valid=point_valid).matched
 
   matched = jax.vmap(one_image)(batch['boxes'], batch['valid'], on_image)
-  return matched, on_image
+  rank = jnp.cumsum(matched >= 0, axis=1)
+  dropped = (matched >= 0) & (rank > config.box_loss.max_positives_per_image)
+  return jnp.where(dropped, assignment.IGNORED, matched), dropped.sum()
 
 
 def gather_positives(
@@ -94,7 +99,7 @@ def gather_positives(
   anchors: points.Points,
   capacity: int,
 ) -> Positives:
-  """The first `capacity` positive anchors of a batch, in anchor order.
+  """The positive anchors of a batch, at most `capacity`, in anchor order.
 
   Box and edge losses cost work for each row, and fewer than one anchor in a hundred
   is positive: the gathered form needs half the time and a third of the memory.
@@ -207,7 +212,7 @@ def loss_and_sums(
     This part's share of the loss, and sums: over all parts, shares (and so their
     gradients) and sums add up to those of the whole batch.
   """
-  matched, on_image = assign(batch, anchors, config)
+  matched, num_dropped = assign(batch, anchors, config)
   positives = gather_positives(matched, batch, anchors, _capacity(matched, config))
   weights = box_weights(_rows(predictions.class_logits, positives), positives.used)
   if normalizers is None:
@@ -219,9 +224,7 @@ def loss_and_sums(
   box_sum, edge_sum, iou, clamped = _box_terms(
     _rows(predictions.box_logits, positives), positives, weights, config
   )
-  # A positive beyond the capacity has no quality target: it is left out, and counted.
-  rank = jnp.cumsum(matched.reshape(-1) >= 0).reshape(matched.shape)
-  trained = on_image & ((matched < 0) | (rank <= positives.rows.shape[0]))
+  trained = matched != assignment.IGNORED
   class_loss = choose(CLASS_LOSSES, config.class_loss.kind, 'class_loss.kind')
   class_sum = _class_sum(
     class_loss(config.class_loss), predictions.class_logits, positives, iou, trained
@@ -240,7 +243,7 @@ def loss_and_sums(
     'positives': num_used,
     'positive_iou': iou.sum(),
     'clamped_targets': clamped,
-    'dropped_positives': (matched >= 0).sum() - num_used,
+    'dropped_positives': num_dropped,
     'dropped_boxes': batch['dropped_boxes'].sum() if 'dropped_boxes' in batch else 0,
   }
   return loss, {k: jnp.asarray(v, jnp.float32) for k, v in sums.items()}

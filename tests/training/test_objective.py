@@ -176,24 +176,35 @@ def test_extreme_logits_stay_finite(scale):
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
-def test_positives_beyond_the_capacity_are_left_out_and_counted():
+def test_positives_beyond_an_images_limit_are_left_out_and_counted():
   config, batch = tiny.config(), tiny.batch()
   predictions, anchors = random_predictions(config, batch)
-  matched, _ = objective.assign(batch, anchors, config)
-  num_positives = int((matched >= 0).sum())
-  config.box_loss.max_positives_per_image = 1  # 8 rows for the batch
-  assert num_positives > 8
+  matched, none_dropped = objective.assign(batch, anchors, config)
+  positive = np.asarray(matched) >= 0
+  config.box_loss.max_positives_per_image = 2
+  kept = positive & (positive.cumsum(axis=1) <= 2)
+  assert none_dropped == 0 and kept.sum() < positive.sum()
 
   def loss(predictions):
     return objective.detection_loss(predictions, batch, anchors, config)
 
   (_, scalars), gradient = jax.value_and_grad(loss, has_aux=True)(predictions)
-  assert scalars['dropped_positives'] == num_positives - 8
-  rows = np.flatnonzero(np.asarray(matched).ravel() >= 0)
-  of_row = lambda x: np.asarray(x).reshape(matched.size, -1)
-  assert np.all(np.any(of_row(gradient.box_logits)[rows[:8]], axis=1))
+  assert scalars['dropped_positives'] == positive.sum() - kept.sum()
+  assert np.all(np.any(gradient.box_logits[kept], axis=(1, 2)))
   for leaf in (gradient.box_logits, gradient.class_logits):
-    assert not np.any(of_row(leaf)[rows[8:]])
+    assert not np.any(leaf[positive & ~kept])
+  # Each image by itself: the loss of the whole is made of the losses of its parts.
+  parts = [
+    objective.loss_and_sums(
+      jax.tree.map(lambda x, i=i: x[i : i + 1], predictions),
+      {name: x[i : i + 1] for name, x in batch.items()},
+      anchors,
+      config,
+      normalizers=objective.local_normalizers(predictions, batch, anchors, config),
+    )[0]
+    for i in range(8)
+  ]
+  np.testing.assert_allclose(sum(parts), scalars['loss'], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
