@@ -13,6 +13,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 METRIC = 'AP'
 NOT_EVALUATED = -1.0
+# A file that cannot be reached or held now may be whole: no reason to go back.
+_NOT_DAMAGE = (MemoryError, PermissionError, TimeoutError)
 _LOG = logging.getLogger(__name__)
 
 
@@ -99,6 +101,8 @@ class Checkpoints:
     try:
       stored = self._manager.item_metadata(step)['state']
       stored = {x.name: x for x in jax.tree.leaves(stored.tree)}
+    except _NOT_DAMAGE:
+      raise
     except Exception as error:  # whatever orbax's file layers raise
       raise DamagedCheckpointError(f'step {step}: {str(error)[:300]}') from error
     _check_same(stored, _named(abstract), step)
@@ -110,6 +114,8 @@ class Checkpoints:
           checksums=ocp.args.JsonRestore(),
         ),
       )
+    except _NOT_DAMAGE:
+      raise
     except Exception as error:
       raise DamagedCheckpointError(f'step {step}: {str(error)[:300]}') from error
     found = _checksums(restored['state'])
@@ -146,9 +152,12 @@ class Checkpoints:
     return None
 
   def _put_aside(self, step: int) -> None:
-    aside = self._folder.parent / 'damaged'
-    aside.mkdir(exist_ok=True)
-    (self._folder / str(step)).rename(aside / str(step))
+    if jax.process_index() == 0:
+      aside = self._folder.parent / 'damaged'
+      aside.mkdir(exist_ok=True)
+      number = len(list(aside.glob(f'{step}.*')))
+      (self._folder / str(step)).rename(aside / f'{step}.{number}')
+    ocp.multihost.sync_global_processes(f'put_aside_{step}')
     self._manager.reload()
 
 

@@ -31,13 +31,18 @@ class Experiment:
     self.detector = models.build_detector(config.model)
     self.predict = devices.predict(evaluator.make_predict(self.detector, config))
 
-  def initial_state(self) -> step.TrainState:
-    """State at step 0 on all devices; also makes the optimiser and the step."""
+  def initial_state(self, *, pretrained: bool = True) -> step.TrainState:
+    """State at step 0 on all devices; also makes the optimiser and the step.
+
+    Args:
+      pretrained: False if the state is only the form that a stored one is read into:
+        then the file of `model.backbone.pretrained` is not needed.
+    """
     config = self.config
     variables = models.init_variables(self.detector, jax.random.key(config.seed))
-    if config.model.backbone.pretrained:
+    if pretrained and config.model.backbone.pretrained:
       variables = weights.load_backbone(variables, config.model.backbone)
-    elif config.model.backbone.norm == 'frozen_batch_norm':
+    elif pretrained and config.model.backbone.norm == 'frozen_batch_norm':
       _LOG.warning(
         'Training with frozen BatchNorm from random weights will not get far: give'
         " model.backbone.pretrained=FILE, or norm='group_norm'."
@@ -91,6 +96,33 @@ class Experiment:
       workdir=workdir,
       step=number,
     )
+
+
+def check_config(config) -> None:
+  """Raises a ValueError for numbers that cannot be meant, before anything is begun."""
+  at_least_one = {
+    'batch_size': config.batch_size,
+    'accumulate': config.accumulate,
+    'log_every_steps': config.log_every_steps,
+    'checkpoint_every_steps': config.checkpoint_every_steps,
+    'data.max_boxes': config.data.max_boxes,
+    'decode.max_detections': config.decode.max_detections,
+    'decode.candidates_per_level': config.decode.candidates_per_level,
+    'box_loss.max_positives_per_image': config.box_loss.max_positives_per_image,
+  }
+  positive = {'epochs': config.epochs, 'eval_every_epochs': config.eval_every_epochs}
+  fractions = {
+    'ema_decay': config.ema_decay,
+    'decode.nms_iou': config.decode.nms_iou,
+    'decode.score_threshold': config.decode.score_threshold,
+  }
+  problems = [f'{k}={v} must be at least 1' for k, v in at_least_one.items() if v < 1]
+  problems += [f'{k}={v} must be above 0' for k, v in positive.items() if v <= 0]
+  problems += [
+    f'{k}={v} must be from 0 to 1' for k, v in fractions.items() if not 0 <= v <= 1
+  ]
+  if problems:
+    raise ValueError('the config cannot run: ' + '; '.join(problems))
 
 
 def check_classes(config, dataset) -> None:

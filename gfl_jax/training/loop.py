@@ -11,7 +11,7 @@ from gfl_jax import data
 from gfl_jax.evaluation import report
 from gfl_jax.training import run_folder
 from gfl_jax.training.checkpoints import Checkpoints
-from gfl_jax.training.experiment import Experiment
+from gfl_jax.training.experiment import Experiment, check_config
 from gfl_jax.training.monitor import Monitor
 from gfl_jax.training.parallel import DataParallel
 
@@ -32,14 +32,15 @@ def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
     ValueError: a config that cannot run, or another run's folder.
     FloatingPointError: the loss became nan or infinite.
   """
+  check_config(config)
   devices = DataParallel(config.parallel)
   devices.check_batch_size(config.batch_size, config.accumulate)
   run_folder.open_run(workdir, config)
   run = Experiment(config, data.load(config.data), devices)
-  state = run.initial_state()
-  _LOG.info('%s', run.description(state))
 
   with Checkpoints(pathlib.Path(workdir) / 'checkpoints') as checkpoints:
+    state = run.initial_state(pretrained=not checkpoints.steps)
+    _LOG.info('%s', run.description(state))
     restored = checkpoints.restore_newest(state)
     state, first_step = restored or (state, 0)
     if restored:
@@ -51,12 +52,12 @@ def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
         monitor.add(number, scalars, image_ids)
         evaluate_now = number % run.eval_every == 0 or number == run.num_steps
         if evaluate_now:
-          monitor.flush()  # a state whose loss was not finite is never saved
+          monitor.settle()  # a state whose loss was not finite is never saved
           metrics = run.evaluate(state, workdir, number)
           monitor.evaluated(number, metrics)
           checkpoints.save(number, state, metrics)
         elif number % config.checkpoint_every_steps == 0:
-          monitor.flush()
+          monitor.settle()
           checkpoints.save(number, state)
     checkpoints.wait()
   if metrics is None:
@@ -80,6 +81,7 @@ def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
   Raises:
     FileNotFoundError: not the folder of a run.
     ValueError: no such step is stored.
+    DamagedCheckpointError: it is stored, but cannot be read.
   """
   config = run_folder.load_config(workdir)
   run = Experiment(config, data.load(config.data), DataParallel(config.parallel))
@@ -89,7 +91,7 @@ def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
     number = named[which] if which in named else int(which)
     if number not in stored:
       raise ValueError(f'step={which} is not stored in {workdir}; stored: {stored}')
-    state = checkpoints.restore(run.initial_state(), number)
+    state = checkpoints.restore(run.initial_state(pretrained=False), number)
   metrics = run.evaluate(state, workdir, number)
   if jax.process_index() == 0:
     report.write_report(workdir)

@@ -37,7 +37,7 @@ class Monitor:
 
   def __exit__(self, *error) -> None:
     if error == (None, None, None):
-      self.flush()
+      self.settle()
     self._bar.close()
     self._log.close()
 
@@ -50,11 +50,23 @@ class Monitor:
       FloatingPointError: a loss or gradient that is not finite; names the step, the
         loss terms and the images of the batch.
     """
-    self.flush()
+    self._read_pending()
     self._pending = (step, scalars, image_ids)
 
-  def flush(self) -> None:
-    """Reads the numbers of the newest step; raises as `add` does."""
+  def settle(self) -> None:
+    """Reads the newest step and writes a line up to it, before a checkpoint of it.
+
+    So a run that goes on from the checkpoint writes the lines of one never stopped.
+
+    Raises:
+      FloatingPointError: as `add`.
+    """
+    last_step = self._pending[0] if self._pending else 0
+    self._read_pending()
+    if self._since_log:
+      self._write(last_step)
+
+  def _read_pending(self) -> None:
     if self._pending is None:
       return
     step, scalars, image_ids = self._pending
@@ -73,7 +85,7 @@ class Monitor:
     self._clock = self._clock or (step, time.perf_counter())
     self._since_log.append(numbers)
     self._bar.update(1)
-    if step % self._config.log_every_steps == 0 or step == self._run.num_steps:
+    if step % self._config.log_every_steps == 0:
       self._write(step)
 
   def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
   During warm-up the rate is multiplied by a factor that grows linearly from
   `schedule.warmup_ratio` at step 0 to 1 at `schedule.warmup_steps`. After it, 'step'
   multiplies by `decay_factor` at the end of each epoch in `decay_epochs`; 'cosine'
-  falls to `final_ratio` of the rate at the last step; 'constant' stays.
+  falls to `final_ratio` of the rate at the end of the last step; 'constant' stays.
 
   Args:
     config: an experiment's config (`optimizer.learning_rate`, `schedule`, `epochs`).
@@ -22,10 +22,10 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
   """
   schedule, rate = config.schedule, config.optimizer.learning_rate
   if schedule.kind == 'step':
-    boundaries = {
-      round(epoch * steps_per_epoch): schedule.decay_factor
-      for epoch in schedule.decay_epochs
-    }
+    boundaries: dict[int, float] = {}
+    for epoch in schedule.decay_epochs:  # two of them may fall on one step
+      step = round(epoch * steps_per_epoch)
+      boundaries[step] = boundaries.get(step, 1.0) * schedule.decay_factor
     decay = optax.piecewise_constant_schedule(1.0, boundaries)
   elif schedule.kind == 'cosine':
     num_steps = num_train_steps(config, steps_per_epoch)

@@ -22,10 +22,12 @@ class DataParallel:
     """Takes `mode` 'jit' or 'pmap' and, by default, all devices.
 
     Raises:
-      ValueError: a mode that does not exist.
+      ValueError: a mode that does not exist, or pmap on several hosts.
     """
     if mode not in MODES:
       raise ValueError(f'parallel={mode!r} is not one of {list(MODES)}')
+    if mode == 'pmap' and jax.process_count() > 1:
+      raise ValueError("parallel='pmap' runs on one host; on several give 'jit'")
     self.mode = mode
     self.devices = jax.devices() if devices is None else list(devices)
     auto = (jax.sharding.AxisType.Auto,)
@@ -52,7 +54,13 @@ class DataParallel:
     return jax.device_put(tree, jax.NamedSharding(self.mesh, jax.P()))
 
   def split(self, batch: Mapping[str, np.ndarray]) -> Any:
-    """This host's rows of a batch as global arrays, split over the devices."""
+    """This host's rows of a batch as global arrays, split over the devices.
+
+    Under pmap their first axis is the devices, the second a device's rows.
+    """
+    if self.mode == 'pmap':
+      by_device = lambda x: x.reshape(self.num_devices, -1, *x.shape[1:])
+      batch = jax.tree.map(by_device, dict(batch))
     sharding = jax.NamedSharding(self.mesh, jax.P(AXIS))
     put = lambda x: jax.make_array_from_process_local_data(sharding, x)
     return jax.tree.map(put, dict(batch))
@@ -63,7 +71,7 @@ class DataParallel:
       return jax.jit(
         self._shard_map(step, out_specs=(jax.P(), jax.P())), donate_argnums=0
       )
-    mapped = jax.pmap(
+    return jax.pmap(
       step,
       AXIS,
       in_axes=(None, 0),
@@ -71,7 +79,6 @@ class DataParallel:
       devices=self.devices,
       donate_argnums=0,
     )
-    return lambda state, batch: mapped(state, self._by_device(batch))
 
   def predict(self, function: Callable) -> Callable:
     """(variables, batch) -> a tree of arrays, each with the batch as its first axis."""
@@ -80,7 +87,7 @@ class DataParallel:
     mapped = jax.pmap(function, AXIS, in_axes=(None, 0), devices=self.devices)
 
     def run(variables, batch):
-      outputs = mapped(variables, self._by_device(batch))
+      outputs = mapped(variables, batch)
       return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
 
     return run
@@ -94,6 +101,3 @@ class DataParallel:
       out_specs=out_specs,
       check_vma=False,
     )
-
-  def _by_device(self, batch):
-    return jax.tree.map(lambda x: x.reshape(self.num_devices, -1, *x.shape[1:]), batch)

@@ -13,13 +13,17 @@ from typing import Any
 import jax
 import ml_collections
 
+from gfl_jax.evaluation import report
+from gfl_jax.files import write_whole
+
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'gfl-jax')
 
 
 def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> None:
   """Makes the folder of a new run, or checks that it belongs to the same config.
 
-  Writes `config.json` once and `env.json` at every start (process 0 alone).
+  Writes `config.json` and `env.json` (process 0 alone). A folder without a checkpoint
+  holds nothing that another config could spoil: it is taken as new.
 
   Raises:
     ValueError: the folder holds a run of another config; every difference is named.
@@ -27,7 +31,7 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
   folder = pathlib.Path(workdir)
   now = json.loads(config.to_json())
   stored_file = folder / 'config.json'
-  if stored_file.exists():
+  if stored_file.exists() and any(folder.glob('checkpoints/[0-9]*')):
     differing = _differences(json.loads(stored_file.read_text()), now)
     if differing:
       raise ValueError(
@@ -38,8 +42,7 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / 'env.json', json.dumps(_environment(), indent=2))
-    if not stored_file.exists():
-      write_whole(stored_file, json.dumps(now, indent=2))
+    write_whole(stored_file, json.dumps(now, indent=2))
 
 
 def load_config(workdir: str | os.PathLike) -> Any:
@@ -56,13 +59,6 @@ def load_config(workdir: str | os.PathLike) -> Any:
   return config.lock()
 
 
-def write_whole(file: pathlib.Path, text: str) -> None:
-  """Writes a file so that a reader never sees half of it."""
-  part = file.with_name(file.name + '.part')
-  part.write_text(text)
-  part.replace(file)
-
-
 class MetricsLog:
   """`metrics.jsonl`: one line of numbers each; and TensorBoard events if wanted."""
 
@@ -74,13 +70,16 @@ class MetricsLog:
       return
     file = pathlib.Path(workdir) / 'metrics.jsonl'
     if file.exists():
-      kept = [line for line in _whole_lines(file) if line['step'] <= start_step]
+      kept = [line for line in report.read_log(file) if line['step'] <= start_step]
       write_whole(file, ''.join(json.dumps(line) + '\n' for line in kept))
     self._file = file.open('a')
     if tensorboard:
-      # An optional extra: training works without it.
-      import tensorboardX
-
+      try:
+        import tensorboardX
+      except ImportError as error:
+        raise ValueError(
+          "tensorboard=True needs an extra: pip install -e '.[tensorboard]'"
+        ) from error
       self._events = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'events'))
 
   def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
@@ -101,17 +100,6 @@ class MetricsLog:
       self._file.close()
     if self._events:
       self._events.close()
-
-
-def _whole_lines(file: pathlib.Path) -> list[dict]:
-  """The lines that are whole: the last one of a killed run may not be."""
-  lines = []
-  for line in file.read_text().splitlines():
-    try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return lines
 
 
 def _differences(stored: Any, given: Any, name: str = '') -> list[str]:

@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     assert step == restored['step'] == 0
     assert 'going back to step 0' in caplog.text
     assert ckpt.steps == [0]  # so that step 1 can be saved again
-    assert (tmp_path / 'damaged' / '1').exists()
+    assert (tmp_path / 'damaged' / '1.0').exists()
     ckpt.save(1, state(1))
   with Checkpoints(folder) as ckpt:
     assert ckpt.restore_newest(state(0))[1] == 1

@@ -1,6 +1,7 @@
 """Whole runs: a run that was stopped equals one that was not; faults are named."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def config(data_file, *, epochs=2.0):
   c = tiny.config()
   c.data.path = data_file
   c.epochs = epochs
-  c.log_every_steps = 2
+  c.log_every_steps = 3
   c.checkpoint_every_steps = 2
   c.eval_every_epochs = 2.0
   return c
@@ -102,6 +103,7 @@ def test_a_run_leaves_what_a_user_looks_for(straight, data_file):
   lines = [json.loads(x) for x in (folder / 'metrics.jsonl').read_text().splitlines()]
   assert [(x['kind'], x['step']) for x in lines] == [
     ('train', 2),
+    ('train', 3),
     ('train', 4),
     ('train', 6),
     ('eval', 6),
@@ -127,7 +129,7 @@ def test_a_stopped_run_ends_as_the_straight_one_bit_for_bit(
   )
   assert metrics['AP'] == straight[1]['AP']
   read = lambda folder: [
-    (line['kind'], line['step'], line.get('AP'))
+    (line['kind'], line['step'], line.get('AP'), line.get('loss'))
     for line in map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
   ]
   assert read(tmp_path) == read(straight[0])
@@ -197,11 +199,68 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_file, tmp_path, monkeypatc
     assert checkpoints.steps == [2]  # step 4 was due, but its loss was not finite
 
 
-def test_a_class_count_that_differs_is_refused(data_file, tmp_path):
+def test_a_class_count_that_differs_is_refused_and_spoils_nothing(data_file, tmp_path):
   c = config(data_file)
   c.model.num_classes = 80
   with pytest.raises(ValueError, match=r'num_classes=80, but the data has 3 classes'):
     loop.train(c, tmp_path)
+  # What the error advises, in the same folder, is not 'another config'.
+  run_folder.open_run(tmp_path, config(data_file))
+  assert run_folder.load_config(tmp_path).model.num_classes == 3
+
+
+@pytest.mark.parametrize(
+  'field, value, named',
+  [
+    ('accumulate', 0, 'accumulate=0 must be at least 1'),
+    ('log_every_steps', 0, 'log_every_steps=0 must be at least 1'),
+    ('epochs', 0.0, 'epochs=0.0 must be above 0'),
+    ('eval_every_epochs', -1.0, 'eval_every_epochs=-1.0 must be above 0'),
+    ('decode.nms_iou', 2.0, 'decode.nms_iou=2.0 must be from 0 to 1'),
+    ('data.max_boxes', 0, 'data.max_boxes=0 must be at least 1'),
+  ],
+)
+def test_a_number_that_cannot_be_meant_is_refused_at_once(
+  data_file, tmp_path, field, value, named
+):
+  c = config(data_file)
+  c.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=named):
+    loop.train(c, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_goes_on_without_the_file_of_its_pretrained_weights(tmp_path):
+  c = tiny.config()
+  c.model.backbone.update(pretrained=str(tmp_path / 'gone.npz'), depth=18)
+  c.model.backbone.update(norm='frozen_batch_norm', stem='conv7')
+
+  class TinyData:
+    class_names, num_train, num_eval, counters = ('a', 'b', 'c'), 8, 8, {}
+    steps_per_epoch = staticmethod(lambda batch_size: 1)
+
+  run = experiment.Experiment(c, TinyData(), experiment.DataParallel('jit'))
+  assert run.initial_state(pretrained=False).step == 0
+  with pytest.raises(FileNotFoundError, match='gone.npz does not exist'):
+    run.initial_state()
+
+
+def test_a_broken_line_of_the_log_does_not_take_the_others_with_it(tmp_path):
+  file = tmp_path / 'metrics.jsonl'
+  lines = [
+    '{"kind": "train", "step": 1}',
+    '{"kind": "tr',
+    '{"kind": "eval", "step": 2}',
+  ]
+  file.write_text('\n'.join([*lines, '{"kind": "train", "step": 3}', '']))
+  run_folder.MetricsLog(tmp_path, start_step=2, tensorboard=False).close()
+  assert file.read_text().splitlines() == [lines[0], lines[2]]
+
+
+def test_tensorboard_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+  with pytest.raises(ValueError, match=r"pip install -e '.\[tensorboard\]'"):
+    run_folder.MetricsLog(tmp_path, start_step=0, tensorboard=True)
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(data_file, tmp_path):

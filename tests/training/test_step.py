@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gfl_jax.evaluation import evaluator
 from gfl_jax.models import build_detector, frozen_mask
 from gfl_jax.training import optimizer, parallel, step
 from tests import tiny
@@ -90,6 +91,24 @@ def test_a_split_batch_is_the_whole_batch(num_devices, mode, accumulate):
     (state.params, state.ema),
     (expected_state.params, expected_state.ema),
   )
+
+
+@pytest.mark.parametrize('num_devices, mode', [(8, 'jit'), (8, 'pmap')])
+def test_detections_are_those_of_one_device(num_devices, mode):
+  config, batch = tiny.config(), tiny.batch()
+  config.decode.score_threshold = 0.01
+  predict = evaluator.make_predict(build_detector(config.model), config)
+
+  def detections(mode, num_devices):
+    devices = parallel.DataParallel(mode, jax.devices()[:num_devices])
+    placed = devices.replicate(variables())
+    return jax.device_get(devices.predict(predict)(placed, devices.split(batch)))
+
+  (found, _), (expected, _) = detections(mode, num_devices), detections('jit', 1)
+  assert expected.valid.any()
+  np.testing.assert_array_equal(found.classes, expected.classes)
+  np.testing.assert_allclose(found.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
+  np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
 
 
 def test_run_to_run_nothing_differs():
