@@ -13,8 +13,8 @@ import optax
 from jaxtyping import Array, Float
 
 from gfl_jax.models import Predictions
+from gfl_jax.ops import assignment, points
 from gfl_jax.ops import boxes as box_ops
-from gfl_jax.ops import points
 from gfl_jax.training import objective
 
 MARGIN = 0.1  # bins between the largest target and the last bin
@@ -27,7 +27,7 @@ def dense_loss(
 
   Args: as there; the bins must be 0, 1, ... strides.
   """
-  matched, on_image = objective.assign(batch, anchors, config)
+  matched, _ = objective.assign(batch, anchors, config)
   positive = matched >= 0
   take = jax.vmap(lambda values, index: values[index])
   strides = jnp.asarray(anchors.strides)[None, :, None]
@@ -48,7 +48,9 @@ def dense_loss(
   quality = jnp.where(positive, iou, 0.0)[..., None] * one_hot
   cross_entropy = optax.sigmoid_binary_cross_entropy(predictions.class_logits, quality)
   class_loss = jnp.abs(quality - scores) ** config.class_loss.beta * cross_entropy
-  class_sum = jnp.where(on_image[..., None], class_loss, 0.0).sum()
+  class_sum = jnp.where(
+    (matched != assignment.IGNORED)[..., None], class_loss, 0.0
+  ).sum()
 
   box_loss = 1 - box_ops.giou(decoded, boxes)
   box_sum = (weights * jnp.where(positive, box_loss, 0.0)).sum()

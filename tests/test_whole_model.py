@@ -39,7 +39,6 @@ def trained(name):
   The gradients and changes are by the authors' names, as numpy arrays.
   """
   arrays, config = golden.load(name), golden_weights.config(name)
-  config.box_loss.min_weight_sum = 1.0  # the arrays were made on one device
   rate, momentum, decay = arrays['sgd/lr_momentum_wd'].tolist()
   config.optimizer.update(momentum=momentum, weight_decay=decay)
   variables = golden_weights.variables(name)

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gfl_jax.choices import choose
 from gfl_jax.models.detector import Predictions
-from gfl_jax.ops import assignment, boxes, distributions, losses, points
+from gfl_jax.ops import assignment, boxes, distributions, losses
+from gfl_jax.ops import points as point_ops
 
 # Adding a choice is adding a line. A class loss takes (logits, quality) of one shape,
 # element-wise; quality is 0 wherever the anchor is not a positive of the class.
@@ -61,15 +63,8 @@ class Positives(NamedTuple):
   boxes: Float[Array, 'k 4']
 
 
-def choose(choices: Mapping[str, Any], kind: str, field: str) -> Any:
-  """`choices[kind]`, or a ValueError that names the field and what it may be."""
-  if kind not in choices:
-    raise ValueError(f'{field}={kind!r} is not one of {sorted(choices)}')
-  return choices[kind]
-
-
 def assign(
-  batch: Mapping[str, Any], anchors: points.Points, config
+  batch: Mapping[str, Any], points: point_ops.Points, config
 ) -> tuple[Int[Array, 'b a'], Int[Array, '']]:
   """Matches every anchor of a batch.
 
@@ -82,10 +77,10 @@ def assign(
   """
   assigner = choose(ASSIGNERS, config.assignment.kind, 'assignment.kind')
   assigner = assigner(config.assignment)
-  on_image = points.point_validity(anchors, batch['image_sizes'])
+  on_image = point_ops.point_validity(points, batch['image_sizes'])
 
   def one_image(image_boxes, valid, point_valid):
-    return assigner(image_boxes, valid, anchors, point_valid=point_valid).matched
+    return assigner(image_boxes, valid, points, point_valid=point_valid).matched
 
   matched = jax.vmap(one_image)(batch['boxes'], batch['valid'], on_image)
   rank = jnp.cumsum(matched >= 0, axis=1)
@@ -96,7 +91,7 @@ def assign(
 def gather_positives(
   matched: Int[Array, 'b a'],
   batch: Mapping[str, Any],
-  anchors: points.Points,
+  points: point_ops.Points,
   capacity: int,
 ) -> Positives:
   """The positive anchors of a batch, at most `capacity`, in anchor order.
@@ -112,13 +107,13 @@ def gather_positives(
   safe_rows = jnp.where(used, rows, 0)
   image, anchor = safe_rows // num_anchors, safe_rows % num_anchors
   box_index = jnp.maximum(flat[safe_rows], 0)
-  strides = jnp.asarray(anchors.strides)[anchor][:, None]
+  strides = jnp.asarray(points.strides)[anchor][:, None]
   # Unused rows get a harmless unit box, so that nothing there is inf or nan.
   return Positives(
     rows=rows,
     used=used,
     labels=jnp.asarray(batch['labels'])[image, box_index],
-    centers=jnp.asarray(anchors.centers)[anchor] / strides,
+    centers=jnp.asarray(points.centers)[anchor] / strides,
     boxes=jnp.where(
       used[:, None],
       jnp.asarray(batch['boxes'])[image, box_index] / strides,
@@ -138,12 +133,12 @@ def box_weights(
 def local_normalizers(
   predictions: Predictions,
   batch: Mapping[str, Any],
-  anchors: points.Points,
+  points: point_ops.Points,
   config,
 ) -> Normalizers:
   """This batch's own part of the divisors, to be added up over devices or parts."""
-  matched, _ = assign(batch, anchors, config)
-  positives = gather_positives(matched, batch, anchors, _capacity(matched, config))
+  matched, _ = assign(batch, points, config)
+  positives = gather_positives(matched, batch, points, _capacity(matched, config))
   return _normalizers(
     matched,
     box_weights(_rows(predictions.class_logits, positives), positives.used),
@@ -153,7 +148,7 @@ def local_normalizers(
 def detection_loss(
   predictions: Predictions,
   batch: Mapping[str, Any],
-  anchors: points.Points,
+  points: point_ops.Points,
   config,
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
   """Class, box and edge loss of a whole batch on one device.
@@ -173,7 +168,7 @@ def detection_loss(
     predictions: class_logits [B, A, C], box_logits [B, A, 4, n].
     batch: `boxes` [B, G, 4] pixels, `labels` [B, G], `valid` [B, G] and `image_sizes`
       [B, 2] (height, width before padding); `dropped_boxes` [B] if present is counted.
-    anchors: the points of the canvas, A in all.
+    points: of the canvas, A in all.
     config: an experiment's config (assignment, class_loss, box_loss, edge_loss, box).
 
   Returns:
@@ -184,14 +179,14 @@ def detection_loss(
 
   Source: arXiv:2006.04388; mmdetection 3.x gfl_head.py.
   """
-  loss, sums = loss_and_sums(predictions, batch, anchors, config)
+  loss, sums = loss_and_sums(predictions, batch, points, config)
   return loss, summary(sums)
 
 
 def loss_and_sums(
   predictions: Predictions,
   batch: Mapping[str, Any],
-  anchors: points.Points,
+  points: point_ops.Points,
   config,
   *,
   normalizers: Normalizers | None = None,
@@ -202,7 +197,7 @@ def loss_and_sums(
   Args:
     predictions: as in `detection_loss`, of this part.
     batch: as in `detection_loss`, of this part.
-    anchors: as in `detection_loss`.
+    points: as in `detection_loss`.
     config: as in `detection_loss`.
     normalizers: N and W of the whole batch, if known already (gradient accumulation);
       by default those of this part, summed over `axis_name`.
@@ -212,8 +207,8 @@ def loss_and_sums(
     This part's share of the loss, and sums: over all parts, shares (and so their
     gradients) and sums add up to those of the whole batch.
   """
-  matched, num_dropped = assign(batch, anchors, config)
-  positives = gather_positives(matched, batch, anchors, _capacity(matched, config))
+  matched, num_dropped = assign(batch, points, config)
+  positives = gather_positives(matched, batch, points, _capacity(matched, config))
   weights = box_weights(_rows(predictions.class_logits, positives), positives.used)
   if normalizers is None:
     normalizers = _normalizers(matched, weights)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gfl_jax.choices import choose
+
 
 def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
   """Learning rate as a function of the step: linear warm-up, then steps or a cosine.
@@ -21,21 +23,7 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
     ValueError: an unknown `schedule.kind`.
   """
   schedule, rate = config.schedule, config.optimizer.learning_rate
-  if schedule.kind == 'step':
-    boundaries: dict[int, float] = {}
-    for epoch in schedule.decay_epochs:  # two of them may fall on one step
-      step = round(epoch * steps_per_epoch)
-      boundaries[step] = boundaries.get(step, 1.0) * schedule.decay_factor
-    decay = optax.piecewise_constant_schedule(1.0, boundaries)
-  elif schedule.kind == 'cosine':
-    num_steps = num_train_steps(config, steps_per_epoch)
-    decay = optax.cosine_decay_schedule(1.0, num_steps, alpha=schedule.final_ratio)
-  elif schedule.kind == 'constant':
-    decay = optax.constant_schedule(1.0)
-  else:
-    raise ValueError(
-      f'schedule.kind={schedule.kind!r} is not one of step, cosine, constant'
-    )
+  decay = choose(_DECAYS, schedule.kind, 'schedule.kind')(config, steps_per_epoch)
 
   def learning_rate(step):
     done = jnp.minimum(step / max(schedule.warmup_steps, 1), 1.0)
@@ -43,6 +31,26 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
     return rate * decay(step) * jnp.where(schedule.warmup_steps > 0, warmup, 1.0)
 
   return learning_rate
+
+
+def _steps(config, steps_per_epoch):
+  boundaries: dict[int, float] = {}
+  for epoch in config.schedule.decay_epochs:  # two of them may fall on one step
+    step = round(epoch * steps_per_epoch)
+    boundaries[step] = boundaries.get(step, 1.0) * config.schedule.decay_factor
+  return optax.piecewise_constant_schedule(1.0, boundaries)
+
+
+def _cosine(config, steps_per_epoch):
+  num_steps = num_train_steps(config, steps_per_epoch)
+  return optax.cosine_decay_schedule(1.0, num_steps, alpha=config.schedule.final_ratio)
+
+
+_DECAYS = {
+  'step': _steps,
+  'cosine': _cosine,
+  'constant': lambda config, steps_per_epoch: optax.constant_schedule(1.0),
+}
 
 
 def num_train_steps(config, steps_per_epoch: int) -> int:
@@ -68,18 +76,22 @@ def make_optimizer(
     ValueError: an unknown `optimizer.kind`.
   """
   settings = config.optimizer
-  if settings.kind == 'sgd':
-    parts: list[optax.GradientTransformation] = [
-      optax.add_decayed_weights(settings.weight_decay),
-      optax.sgd(schedule, momentum=settings.momentum),
-    ]
-  elif settings.kind == 'adamw':
-    parts = [optax.adamw(schedule, weight_decay=settings.weight_decay)]
-  else:
-    raise ValueError(f'optimizer.kind={settings.kind!r} is not one of sgd, adamw')
+  parts = choose(_OPTIMIZERS, settings.kind, 'optimizer.kind')(settings, schedule)
   if settings.clip_norm > 0:
     parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
   labels = jax.tree.map(lambda is_frozen: 'frozen' if is_frozen else 'trained', frozen)
   return optax.multi_transform(
     {'trained': optax.chain(*parts), 'frozen': optax.set_to_zero()}, labels
   )
+
+
+def _sgd(settings, schedule) -> list[optax.GradientTransformation]:
+  decay = optax.add_decayed_weights(settings.weight_decay)
+  return [decay, optax.sgd(schedule, momentum=settings.momentum)]
+
+
+def _adamw(settings, schedule) -> list[optax.GradientTransformation]:
+  return [optax.adamw(schedule, weight_decay=settings.weight_decay)]
+
+
+_OPTIMIZERS = {'sgd': _sgd, 'adamw': _adamw}

@@ -14,12 +14,6 @@ TERMS = ('loss_class', 'loss_box', 'loss_edge')
 GOLDEN_TERMS = ('loss_cls', 'loss_bbox', 'loss_dfl')
 
 
-def golden_config(name):
-  c = golden_weights.config(name)
-  c.box_loss.min_weight_sum = 1.0  # the arrays were made on one device
-  return c
-
-
 def padded_boxes(boxes, labels, max_boxes=8):
   """Lists of [n, 4] and [n] as a batch's `boxes`, `labels` and `valid`."""
   batch = {
@@ -37,7 +31,7 @@ def padded_boxes(boxes, labels, max_boxes=8):
 @functools.cache
 def head_gradients():
   """Jitted (params, features, batch) -> ((loss, scalars), gradients of both)."""
-  config = golden_config('head')
+  config = golden_weights.config('head')
   detector = build_detector(config.model)
   anchors = make_anchors(config, golden.load('head')['meta/batch_shape'].tolist())
 
