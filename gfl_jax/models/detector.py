@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PyTree
 
+from gfl_jax.choices import choose
 from gfl_jax.models import heads, resnet
 from gfl_jax.models.fpn import FPN
 from gfl_jax.models.heads import DenseHead, Predictions
@@ -17,7 +18,7 @@ from gfl_jax.ops import points
 Config = ml_collections.ConfigDict | Mapping[str, Any]
 
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-_SCORE_KINDS = ('joint',)
+_HEADS = {'joint': DenseHead}  # by score.kind
 
 
 class Detector(nn.Module):
@@ -61,11 +62,8 @@ def build_detector(model_config: Config) -> Detector:
     ValueError: an unknown kind, here; a size that does not fit, at the first call.
   """
   config = as_config_dict(model_config)
-  if config.score.kind not in _SCORE_KINDS:
-    raise ValueError(f'score.kind={config.score.kind!r}: one of {_SCORE_KINDS}')
-  if config.dtype not in _DTYPES:
-    raise ValueError(f'model.dtype={config.dtype!r}: one of {tuple(_DTYPES)}')
-  dtype = _DTYPES[config.dtype]
+  dtype = choose(_DTYPES, config.dtype, 'model.dtype')
+  head = choose(_HEADS, config.score.kind, 'score.kind')
   return Detector(
     backbone=resnet.ResNet(
       depth=config.backbone.depth,
@@ -77,7 +75,7 @@ def build_detector(model_config: Config) -> Detector:
       dtype=dtype,
     ),
     neck=FPN(config.neck.channels, config.neck.num_levels, dtype),
-    head=DenseHead(
+    head=head(
       num_classes=config.num_classes,
       num_box_outputs=heads.num_box_outputs(config.box.kind, config.box.num_bins),
       channels=config.head.channels,

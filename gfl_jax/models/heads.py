@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gfl_jax.choices import choose
 from gfl_jax.models import norms
 
 _KERNEL_INIT = nn.initializers.normal(0.01)
@@ -115,10 +116,7 @@ def num_box_outputs(kind: str, num_bins: int) -> int:
   Raises:
     ValueError: an unknown kind.
   """
-  outputs = {'general': num_bins}
-  if kind not in outputs:
-    raise ValueError(f'box.kind={kind!r}: one of {tuple(outputs)}')
-  return outputs[kind]
+  return choose({'general': num_bins}, kind, 'box.kind')
 
 
 def _flatten(x: Array) -> Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gfl_jax.choices import choose
 from gfl_jax.models import norms
 
 # He initialisation by the number of outputs, as torchvision: keeps the scale of the
@@ -64,30 +65,35 @@ _BLOCKS = {
 }
 
 
-class Stem(nn.Module):
-  """Image to the features of stride 4.
+class Conv7Stem(nn.Module):
+  """Image to stride 4, as torchvision: a 7x7 convolution of stride 2, max-pooling."""
 
-  Attributes:
-    kind: 'conv7', torchvision's 7x7 convolution of stride 2 and max-pooling, or
-      'patch4', one 4x4 convolution of stride 4, which is far cheaper on small images.
-    width: output channels.
-  """
-
-  kind: str
   width: int
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
 
   @nn.compact
   def __call__(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b h2 w2 c']:
-    if self.kind == 'conv7':
-      x = self.conv(self.width, 7, 2, name='conv')(images)
-      x = nn.relu(self.norm(name='norm')(x))
-      return _max_pool(x)
+    x = self.conv(self.width, 7, 2, name='conv')(images)
+    return _max_pool(nn.relu(self.norm(name='norm')(x)))
+
+
+class Patch4Stem(nn.Module):
+  """Image to stride 4 by one 4x4 convolution: far cheaper on small images."""
+
+  width: int
+  conv: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
+
+  @nn.compact
+  def __call__(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b h2 w2 c']:
     height, width = images.shape[1:3]
     padding = ((0, -height % 4), (0, -width % 4))  # a cell for the last rows, too
     x = self.conv(self.width, 4, 4, padding=padding, name='conv')(images)
     return nn.relu(self.norm(name='norm')(x))
+
+
+_STEMS = {'conv7': Conv7Stem, 'patch4': Patch4Stem}
 
 
 class Stage(nn.Module):
@@ -113,7 +119,7 @@ class ResNet(nn.Module):
   Attributes:
     depth: 10, 18, 34, 50 or 101.
     widths: planes of the four stages; bottlenecks put out 4 times as many channels.
-    stem: 'conv7' or 'patch4', see Stem.
+    stem: 'conv7' or 'patch4', see Conv7Stem and Patch4Stem.
     norm: 'frozen_batch_norm' (statistics in `batch_stats`) or 'group_norm'.
     norm_groups: groups of 'group_norm'.
     frozen_stages: 0 trains everything; n in 1..4 freezes the stem and stages 1..n:
@@ -137,15 +143,21 @@ class ResNet(nn.Module):
     Raises:
       ValueError: a setting out of the ranges above, named.
     """
-    self._check()
+    if len(self.widths) != 4:
+      raise ValueError(f'backbone.widths={self.widths}: one width for each of 4 stages')
+    if self.frozen_stages not in range(5):
+      raise ValueError(f'backbone.frozen_stages={self.frozen_stages} must be 0 to 4')
+    block, num_blocks = choose(_BLOCKS, self.depth, 'backbone.depth')
+    stem = choose(_STEMS, self.stem, 'backbone.stem')
+    norms_by_kind = {
+      'frozen_batch_norm': norms.FrozenBatchNorm,
+      'group_norm': functools.partial(norms.GroupNorm, self.norm_groups),
+    }
+    norm = choose(norms_by_kind, self.norm, 'backbone.norm')
+    norm = functools.partial(norm, dtype=self.dtype)
     conv = functools.partial(_conv, dtype=self.dtype)
-    if self.norm == 'group_norm':
-      norm = functools.partial(norms.GroupNorm, self.norm_groups, dtype=self.dtype)
-    else:
-      norm = functools.partial(norms.FrozenBatchNorm, dtype=self.dtype)
-    block, num_blocks = _BLOCKS[self.depth]
 
-    x = Stem(self.stem, self.widths[0], conv, norm, name='stem')(images)
+    x = stem(self.widths[0], conv, norm, name='stem')(images)
     features = []
     for i, name in enumerate(_STAGE_NAMES[1:]):
       stage_block = functools.partial(block, self.widths[i], conv=conv, norm=norm)
@@ -154,19 +166,6 @@ class ResNet(nn.Module):
         x = jax.lax.stop_gradient(x)
       features.append(x)
     return tuple(features)
-
-  def _check(self) -> None:
-    allowed = {
-      'depth': tuple(_BLOCKS),
-      'stem': ('conv7', 'patch4'),
-      'norm': ('frozen_batch_norm', 'group_norm'),
-      'frozen_stages': (0, 1, 2, 3, 4),
-    }
-    for name, values in allowed.items():
-      if getattr(self, name) not in values:
-        raise ValueError(f'backbone.{name}={getattr(self, name)!r}: one of {values}')
-    if len(self.widths) != 4:
-      raise ValueError(f'backbone.widths={self.widths}: one width for each of 4 stages')
 
 
 def frozen_names(frozen_stages: int) -> tuple[str, ...]:

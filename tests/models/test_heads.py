@@ -57,7 +57,7 @@ def test_number_of_parameters():
 
 
 def test_bad_settings_are_errors():
-  with pytest.raises(ValueError, match="box.kind='laplace': one of"):
+  with pytest.raises(ValueError, match="box.kind='laplace' is not one of"):
     heads.num_box_outputs('laplace', 17)
   head = heads.DenseHead(3, 5, prior_probability=1.0)
   with pytest.raises(ValueError, match='head.prior_probability=1.0 must lie in'):

@@ -59,10 +59,10 @@ def test_max_pooling_has_a_gradient_in_bfloat16():
 @pytest.mark.parametrize(
   ('setting', 'message'),
   [
-    ({'depth': 20}, r'backbone.depth=20: one of \(10, 18, 34, 50, 101\)'),
-    ({'stem': 'conv3'}, "backbone.stem='conv3': one of"),
-    ({'norm': 'batch_norm'}, "backbone.norm='batch_norm': one of"),
-    ({'frozen_stages': 5}, 'backbone.frozen_stages=5: one of'),
+    ({'depth': 20}, r'backbone.depth=20 is not one of \[10, 18, 34, 50, 101\]'),
+    ({'stem': 'conv3'}, "backbone.stem='conv3' is not one of"),
+    ({'norm': 'batch_norm'}, "backbone.norm='batch_norm' is not one of"),
+    ({'frozen_stages': 5}, 'backbone.frozen_stages=5 must be 0 to 4'),
     ({'widths': (8, 8)}, r'backbone.widths=\(8, 8\): one width for each'),
     ({'norm_groups': 3}, 'num_groups=3 must divide the 4 channels'),
   ],
