@@ -1,8 +1,9 @@
-"""Losses of dense detectors: element-wise, in float32, on logits; nothing is reduced.
+"""Losses of dense detectors: element-wise, on logits; nothing is reduced.
 
 Shapes must be equal: nothing is broadcast, and a difference is a ValueError while
 tracing. No gradient flows into targets. Values and gradients are finite at logits of
-+-100. The factors in front of the cross-entropies are differentiated.
++-100. The factors in front of the cross-entropies are differentiated. Arithmetic and
+results are float32 for inputs of any narrower type, float64 if an input is.
 """
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gfl_jax.ops import boxes as box_ops
 from gfl_jax.ops.distributions import BinGrid, check_bins
-from gfl_jax.ops.types import ArrayLike
+from gfl_jax.ops.types import ArrayLike, at_least_float32
 
 # Targets are annotated '...', so that also under the tests' annotation checks a shape
 # that differs is the ValueError below.
@@ -156,6 +157,7 @@ def distribution_focal_loss(
   check_bins(bin_logits, grid)
   if bin_logits.shape[:-1] != targets.shape:
     raise ValueError(f'{targets.shape=} must be {bin_logits.shape=} without its bins')
+  bin_logits, targets = at_least_float32(bin_logits, targets)
   position = (jax.lax.stop_gradient(targets) - grid.start) / grid.width
   position = jnp.clip(position, 0, grid.num_bins - 1)
   bins = jnp.arange(grid.num_bins, dtype=position.dtype)
@@ -310,8 +312,7 @@ def _equal_shapes(**arrays):
   if len({x.shape for x in arrays.values()}) > 1:
     shapes = ', '.join(f'{name}.shape={x.shape}' for name, x in arrays.items())
     raise ValueError(f'{shapes} must be equal: losses do not broadcast')
-  first, *others = map(jnp.asarray, arrays.values())
-  return first, *(x.astype(first.dtype) for x in others)
+  return at_least_float32(*arrays.values())
 
 
 def _abs(x):

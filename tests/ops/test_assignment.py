@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gfl_jax.ops import boxes as box_ops
 from gfl_jax.ops.assignment import atss
-from gfl_jax.ops.points import make_points, point_validity
+from gfl_jax.ops.points import level_slices, make_points, point_validity
 from tests import golden
 
 GOLDEN = golden.load('assigner')
@@ -70,6 +70,30 @@ def test_atss_differs_from_the_authors_only_in_ties(name):
   boxes = case['gt_boxes']
   ours, theirs = (explained(m, boxes, points) for m in (matched, expected))
   assert ours == theirs
+
+
+def test_a_batch_equals_the_authors():
+  # Several shapes of images on the canvas of the largest.
+  names = [NAMES[i] for i in GOLDEN['batch/case_ids']]
+  cases = [golden_case(name) for name in names]
+  canvas = np.max([case['pad_shape'] for case in cases], axis=0)
+  points, assign = compiled(tuple(canvas.tolist()))
+  images = [padded(case['gt_boxes'], 64) for case in cases]
+  boxes, valid = (np.stack(x) for x in zip(*images, strict=True))
+  sizes = np.stack([case['img_shape'] for case in cases])
+  matched, _ = jax.jit(jax.vmap(assign))(boxes, valid, sizes)
+  for level, part in enumerate(level_slices(points)):
+    found, background = matched[:, part], 80
+    labels = np.full(found.shape, background)
+    for image, case in enumerate(cases):
+      positive = np.flatnonzero(found[image] >= 0)
+      labels[image, positive] = case['gt_labels'][found[image, positive]]
+    np.testing.assert_array_equal(labels, GOLDEN[f'batch/labels_level{level}'])
+    np.testing.assert_array_equal(
+      found != -2, GOLDEN[f'batch/label_weights_level{level}']
+    )
+  num_positives = np.sum(matched >= 0, axis=1)
+  assert np.maximum(num_positives, 1).sum() == GOLDEN['batch/avg_factor']
 
 
 def explained(matched, boxes, points):

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,12 @@ def close(actual, expected):
 
 def logits_of(probabilities):
   return jnp.log(jnp.maximum(jnp.array(probabilities, jnp.float32), 1e-38))
+
+
+def assert_products_are_exact(lowered):
+  """No product of the program is left at the device's default precision."""
+  products = re.findall('.*dot_general.*', lowered)
+  assert all('precision = [HIGHEST, HIGHEST]' in line for line in products), products
 
 
 @pytest.mark.parametrize('reg_max', [7, 16, 32])
@@ -79,6 +87,24 @@ def test_quantiles_rise_with_q_within_the_grid():
   levels = np.stack([quantile(logits, GRID, q=q) for q in np.linspace(0, 1, 11)])
   assert (np.diff(levels, axis=0) >= -1e-6).all()
   assert levels.min() >= GRID.start and levels.max() <= GRID.stop
+
+
+@pytest.mark.parametrize(
+  'function', [expectation, variance, lambda x, grid: quantile(x, grid, q=0.5)]
+)
+def test_products_are_exact_on_devices_whose_default_is_not(function):
+  both = jax.jit(jax.vmap(jax.value_and_grad(lambda x: function(x, GRID))))
+  assert_products_are_exact(both.lower(jnp.zeros((3, 9))).as_text())
+
+
+@pytest.mark.parametrize(
+  'function', [expectation, variance, lambda x, grid: quantile(x, grid, q=0.3)]
+)
+def test_bfloat16_logits_are_computed_in_float32(function):
+  logits = jax.random.normal(jax.random.key(0), (20, 9), jnp.bfloat16)
+  value = function(logits, GRID)
+  assert value.dtype == jnp.float32
+  close(value, function(logits.astype(jnp.float32), GRID))
 
 
 def test_leading_axes_are_batches():

@@ -45,7 +45,7 @@ def test_qfl_equals_the_authors(beta):
   loss = lambda x: losses.quality_focal_loss(x, quality, beta=beta)
   elements, grad = value_and_grad(loss, logits)
   close(elements, GOLDEN[f'{prefix}/loss_elem'])
-  close(elements.sum(axis=1), GOLDEN[f'{prefix}/loss'])
+  close(elements.sum(axis=1), GOLDEN[f'{prefix}/loss'], atol=0)
   close(grad, GOLDEN[f'{prefix}/grad'])
 
 
@@ -55,7 +55,7 @@ def test_dfl_equals_the_authors(reg_max):
   grid = BinGrid(0, reg_max, reg_max + 1)
   loss = lambda x: losses.distribution_focal_loss(x, g['targets'], grid)
   elements, grad = value_and_grad(loss, g['logits'])
-  close(elements, GOLDEN[f'dfl/reg_max{reg_max}/loss'])
+  close(elements, GOLDEN[f'dfl/reg_max{reg_max}/loss'], atol=0)
   close(grad, GOLDEN[f'dfl/reg_max{reg_max}/grad'])
 
 
@@ -64,7 +64,7 @@ def test_giou_loss_equals_the_authors_ties_included(eps):
   target = GOLDEN['giou/target']
   loss = lambda x: losses.giou_loss(x, target, eps=float(eps))
   elements, grad = value_and_grad(loss, GOLDEN['giou/pred'])
-  close(elements, GOLDEN[f'giou/eps{eps}/loss'])
+  close(elements, GOLDEN[f'giou/eps{eps}/loss'], atol=0)
   close(grad, GOLDEN[f'giou/eps{eps}/grad'])
 
 
@@ -84,7 +84,7 @@ def test_focal_loss_equals_the_authors():
 def test_gaussian_focal_loss_equals_the_authors():
   loss = lambda x: losses.gaussian_focal_loss(x, GOLDEN['gaussian/target'])
   elements, grad = value_and_grad(loss, GOLDEN['gaussian/logits'])
-  close(elements, GOLDEN['gaussian/loss'])
+  close(elements, GOLDEN['gaussian/loss'], atol=0)
   close(grad, GOLDEN['gaussian/grad_logits'])
 
 
@@ -95,13 +95,45 @@ def test_varifocal_loss_equals_the_authors():
   close(grad, GOLDEN['varifocal/iou_weighted/grad'])
 
 
+# Reduced as their recipe: sum(weight * loss) / (avg_factor + 2^-23) * loss weight.
+
+
+def reduced(elements, prefix, avg_factor, loss_weight=1.0):
+  weighted = np.asarray(elements, np.float64) * GOLDEN[f'{prefix}/weight']
+  return loss_weight * weighted.sum() / (avg_factor + 2**-23)
+
+
 @pytest.mark.parametrize('beta', BETAS)
-def test_reduced_as_in_the_recipe(beta):
-  g = {k: GOLDEN[f'qfl/{k}'] for k in ('logits', 'labels', 'scores', 'weight')}
+def test_qfl_reduced_equals_the_authors(beta):
+  g = {k: GOLDEN[f'qfl/{k}'] for k in ('logits', 'labels', 'scores')}
   quality = scattered(g['scores'], g['labels'], g['logits'].shape[1])
   elements = losses.quality_focal_loss(g['logits'], quality, beta=beta)
-  reduced = np.sum(g['weight'] * elements.sum(axis=1)) / GOLDEN['qfl/avg_factor']
-  close(reduced, GOLDEN[f'qfl/beta{beta:g}/reduced'])
+  total = reduced(elements.sum(axis=1), 'qfl', GOLDEN['qfl/avg_factor'])
+  close(total, GOLDEN[f'qfl/beta{beta:g}/reduced'], atol=0)
+
+
+@pytest.mark.parametrize('reg_max', [7, 16, 32])
+def test_dfl_reduced_equals_the_authors(reg_max):
+  prefix, grid = f'dfl/reg_max{reg_max}', BinGrid(0, reg_max, reg_max + 1)
+  elements = losses.distribution_focal_loss(
+    GOLDEN[f'{prefix}/logits'], GOLDEN[f'{prefix}/targets'], grid
+  )
+  total = reduced(elements, prefix, avg_factor=4, loss_weight=0.25)
+  close(total, GOLDEN[f'{prefix}/reduced'], atol=0)
+
+
+def test_giou_loss_reduced_equals_the_authors():
+  elements = losses.giou_loss(GOLDEN['giou/pred'], GOLDEN['giou/target'])
+  total = reduced(elements, 'giou', avg_factor=1, loss_weight=2)
+  close(total, GOLDEN['giou/reduced'], atol=0)
+
+
+def test_focal_loss_reduced_equals_the_authors():
+  logits = GOLDEN['focal/logits']
+  labels = scattered(np.ones(len(logits)), GOLDEN['focal/labels'], logits.shape[1])
+  elements = losses.focal_loss(logits, labels).sum(axis=1)
+  total = reduced(elements, 'focal', avg_factor=23)
+  close(total, GOLDEN['focal/reduced_avg23'], atol=0)
 
 
 # Truths that only the right formula has.
@@ -241,6 +273,41 @@ def test_elements_are_independent_and_targets_take_no_gradient(loss):
   close(whole[1:, 2:4], loss(x[1:, 2:4], y[1:, 2:4]))
   grad = jax.grad(lambda y: jnp.sum(loss(x, y)))(y)
   np.testing.assert_array_equal(grad, np.zeros_like(y))
+
+
+@pytest.mark.parametrize(
+  'loss',
+  [
+    losses.focal_loss,
+    losses.quality_focal_loss,
+    losses.varifocal_loss,
+    losses.gaussian_focal_loss,
+    losses.iou_loss,
+    losses.giou_loss,
+    lambda x, y: losses.gaussian_nll_loss(x, x, y),
+    lambda x, y: losses.kl_box_loss(x, x, y),
+    lambda x, y: losses.generalized_focal_loss(x, x, 0.0, 1.0, y, beta=2),
+    lambda x, y: losses.distribution_focal_loss(x, y[:, 0], BinGrid(0, 3, 4)),
+  ],
+)
+def test_bfloat16_is_computed_in_float32_and_targets_are_not_rounded(loss):
+  x, y = np.random.default_rng(0).uniform(size=(2, 20, 4)).astype(np.float32)
+  narrow = jnp.asarray(x, jnp.bfloat16)
+  for target in (y, jnp.asarray(y, jnp.bfloat16)):
+    value = loss(narrow, target)
+    assert value.dtype == jnp.float32
+    close(value, loss(narrow.astype(jnp.float32), target.astype(jnp.float32)))
+
+
+def test_float64_stays_float64():
+  with jax.enable_x64(True):
+    x, y = np.random.default_rng(0).uniform(size=(2, 20, 4))
+    value = losses.quality_focal_loss(x, y)
+    assert value.dtype == jnp.float64
+    p = 1 / (1 + np.exp(-x))
+    exact = (y - p) ** 2 * -(y * np.log(p) + (1 - y) * np.log(1 - p))
+    close(value, exact, rtol=1e-14, atol=0)
+    assert losses.quality_focal_loss(x.astype(np.float32), y).dtype == jnp.float64
 
 
 # Edges.
