@@ -88,19 +88,15 @@ def _check_detections(ground_truth: dict, detections: list[dict]) -> None:
     raise ValueError(f'a detection is not finite: {detections[finite.argmin()]}')
 
 
-def to_coco_results(
-  detections: Detections, image_ids, category_ids, *, scales=None
-) -> list[dict]:
+def to_coco_results(detections: Detections, image_ids, category_ids) -> list[dict]:
   """Detections of a batch in COCO's result form, in original px.
 
   Boxes are rounded to 0.01 px, as fine as COCO's own annotations, scores to 6 digits.
 
   Args:
-    detections: numpy arrays [B, N, ...].
+    detections: numpy arrays [B, N, ...], boxes in original px.
     image_ids: [B]; detections of images with id -1 (padding) are skipped.
     category_ids: the data set's own id of class 0, 1, ...
-    scales: (x, y) [B, 2], canvas px per original px, where `detections` are in canvas
-      px; None where they already are in original px.
 
   Returns:
     A list of {'image_id', 'category_id', 'bbox': [x, y, w, h], 'score'}, image after
@@ -110,10 +106,6 @@ def to_coco_results(
     ValueError: a class outside `category_ids`.
   """
   boxes = np.asarray(detections.boxes, np.float64)
-  if scales is not None:
-    scales = np.asarray(scales, np.float64)
-    scales = np.where(scales > 0, scales, 1.0)  # padding images have scale 0
-    boxes = boxes / np.tile(scales, 2)[:, None]
   boxes = np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
   keep = np.asarray(detections.valid) & (np.asarray(image_ids) != -1)[:, None]
   classes = np.asarray(detections.classes)[keep]

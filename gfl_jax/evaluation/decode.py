@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gfl_jax.choices import choose
 from gfl_jax.models import Predictions
 from gfl_jax.ops import boxes as box_ops
 from gfl_jax.ops import distributions, nms
@@ -76,7 +77,8 @@ def decode_detections(
     image_sizes: (h, w) px of each image on the canvas, before padding. (0, 0) for a
       padding image, which gets no detection.
     config: the experiment; reads `config.decode` and `config.box`.
-    scale_factors: (x, y) canvas px per original px; None keeps canvas px.
+    scale_factors: (x, y) canvas px per original px, positive, 1 for a padding image;
+      None keeps canvas px.
 
   Returns:
     `config.decode.max_detections` slots per image.
@@ -92,17 +94,16 @@ def decode_detections(
       f'predictions have {num_anchors} anchors, points {len(points.strides)}: make the '
       'points for the canvas that the detector saw'
     )
-  if config.box.kind not in _DISTANCES:
-    raise ValueError(
-      f'box.kind {config.box.kind!r} is unknown, use one of {sorted(_DISTANCES)}'
-    )
+  to_distances = choose(_DISTANCES, config.box.kind, 'box.kind')
   if scale_factors is None:
     scale_factors = jnp.ones(image_sizes.shape, jnp.float32)
 
   def decode_image(image_predictions, image_size, scale):
     candidates = _best_pairs(image_predictions, points, config.decode)
+    box_logits = image_predictions.box_logits[candidates.anchors]
+    distances, std = to_distances(box_logits, config.box)
     return _decode_candidates(
-      candidates, image_predictions, points, image_size, scale, config
+      candidates, distances, std, points, image_size, scale, config.decode
     )
 
   return jax.vmap(decode_image)(predictions, image_sizes, scale_factors)
@@ -131,26 +132,23 @@ def _best_pairs(predictions: Predictions, points: Points, config) -> _Candidates
 
 
 def _decode_candidates(
-  candidates, predictions, points, image_size, scale, config
+  candidates, distances, std, points, image_size, scale, config
 ) -> Detections:
   """Boxes of one image's candidates, then size filter and suppression."""
-  box_logits = predictions.box_logits[candidates.anchors]
-  distances, std = _DISTANCES[config.box.kind](box_logits, config.box)
   strides = jnp.asarray(points.strides)[candidates.anchors][:, None]
   boxes = box_ops.distances_to_boxes(
     jnp.asarray(points.centers)[candidates.anchors], distances * strides
   )
-  # A padding image has scale 0 and no area: any divisor will do.
-  per_side = jnp.tile(jnp.where(scale > 0, scale, 1.0), 2)[None]
+  per_side = jnp.tile(scale, 2)[None]
   boxes = box_ops.clip_boxes(boxes, image_size) / per_side
-  large = (boxes[:, 2:] - boxes[:, :2] > config.decode.min_size).all(-1)
+  large = (boxes[:, 2:] - boxes[:, :2] > config.min_size).all(-1)
 
   kept, valid = nms.class_aware_nms(
     boxes,
     jnp.where(large, candidates.scores, 0.0),
     candidates.classes,
-    iou_threshold=config.decode.nms_iou,
-    max_outputs=config.decode.max_detections,
+    iou_threshold=config.nms_iou,
+    max_outputs=config.max_detections,
   )
   found = Detections(
     boxes=boxes[kept],

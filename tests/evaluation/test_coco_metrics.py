@@ -175,17 +175,16 @@ DETECTIONS = make_detections(
 )
 
 
-def test_results_are_in_original_pixels_without_padding():
-  scales = np.array([[2, 4], [0, 0]], np.float32)
-  results = to_coco_results(DETECTIONS, np.array([9, -1]), (18, 44), scales=scales)
+def test_results_have_the_data_sets_ids_and_leave_out_padding():
+  results = to_coco_results(DETECTIONS, np.array([9, -1]), (18, 44))
   assert results == [
-    {'image_id': 9, 'category_id': 44, 'bbox': [4.0, 1.0, 8.0, 1.0], 'score': 0.75},
-    {'image_id': 9, 'category_id': 18, 'bbox': [0.0, 0.0, 1.0, 0.5], 'score': 0.25},
+    {'image_id': 9, 'category_id': 44, 'bbox': [8.0, 4.0, 16.0, 4.0], 'score': 0.75},
+    {'image_id': 9, 'category_id': 18, 'bbox': [0.0, 0.0, 2.0, 2.0], 'score': 0.25},
   ]
   json.dumps(results)
-  unscaled = to_coco_results(DETECTIONS, np.array([9, 5]), (18, 44))
-  assert [r['bbox'] for r in unscaled] == [[8, 4, 16, 4], [0, 0, 2, 2], [1, 1, 2, 2]]
-  assert [r['image_id'] for r in unscaled] == [9, 9, 5]
+  both = to_coco_results(DETECTIONS, np.array([9, 5]), (18, 44))
+  assert [r['image_id'] for r in both] == [9, 9, 5]
+  assert both[2]['bbox'] == [1, 1, 2, 2]
 
 
 def test_results_reject_a_class_without_an_id():

@@ -12,6 +12,7 @@ from gfl_jax.evaluation.decode import decode_detections
 from gfl_jax.models import Predictions
 from gfl_jax.ops.points import level_slices, make_points
 from tests import golden
+from tests.ops.test_distributions import assert_products_are_exact
 
 # threshold, candidates per level, NMS IoU, detections kept, smallest side
 VARIANTS = {
@@ -234,6 +235,11 @@ def test_saturated_logits_stay_finite():
     assert np.isfinite(np.asarray(values)).all()
 
 
+def test_products_are_exact_on_devices_whose_default_is_not():
+  args = (tiny_predictions(0), np.array([[64, 64], [64, 64]], np.int32))
+  assert_products_are_exact(decode_tiny.lower(*args).as_text())
+
+
 def test_rejects_points_of_another_canvas():
   with pytest.raises(ValueError, match='80 anchors, points 20'):
     decode_detections(
@@ -247,7 +253,9 @@ def test_rejects_points_of_another_canvas():
 def test_rejects_an_unknown_box_kind():
   config = ConfigDict(TINY_CONFIG.to_dict())
   config.box.kind = 'circle'
-  with pytest.raises(ValueError, match="'circle'.*general"):
+  with pytest.raises(
+    ValueError, match=r"box.kind='circle' is not one of \['general'\]"
+  ):
     decode_detections(
       tiny_predictions(0), TINY, np.array([[64, 64], [64, 64]], np.int32), config
     )

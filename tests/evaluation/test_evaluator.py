@@ -88,7 +88,7 @@ def batches(num_images, batch_size):
       'labels': np.repeat(numbers[:, None] % 2, 4, 1).astype(np.int32),
       'valid': valid,
       'image_ids': np.where(real, 100 + numbers, -1).astype(np.int32),
-      'scales': np.where(real[:, None], SCALE, 0).astype(np.float32),
+      'scales': np.where(real[:, None], SCALE, 1).astype(np.float32),
     }
 
 
