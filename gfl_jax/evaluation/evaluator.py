@@ -15,6 +15,7 @@ import tqdm
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
+from gfl_jax import files
 from gfl_jax.evaluation import coco_metrics, decode
 from gfl_jax.evaluation.decode import Detections
 from gfl_jax.models import make_anchors
@@ -132,12 +133,12 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     names = [category['name'] for category in ground_truth['categories']]
     write = {
-      'detections.json': json.dumps(results).encode(),
+      'detections.json': json.dumps(results),
       'samples.npz': _pack_samples(samples, names, config.box),
-      'metrics.json': json.dumps(metrics, indent=2).encode(),
+      'metrics.json': json.dumps(metrics, indent=2),
     }
     for name, data in write.items():
-      _replace(folder / name, data)
+      files.write_whole(folder / name, data)
   return metrics
 
 
@@ -243,10 +244,3 @@ def _pack_samples(samples: list[dict], class_names: list[str], box_config) -> by
     **arrays,
   )
   return file.getvalue()
-
-
-def _replace(path: Path, data: bytes) -> None:
-  """Writes a file so that a reader sees the old one or the new one, never a part."""
-  part = path.with_name(path.name + '.part')
-  part.write_bytes(data)
-  os.replace(part, path)

@@ -1,5 +1,6 @@
 """One HTML page about a run, made from the files in the run's folder alone."""
 
+import contextlib
 import html
 import json
 import os
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from gfl_jax import files
 from gfl_jax.evaluation import pictures, plots
 from gfl_jax.evaluation.coco_metrics import METRICS
+from gfl_jax.ops import boxes as box_ops
 
 _MIN_SCORE = 0.3  # of a detection that is drawn
 _MAX_EDGE_FIGURES = 9
+_SAME_PLACE = 0.7  # IoU above which two detections would give the same figure
 
 _STYLE = """
 :root { --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --accent: #2563eb; }
@@ -76,14 +80,13 @@ def write_report(workdir: str | os.PathLike) -> Path:
 
   Raises:
     FileNotFoundError: the folder has no config.json.
-    ValueError: a line of metrics.jsonl, other than an unfinished last one, is not JSON.
   """
   workdir = Path(workdir)
   if not (workdir / 'config.json').exists():
     raise FileNotFoundError(f'{workdir} is not the folder of a run: no config.json')
   config = json.loads((workdir / 'config.json').read_text())
   env = _read_json(workdir / 'env.json')
-  train, evals = _read_log(workdir / 'metrics.jsonl')
+  train, evals = _by_step(read_log(workdir / 'metrics.jsonl'))
   metrics = _read_json(workdir / 'eval' / 'metrics.json')
   name = html.escape(workdir.resolve().name)
   body = [
@@ -102,10 +105,23 @@ def write_report(workdir: str | os.PathLike) -> Path:
     f'<body><main>{"".join(body)}</main></body></html>\n'
   )
   path = workdir / 'report.html'
-  part = workdir / 'report.html.part'
-  part.write_text(page, encoding='utf-8')
-  os.replace(part, path)
+  files.write_whole(path, page)
   return path
+
+
+def read_log(path: str | os.PathLike) -> list[dict]:
+  """The lines of a metrics.jsonl, in the file's order; none if there is no file.
+
+  Lines that are not whole JSON are left out: a run that is killed, or is writing now,
+  leaves half a line.
+  """
+  path = Path(path)
+  text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
+  lines = []
+  for line in text.splitlines():
+    with contextlib.suppress(json.JSONDecodeError):
+      lines.append(json.loads(line))
+  return lines
 
 
 def _read_json(path: Path) -> dict:
@@ -113,20 +129,13 @@ def _read_json(path: Path) -> dict:
   return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _read_log(path: Path) -> tuple[list[dict], list[dict]]:
+def _by_step(lines: list[dict]) -> tuple[list[dict], list[dict]]:
   """The train and the eval lines, by rising step.
 
   A run that was resumed may have logged a step twice: the later line counts.
   """
-  lines = path.read_text().splitlines() if path.exists() else []
   by_step: dict[str, dict[int, dict]] = {'train': {}, 'eval': {}}
-  for number, text in enumerate(lines, 1):
-    try:
-      line = json.loads(text)
-    except json.JSONDecodeError as error:
-      if number == len(lines):
-        continue  # the run is writing it, or was stopped in the middle
-      raise ValueError(f'{path}, line {number} is not JSON: {text[:80]!r}') from error
+  for line in lines:
     by_step[line['kind']][line['step']] = line
   train, evals = ([steps[step] for step in sorted(steps)] for steps in by_step.values())
   return train, evals
@@ -238,6 +247,16 @@ def _drawn(sample: Mapping) -> list[int]:
   return np.flatnonzero(sample['scores'] >= _MIN_SCORE).tolist()
 
 
+def _distinct(sample: Mapping) -> list[int]:
+  """`_drawn` without those at the place of a better one, of whatever class."""
+  ious = np.asarray(box_ops.iou_matrix(sample['boxes'], sample['boxes']))
+  kept: list[int] = []
+  for index in _drawn(sample):
+    if not (ious[index, kept] > _SAME_PLACE).any():
+      kept.append(index)
+  return kept
+
+
 def _gallery(samples: list, names: list[str]) -> str:
   figures = []
   for sample in samples:
@@ -277,9 +296,9 @@ def _edges(samples: list, names: list[str], bins: np.ndarray) -> str:
 def _choose_edges(samples: list) -> list[tuple[Mapping, int]]:
   """Detections to draw: mostly with one side far broader than another, some all sharp.
 
-  At most two per image.
+  At most two per image, and only the best of those at the same place.
   """
-  pool = [(sample, index) for sample in samples for index in _drawn(sample)]
+  pool = [(sample, index) for sample in samples for index in _distinct(sample)]
 
   def in_bins(entry) -> np.ndarray:
     sample, index = entry

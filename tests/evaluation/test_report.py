@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gfl_jax.evaluation import plots
-from gfl_jax.evaluation.report import write_report
+from gfl_jax.evaluation.report import read_log, write_report
 
 CONFIG = {
   'batch_size': 8,
@@ -161,14 +161,32 @@ def test_a_step_logged_twice_counts_once(tmp_path):
   assert '0 min 3 s' in page.text  # 80 images at 40 per second and 80 at 80
 
 
-def test_the_last_line_may_be_unfinished_and_no_other(tmp_path):
-  make_run(tmp_path, lines=[train_line(1)], evaluated=False)
+def test_half_a_line_of_a_killed_run_is_left_out(tmp_path):
+  lines = [train_line(10), train_line(20)]
+  make_run(tmp_path, lines=lines, evaluated=False)
   log = tmp_path / 'metrics.jsonl'
-  log.write_text(log.read_text() + '{"kind": "tr')
-  write_report(tmp_path)
-  log.write_text('{"kind": "tr\n' + json.dumps(train_line(2)))
-  with pytest.raises(ValueError, match='metrics.jsonl, line 1 is not JSON'):
-    write_report(tmp_path)
+  first, last = log.read_text().splitlines()
+  log.write_text(f'{first}\n{{"kind": "tr\n{last}\n{{"kind": "eval", "ste')
+  assert read_log(log) == lines
+  assert '0 min 4 s' in Page(write_report(tmp_path)).text
+  log.unlink()
+  assert read_log(log) == []
+
+
+def test_of_detections_at_one_place_the_best_gets_a_figure(tmp_path):
+  make_run(tmp_path)
+  samples = tmp_path / 'eval' / 'samples.npz'
+  with np.load(samples) as arrays:
+    changed = dict(arrays)
+  # The second best is the broadest of all, but nearly the best one's box.
+  corner = changed['0/boxes'][0, :2]
+  changed['0/boxes'][:2] = np.concatenate([corner, corner + 20])
+  changed['0/boxes'][1, 2] += 5
+  changed['0/edge_std'][1] = (0, 30, 0, 0)
+  np.savez(samples, **changed)
+  text = Page(write_report(tmp_path)).text
+  assert 'score 0.90' in text and 'score 0.40' in text
+  assert 'score 0.65' not in text
 
 
 def test_a_folder_that_is_no_run(tmp_path):
