@@ -150,6 +150,11 @@ def load_backbone(variables: Mapping[str, Any], backbone_config: Any) -> dict[st
       f"'frozen_batch_norm' and stem='conv7', not {backbone_config.norm!r} and"
       f' {backbone_config.stem!r}'
     )
+  if tuple(backbone_config.widths) != ResNet.widths:
+    raise ValueError(
+      f'backbone.pretrained={backbone_config.pretrained!r} needs widths='
+      f'{ResNet.widths}, not {tuple(backbone_config.widths)}'
+    )
   state_dict = read_state_dict(backbone_config.pretrained)
   backbone = from_torchvision_resnet(state_dict, backbone_config.depth)
   return {

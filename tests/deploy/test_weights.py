@@ -112,6 +112,9 @@ def test_a_backbone_that_torchvision_has_not_is_refused():
   config.backbone.update(pretrained='resnet18.npz', norm='group_norm')
   with pytest.raises(ValueError, match="needs norm='frozen_batch_norm'"):
     weights.load_backbone({}, config.backbone)
+  config.backbone.update(norm='frozen_batch_norm', widths=(8, 16, 32, 64))
+  with pytest.raises(ValueError, match=r'needs widths=\(64, .*, not \(8, 16, 32, 64\)'):
+    weights.load_backbone({}, config.backbone)
 
 
 def test_a_weights_file_that_cannot_be_read_is_named(tmp_path):
