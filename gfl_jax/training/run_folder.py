@@ -68,11 +68,6 @@ class MetricsLog:
     self._events = None
     if not self._active:
       return
-    file = pathlib.Path(workdir) / 'metrics.jsonl'
-    if file.exists():
-      kept = [line for line in report.read_log(file) if line['step'] <= start_step]
-      write_whole(file, ''.join(json.dumps(line) + '\n' for line in kept))
-    self._file = file.open('a')
     if tensorboard:
       try:
         import tensorboardX
@@ -81,6 +76,11 @@ class MetricsLog:
           "tensorboard=True needs an extra: pip install -e '.[tensorboard]'"
         ) from error
       self._events = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'events'))
+    file = pathlib.Path(workdir) / 'metrics.jsonl'
+    if file.exists():
+      kept = [line for line in report.read_log(file) if line['step'] <= start_step]
+      write_whole(file, ''.join(json.dumps(line) + '\n' for line in kept))
+    self._file = file.open('a')
 
   def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
     """Adds one line; nested values are kept in the file, scalars alone in events."""

@@ -174,8 +174,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_file, tmp_path, monkeypatc
   c = config(data_file)
   true = experiment.Experiment.initial_state
 
-  def poisoned(self):
-    state = true(self)
+  def poisoned(self, **arguments):
+    state = true(self, **arguments)
     update = self.update
     spoil = lambda step, x: jnp.where(step == 3, jnp.nan, x)
 
@@ -234,6 +234,7 @@ def test_a_run_goes_on_without_the_file_of_its_pretrained_weights(tmp_path):
   c = tiny.config()
   c.model.backbone.update(pretrained=str(tmp_path / 'gone.npz'), depth=18)
   c.model.backbone.update(norm='frozen_batch_norm', stem='conv7')
+  c.model.backbone.widths = (64, 128, 256, 512)
 
   class TinyData:
     class_names, num_train, num_eval, counters = ('a', 'b', 'c'), 8, 8, {}
