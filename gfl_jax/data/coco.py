@@ -244,7 +244,7 @@ def _read_image(path: pathlib.Path, entry: dict[str, Any]):
       image.load()
       if image.format not in ('JPEG', 'PNG'):  # TensorFlow's decoder reads these
         file = io.BytesIO()
-        image.convert('RGB').save(file, 'png')
+        _rgb(image).save(file, 'png')
         encoded = file.getvalue()
   except (OSError, ValueError, SyntaxError) as error:
     raise ValueError(f'{path} cannot be decoded: {error}') from error
@@ -252,6 +252,18 @@ def _read_image(path: pathlib.Path, entry: dict[str, Any]):
   if image.size != stated:
     raise ValueError(f'{path} is {image.size} (w, h), the json says {stated}')
   return encoded, image.size
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+  """8 bits per channel; of 16 the upper ones, as TensorFlow reads a 16-bit PNG."""
+  if image.mode.startswith('I;16'):
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
+  if image.mode in ('I', 'F'):
+    raise ValueError(
+      f'its pixels are of mode {image.mode!r} (32 bits), whose range is not known: '
+      'save it with 8 or 16 bits'
+    )
+  return image.convert('RGB')
 
 
 def _example_object(annotation: dict[str, Any], size, labels) -> dict[str, Any] | None:

@@ -171,3 +171,56 @@ def test_other_image_formats_give_the_same_boxes_and_pixels(folder, suffix):
       expected = image.convert('RGB').resize((width, height), Image.Resampling.BOX)
     got = batch['images'][row, :height, :width].astype(float)
     assert np.abs(got - np.asarray(expected)).mean() < 6
+
+
+RAMP = np.add.outer(np.arange(32), np.arange(0, 256, 8)[:24]).astype(np.uint8)
+COLOURS = np.stack([RAMP, RAMP[::-1], 255 - RAMP], -1)
+GRAYS = np.stack([RAMP] * 3, -1)
+
+
+def _prepared_pixels(folder, image, suffix, **options):
+  """What an image file, in place of the only evaluation image, becomes; [32, 24, 3]."""
+  name = f'3.{suffix}'
+
+  def change(contents):
+    contents['val']['images'] = [{'id': 3, 'file_name': name}]
+    contents['val']['annotations'] = []
+
+  sets.write_folder(folder, train=2, validation=1, change=change)
+  image.save(folder / 'images' / name, **options)
+  config = _config(folder, short_side=(24, 24))
+  return next(data.load(config).eval_batches(1))['images'][0, :32, :24]
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tiff'])
+@pytest.mark.parametrize(
+  'image, expected',
+  [
+    (Image.fromarray(RAMP), GRAYS),
+    (Image.fromarray(np.stack([RAMP, RAMP.T.reshape(32, 24)], -1)), GRAYS),
+    (Image.fromarray(np.concatenate([COLOURS, RAMP[..., None]], -1)), COLOURS),
+    (Image.fromarray(COLOURS // 64 * 64).quantize(64), COLOURS // 64 * 64),
+    (Image.fromarray(RAMP.astype(np.uint16) * 256 + 200), GRAYS),
+  ],
+  ids=['gray', 'LA', 'RGBA', 'palette', '16 bits'],
+)
+def test_pixels_of_every_kind_of_image(folder, suffix, image, expected):
+  np.testing.assert_array_equal(_prepared_pixels(folder, image, suffix), expected)
+
+
+def test_big_endian_16_bits(folder):
+  image = Image.fromarray(RAMP.astype('>u2') * 256)
+  np.testing.assert_array_equal(_prepared_pixels(folder, image, 'tiff'), GRAYS)
+
+
+def test_cmyk_jpeg(folder):
+  image = Image.fromarray(COLOURS).convert('CMYK')
+  got = _prepared_pixels(folder, image, 'jpg', quality=100)
+  np.testing.assert_allclose(got.astype(int), COLOURS, atol=4)
+
+
+@pytest.mark.parametrize('kind', ['int32', 'float32'])
+def test_32_bit_pixels_are_refused(folder, kind):
+  image = Image.fromarray(RAMP.astype(kind))
+  with pytest.raises(ValueError, match=r"3\.tiff cannot .* mode '[IF]' \(32 bits\)"):
+    _prepared_pixels(folder, image, 'tiff')
