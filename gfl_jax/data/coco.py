@@ -1,8 +1,8 @@
 """`coco_folder`: a folder in COCO form as a TFDS builder with coco/2017's features.
 
 The folder holds images/ and annotations/instances_{train,val}.json. What was prepared
-is found again by the content of the two json files; all that is in them, and every
-image, is checked on the way.
+is found again by the content of the two json files and the images' names, sizes and
+times of change; all that is in the json files, and every image, is checked on the way.
 """
 
 import dataclasses
@@ -78,8 +78,10 @@ class CocoFolderConfig(tfds.core.BuilderConfig):
       if not path.is_file():
         raise FileNotFoundError(f'{path} is missing')
       content = path.read_bytes()
-      digest.update(content)
       splits[split] = _parse(path, content)
+      names = [image['file_name'] for image in splits[split]['images']]
+      files = [(name, _file_state(folder / 'images' / name)) for name in names]
+      digest.update(content + repr(files).encode())
     categories = [tuple(s['categories']) for s in splits.values()]
     if categories[0] != categories[1]:
       raise ValueError(
@@ -167,6 +169,20 @@ class CocoFolder(tfds.core.GeneratorBasedBuilder):
           'objects': kept,
         },
       )
+    if split == 'train' and len(metadata['bad_images']) == len(content['images']):
+      raise ValueError(
+        f'{config.folder}: not one training image can be read: '
+        + '; '.join(metadata['bad_images'])
+      )
+
+
+def _file_state(path: pathlib.Path) -> tuple[int, int] | None:
+  """A file's size and time of change; None if there is no such file."""
+  try:
+    stat = path.stat()
+  except (OSError, ValueError):  # a name that no file can have
+    return None
+  return stat.st_size, stat.st_mtime_ns
 
 
 def _parse(path: pathlib.Path, content: bytes) -> dict[str, Any]:

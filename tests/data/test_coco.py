@@ -1,6 +1,7 @@
 """Folders in COCO form: what is prepared, and every kind of bad input."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -44,16 +45,39 @@ def test_a_folder_comes_back_as_it_was(folder):
 def test_a_changed_json_is_prepared_again_and_an_equal_one_is_not(folder):
   sets.write_folder(folder)
   data.load(_config(folder))
-  prepared = folder.parent / 'datasets' / 'coco_folder'
-  assert len(list(prepared.iterdir())) == 1
-  for image in (folder / 'images').iterdir():
-    image.unlink()  # would be an error if they were read again
+  (records,) = folder.parent.glob('datasets/coco_folder/*/*/*-train.tfrecord*')
+  prepared_at = records.stat().st_mtime_ns
   data.load(_config(folder))
+  assert records.stat().st_mtime_ns == prepared_at
   path = folder / 'annotations/instances_train.json'
   path.write_text(path.read_text() + ' ')
+  (folder / 'images/1.jpg').unlink()
   with pytest.raises(ValueError, match='missing or damaged than max_bad_images=0'):
     data.load(_config(folder))
-  assert len(list(prepared.glob('*/1.0.0'))) == 1  # the failed one left nothing
+  prepared = folder.parent.glob('datasets/coco_folder/*/1.0.0')
+  assert len(list(prepared)) == 1  # the failed one left nothing
+
+
+def test_a_replaced_image_is_prepared_again(folder):
+  sets.write_folder(folder, train=2, validation=1)
+  data.load(_config(folder))
+  path = folder / 'images/3.jpg'
+  before = path.stat()
+  Image.new('RGB', (96, 64), 'red').save(path)
+  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+  image = next(data.load(_config(folder)).eval_batches(1))['images'][0]
+  np.testing.assert_allclose(image[:48, :72], np.full((48, 72, 3), [254, 0, 0]), atol=1)
+
+
+def test_an_image_that_was_missing_and_is_there_again_is_trained_on(folder):
+  sets.write_folder(folder)
+  path, away = folder / 'images/2.jpg', folder / 'away.jpg'
+  path.rename(away)
+  config = _config(folder, max_bad_images=1)
+  assert data.load(config).counters['bad_images'] == 1
+  away.rename(path)
+  dataset = data.load(config)
+  assert (dataset.counters['bad_images'], dataset.num_train) == (0, 6)
 
 
 def test_bad_boxes_are_counted_and_cut(folder):
