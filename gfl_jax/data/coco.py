@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import math
 import pathlib
 import re
@@ -17,8 +18,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
+import tqdm
 from PIL import Image
+
+from gfl_jax.data import quiet
+
+_LOG = logging.getLogger(__name__)
 
 # The 80 of COCO's ids 1..90 that are in use, in the order of TFDS's labels.
 COCO_CATEGORY_IDS = tuple(
@@ -48,7 +53,7 @@ def prepare(config: Any) -> 'CocoFolder':
   bad = metadata['bad_images']
   _check_count(bad, config.max_bad_images)
   for problem in bad:
-    logging.warning('left out of training: %s', problem)
+    _LOG.warning('left out of training: %s', problem)
   return builder
 
 
@@ -135,9 +140,13 @@ class CocoFolder(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager) -> dict[str, Any]:
-    return {split: self._generate_examples(split) for split in JSON_FILES}
+    total = sum(len(s['images']) for s in self.builder_config.splits.values())
+    progress = tqdm.tqdm(total=total, desc='reading images', unit='image', leave=False)
+    return {split: self._generate_examples(split, progress) for split in JSON_FILES}
 
-  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+  def _generate_examples(
+    self, split: str, progress: tqdm.tqdm
+  ) -> Iterator[tuple[int, dict[str, Any]]]:
     config = self.builder_config
     metadata: Any = self.info.metadata
     content = config.splits[split]
@@ -145,7 +154,7 @@ class CocoFolder(tfds.core.GeneratorBasedBuilder):
     per_image: dict[int, list] = {image['id']: [] for image in content['images']}
     for annotation in content['annotations']:
       per_image[annotation['image_id']].append(annotation)
-    for image in content['images']:
+    for image in quiet.ticking(content['images'], progress):
       try:
         encoded, size = _read_image(
           config.folder / 'images' / image['file_name'], image

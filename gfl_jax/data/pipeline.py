@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -23,13 +24,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 import tqdm
-from absl import logging
 from PIL import Image
 
-from gfl_jax.data import coco, memory, scenes, shapes, transforms
+from gfl_jax.data import coco, memory, quiet, scenes, shapes, transforms
 from gfl_jax.data.dataset import Annotations, Dataset
 from gfl_jax.data.memory import MemoryDataset, MemoryPixels
 from gfl_jax.data.transforms import Plan
+
+_LOG = logging.getLogger(__name__)
 
 INDEX_VERSION = 1
 RECORD_OVERHEAD = 16  # bytes of a TFRecord's length and checksums
@@ -182,7 +184,8 @@ def _open(config) -> dict[str, Any]:
   """Both splits, streamed, and what else `Dataset` wants to know."""
   # TensorFlow must not take the memory of the GPU that JAX trains on.
   tf.config.set_visible_devices([], 'GPU')
-  builder, prepared = _builder(config)
+  with quiet.builders():
+    builder, prepared = _builder(config)
   parts = {name: _read_split(builder, name) for name in memory.SPLITS}
   return parts | {
     'class_names': tuple(builder.info.features['objects']['label'].names),
@@ -236,7 +239,10 @@ def _read_split(builder: Any, split: str) -> tuple[Annotations, RecordPixels]:
       index = dict(stored)
   except (FileNotFoundError, *memory.DAMAGED):
     index = _make_index(builder, paths, info.num_examples, split)
-    _store(index_path, index)
+    try:
+      memory.write_arrays(index_path, index)
+    except OSError as error:
+      _LOG.warning('the index %s is not kept: %s', index_path, error)
   places = index.pop('files'), index.pop('offsets')
   annotations = Annotations(**index)
   return annotations, RecordPixels(np.array(paths), *places, annotations.image_ids)
@@ -245,7 +251,9 @@ def _read_split(builder: Any, split: str) -> tuple[Annotations, RecordPixels]:
 def _make_index(builder, paths, num_images: int, split: str) -> dict[str, np.ndarray]:
   """Reads all records once; decodes no image."""
   columns: dict[str, list] = collections.defaultdict(list)
-  progress = tqdm.tqdm(total=num_images, desc=f'indexing {split}', unit='image')
+  progress = tqdm.tqdm(
+    total=num_images, desc=f'indexing {split}', unit='image', leave=False
+  )
   decoders = {'image': tfds.decode.SkipDecoding()}
 
   def parse(record):
@@ -298,16 +306,6 @@ def _index_arrays(columns: dict[str, list]) -> dict[str, np.ndarray]:
   return index | {k: np.concatenate(columns[k]).astype(t) for k, t in types.items()}
 
 
-def _store(path, index: dict[str, Any]):
-  temporary = path.parent / f'.{path.name}.{os.getpid()}'
-  try:
-    with temporary.open('wb') as file:
-      np.savez(file, **index)
-    temporary.replace(path)
-  except OSError as error:
-    logging.warning('the index %s is not kept: %s', path, error)
-
-
 def _stored_sizes(annotations: Annotations, config) -> np.ndarray:
   return transforms.resized_sizes(
     annotations.sizes, config.short_side[1], config.max_long_side
@@ -329,7 +327,11 @@ def _decode(
     for row in range(len(sizes))
   )
   images = tqdm.tqdm(
-    source.images(plans), desc=f'decoding {name}', total=len(sizes), unit='image'
+    source.images(plans),
+    desc=f'decoding {name}',
+    total=len(sizes),
+    unit='image',
+    leave=False,
   )
   for start, image in zip(starts, images, strict=True):
     pixels[start : start + image.size] = image.ravel()

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+import tqdm
 from PIL import Image
 
-from gfl_jax.data import scenes
+from gfl_jax.data import quiet, scenes
 
 
 @dataclasses.dataclass(eq=False)
@@ -74,16 +75,18 @@ class AmbiguousShapes(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager) -> dict[str, Any]:
     config = self.builder_config
+    total = config.num_train + config.num_validation
+    progress = tqdm.tqdm(total=total, desc='drawing scenes', unit='scene', leave=False)
     return {
-      'train': self._generate_examples(0, config.num_train),
-      'validation': self._generate_examples(1, config.num_validation),
+      'train': self._generate_examples(0, config.num_train, progress),
+      'validation': self._generate_examples(1, config.num_validation, progress),
     }
 
   def _generate_examples(
-    self, split: int, count: int
+    self, split: int, count: int, progress: tqdm.tqdm
   ) -> Iterator[tuple[int, dict[str, Any]]]:
     config = self.builder_config
-    for index in range(count):
+    for index in quiet.ticking(range(count), progress):
       scene = scenes.draw_scene((config.seed, split, index), config.size)
       file = io.BytesIO()
       Image.fromarray(scene.image).save(file, 'jpeg', quality=95, subsampling=0)

@@ -116,6 +116,23 @@ def test_the_index_is_kept_and_made_again_if_damaged(folder):
   assert data.load(config).ground_truth() == before
 
 
+def test_an_index_that_cannot_be_kept_is_told(folder, monkeypatch, caplog):
+  config = _config(folder)
+  data.load(config)
+  for path in (folder.parent / 'datasets').glob('**/gfl_index_*.npz'):
+    path.unlink()
+
+  def full_disk(file, **arrays):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(np, 'savez', full_disk)
+    data.load(config)
+  assert [record.name for record in caplog.records] == ['gfl_jax.data.pipeline'] * 2
+  assert 'index' in caplog.text and 'No space left' in caplog.text
+  assert not list((folder.parent / 'datasets').glob('**/*gfl_index_*'))
+
+
 def test_a_damaged_record_is_an_error_with_its_images(tmp_path):
   folder = sets.write_folder(tmp_path / 'photos')
   config = _config(folder)
@@ -247,6 +264,19 @@ def test_scenes_are_drawn_once_and_know_their_sigma(tmp_path):
   drawn_at = records.stat().st_mtime_ns
   data.load(config)
   assert records.stat().st_mtime_ns == drawn_at
+
+
+@pytest.mark.parametrize('name', ['ambiguous_shapes', 'coco_folder'])
+def test_preparing_shows_our_bars_alone(tmp_path, name, capfd, caplog):
+  folder = sets.write_folder(tmp_path / 'photos')
+  canvas = dict(canvas=(128, 128), max_long_side=128)
+  data.load(_config(folder, name=name, **canvas))
+  out, err = capfd.readouterr()
+  assert not out and not caplog.records
+  bars = {line.split(':')[0].strip() for line in err.split('\r')} - {''}
+  first = 'drawing scenes' if name == 'ambiguous_shapes' else 'reading images'
+  assert bars == {first, 'indexing train', 'indexing validation'}
+  assert '\n' not in err  # nothing is left on the screen
 
 
 def test_no_scenes_at_all_is_an_error(tmp_path):
