@@ -31,6 +31,9 @@ COCO_CATEGORY_IDS = tuple(
 )
 JSON_FILES = {'train': 'instances_train.json', 'validation': 'instances_val.json'}
 MAX_ID = 2**31 - 1  # batches carry int32
+MAX_ANNOTATION_ID = 2**63 - 1  # of COCO's own, some need more than 32 bits
+# What Pillow raises for a file that is no image, damaged, or too large to be meant.
+BAD_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def prepare(config: Any) -> 'CocoFolder':
@@ -38,9 +41,9 @@ def prepare(config: Any) -> 'CocoFolder':
 
   Args: config: config.data; up to max_bad_images of the training images may be missing
     or damaged.
-  Raises: FileNotFoundError: no folder, no json or an evaluation image is missing.
-    ValueError: a json that is not in COCO form or does not agree with itself, a damaged
-      evaluation image, too many bad training images.
+  Raises: FileNotFoundError: no folder or no json.
+    ValueError: a json that is not in COCO form or does not agree with itself, a missing
+      or damaged evaluation image, too many or only bad training images.
   """
   folder = pathlib.Path(config.path)
   builder = CocoFolder(
@@ -54,6 +57,9 @@ def prepare(config: Any) -> 'CocoFolder':
   _check_count(bad, config.max_bad_images)
   for problem in bad:
     _LOG.warning('left out of training: %s', problem)
+  for split, count in metadata['degenerate_boxes'].items():
+    if count:
+      _LOG.warning('left out of %s: %d boxes without area in the image', split, count)
   return builder
 
 
@@ -115,7 +121,9 @@ class CocoFolder(tfds.core.GeneratorBasedBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     categories = self.builder_config.categories
     metadata = tfds.core.MetadataDict(
-      category_ids=[c['id'] for c in categories], bad_images=[], degenerate_boxes=0
+      category_ids=[c['id'] for c in categories],
+      bad_images=[],
+      degenerate_boxes=dict.fromkeys(JSON_FILES, 0),
     )
     return tfds.core.DatasetInfo(
       builder=self,
@@ -159,7 +167,7 @@ class CocoFolder(tfds.core.GeneratorBasedBuilder):
         encoded, size = _read_image(
           config.folder / 'images' / image['file_name'], image
         )
-      except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for bad files
+      except BAD_IMAGE as error:
         if split == 'validation':
           raise ValueError(f'evaluation needs every image: {error}') from error
         metadata['bad_images'].append(str(error))
@@ -167,8 +175,7 @@ class CocoFolder(tfds.core.GeneratorBasedBuilder):
         continue
       objects = [_example_object(a, size, labels) for a in per_image[image['id']]]
       kept = [o for o in objects if o is not None]
-      if split == 'train':
-        metadata['degenerate_boxes'] += len(objects) - len(kept)
+      metadata['degenerate_boxes'][split] += len(objects) - len(kept)
       yield (
         image['id'],
         {
@@ -210,11 +217,18 @@ def _parse(path: pathlib.Path, content: bytes) -> dict[str, Any]:
   }
   for kind, keys in required.items():
     for number, entry in enumerate(parsed[kind]):
+      if not isinstance(entry, dict):
+        raise ValueError(f'{path}: {kind}[{number}] is {entry!r}, not an object')
       missing = [key for key in keys if key not in entry]
       if missing:
         raise ValueError(f'{path}: {kind}[{number}] has no {missing[0]!r}')
   for kind in ('images', 'categories'):
     _check_ids([entry['id'] for entry in parsed[kind]], f'{path}: {kind}')
+  for number, image in enumerate(parsed['images']):
+    if not isinstance(image['file_name'], str):
+      raise ValueError(
+        f'{path}: images[{number}]: file_name {image["file_name"]!r} must be a string'
+      )
   _check_annotations(path, parsed)
   categories = [{'id': c['id'], 'name': str(c['name'])} for c in parsed['categories']]
   names = [c['name'] for c in categories]
@@ -228,7 +242,7 @@ def _check_ids(ids: list, where: str):
     raise ValueError(f'{where} is empty')
   seen = set()
   for i in ids:
-    if type(i) is not int or not 0 <= i <= MAX_ID:
+    if not _is_integer(i, MAX_ID):
       raise ValueError(f'{where}: the id {i!r} must be an integer in 0..{MAX_ID}')
     if i in seen:
       raise ValueError(f'{where}: the id {i} is there twice')
@@ -240,17 +254,30 @@ def _check_annotations(path: pathlib.Path, parsed: dict[str, Any]):
   categories = {category['id'] for category in parsed['categories']}
   for number, annotation in enumerate(parsed['annotations']):
     where = f'{path}: annotations[{number}]'
-    if annotation['image_id'] not in images:
-      raise ValueError(f'{where} is of image {annotation["image_id"]}, not in images')
-    if annotation['category_id'] not in categories:
+    image, category, box = (annotation[k] for k in ('image_id', 'category_id', 'bbox'))
+    if not _is_integer(image, MAX_ID) or image not in images:
+      raise ValueError(f'{where} is of image {image!r}, not in images')
+    if not _is_integer(category, MAX_ID) or category not in categories:
       raise ValueError(
-        f'{where} has category_id {annotation["category_id"]}, the categories are '
-        f'{sorted(categories)}'
+        f'{where} has category_id {category!r}, the categories are {sorted(categories)}'
       )
-    box = annotation['bbox']
-    numbers = isinstance(box, list) and all(isinstance(x, int | float) for x in box)
-    if not numbers or len(box) != 4:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
       raise ValueError(f'{where}: bbox {box!r} must be four numbers (x, y, w, h)')
+    if not _is_integer(annotation.get('id', 0), MAX_ANNOTATION_ID):
+      raise ValueError(f'{where}: the id {annotation["id"]!r} must be an integer')
+    area = annotation.get('area')
+    if area is not None and not _is_number(area):
+      raise ValueError(f'{where}: area {area!r} must be a number')
+    if annotation.get('iscrowd') not in (None, 0, 1):
+      raise ValueError(f'{where}: iscrowd {annotation["iscrowd"]!r} must be 0 or 1')
+
+
+def _is_integer(value: Any, limit: int) -> bool:
+  return type(value) is int and 0 <= value <= limit  # True is an int, too
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) is float or (type(value) is int and abs(value) <= MAX_ID)
 
 
 def _check_count(bad: list[str], limit: int):
@@ -263,15 +290,15 @@ def _check_count(bad: list[str], limit: int):
 
 def _read_image(path: pathlib.Path, entry: dict[str, Any]):
   """A JPEG or PNG file's bytes and its size (w, h); raises if it cannot be decoded."""
-  encoded = path.read_bytes()
   try:
+    encoded = path.read_bytes()
     with Image.open(io.BytesIO(encoded)) as image:
       image.load()
       if image.format not in ('JPEG', 'PNG'):  # TensorFlow's decoder reads these
         file = io.BytesIO()
         _rgb(image).save(file, 'png')
         encoded = file.getvalue()
-  except (OSError, ValueError, SyntaxError) as error:
+  except BAD_IMAGE as error:
     raise ValueError(f'{path} cannot be decoded: {error}') from error
   stated = (entry.get('width', image.width), entry.get('height', image.height))
   if image.size != stated:
@@ -300,10 +327,14 @@ def _example_object(annotation: dict[str, Any], size, labels) -> dict[str, Any] 
   # Comparisons with NaN are False.
   if not (x1 > x0 and y1 > y0 and math.isfinite(x + y + box_width + box_height)):
     return None
+  # An area that no part of the image can have (NaN is one) is not known.
+  area = annotation.get('area')
+  if area is None or not 0 <= area <= width * height:
+    area = round((x1 - x0) * width * (y1 - y0) * height)
   return {
-    'area': int(annotation.get('area', box_width * box_height)),
+    'area': int(area),
     'bbox': tfds.features.BBox(y0, x0, y1, x1),
     'id': annotation.get('id', 0),
-    'is_crowd': bool(annotation.get('iscrowd', 0)),
+    'is_crowd': bool(annotation.get('iscrowd')),
     'label': labels[annotation['category_id']],
   }

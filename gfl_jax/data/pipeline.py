@@ -209,7 +209,7 @@ def _builder(config) -> tuple[Any, dict[str, Any]]:
     return builder, {
       'category_ids': tuple(metadata['category_ids']),
       'bad_images': len(metadata['bad_images']),
-      'degenerate_boxes': metadata['degenerate_boxes'],
+      'degenerate_boxes': metadata['degenerate_boxes']['train'],
     }
   shapes_config = shapes.ShapesConfig(
     num_train=config.num_train, num_validation=config.num_validation

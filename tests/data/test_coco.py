@@ -132,12 +132,51 @@ def _remove(key, split='train'):
     (lambda c: c['train'].update(images=[], annotations=[]), 'images is empty'),
     (_set('file_name', '9.jpg', split='val', kind='images'), 'every image.*9.jpg'),
     (_set('width', 1, split='val', kind='images'), r'\(96, 64\).*says \(1, 64\)'),
+    (_set('image_id', [1]), r'train.json: annotations\[0\] is of image \[1\]'),
+    (_set('image_id', True), r'annotations\[0\] is of image True'),
+    (_set('image_id', None), r'annotations\[0\] is of image None'),
+    (_set('category_id', {}), r'annotations\[0\] has category_id \{\}'),
+    (_set('bbox', [1, 2, 3, None]), r'annotations\[0\]: bbox \[1, 2, 3, None\]'),
+    (_set('bbox', [1, 2, True, 4]), r'annotations\[0\]: bbox \[1, 2, True, 4\]'),
+    (_set('bbox', [1, 2, '3', 4]), r"annotations\[0\]: bbox \[1, 2, '3', 4\]"),
+    (_set('bbox', [1, 2, 3, 10**400]), r'annotations\[0\]: bbox \[1, 2, 3, 1000'),
+    (_set('id', 'a7'), r"annotations\[0\]: the id 'a7' must be an integer"),
+    (_set('id', None), r'annotations\[0\]: the id None must be an integer'),
+    (_set('area', '9'), r"annotations\[0\]: area '9' must be a number"),
+    (_set('iscrowd', '0'), r"annotations\[0\]: iscrowd '0' must be 0 or 1"),
+    (_set('file_name', 7, kind='images'), r'images\[0\]: file_name 7 must be a string'),
+    (_set('id', [], kind='images'), r'the id \[\] must be an integer'),
+    (lambda c: c['train']['images'].append(7), r'images\[2\] is 7, not an object'),
   ],
 )
 def test_a_json_that_cannot_be_right_is_refused(folder, change, message):
   sets.write_folder(folder, train=2, validation=1, change=change)
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     data.load(_config(folder))
+
+
+@pytest.mark.parametrize('area', [None, float('nan'), -1, 1e300, 'no key'])
+def test_an_unknown_area_is_that_of_the_box(folder, area):
+  def change(contents):
+    (annotation,) = contents['val']['annotations']
+    annotation |= {'bbox': [10, 20, 30, 15.5], 'area': area}
+    if area == 'no key':
+      del annotation['area']
+
+  sets.write_folder(folder, train=1, validation=1, change=change)
+  (annotation,) = data.load(_config(folder)).ground_truth()['annotations']
+  assert annotation['area'] == 465
+
+
+def test_a_box_outside_its_evaluation_image_is_counted(folder, caplog):
+  change = _set('bbox', [200, 3, 9, 9], split='val')
+  sets.write_folder(folder, train=1, validation=2, change=change)
+  dataset = data.load(_config(folder))
+  assert len(dataset.ground_truth()['annotations']) == 1
+  assert dataset.counters['degenerate_boxes'] == 0  # those are of training
+  assert [record.getMessage() for record in caplog.records] == [
+    'left out of validation: 1 boxes without area in the image'
+  ]
 
 
 def test_a_missing_key_is_named(folder):
@@ -164,7 +203,11 @@ def _truncate(path):
   path.write_bytes(path.read_bytes()[:-200])
 
 
-@pytest.mark.parametrize('spoil', [_truncate, lambda path: path.unlink()])
+def _enlarge(path):
+  Image.new('1', (20_000, 20_000)).save(path, 'png')
+
+
+@pytest.mark.parametrize('spoil', [_truncate, _enlarge, lambda path: path.unlink()])
 def test_bad_training_images_are_left_out_up_to_a_limit(folder, spoil):
   sets.write_folder(folder)
   spoil(folder / 'images/2.jpg')
@@ -178,9 +221,19 @@ def test_bad_training_images_are_left_out_up_to_a_limit(folder, spoil):
     data.load(_config(folder, max_bad_images=1))
 
 
-def test_a_bad_evaluation_image_is_an_error(folder):
+def test_training_images_that_are_all_missing_are_an_error(folder):
+  sets.write_folder(folder, train=2)
+  for name in ('1.jpg', '2.jpg'):
+    (folder / 'images' / name).unlink()
+  message = r'photos: not one training image can be read: .*1\.jpg.*2\.jpg'
+  with pytest.raises(ValueError, match=message):
+    data.load(_config(folder, max_bad_images=5))
+
+
+@pytest.mark.parametrize('spoil', [_truncate, _enlarge, lambda path: path.unlink()])
+def test_a_bad_evaluation_image_is_an_error(folder, spoil):
   sets.write_folder(folder)
-  _truncate(folder / 'images/8.jpg')
+  spoil(folder / 'images/8.jpg')
   with pytest.raises(ValueError, match='evaluation needs every image.*8.jpg'):
     data.load(_config(folder, max_bad_images=5))
 
