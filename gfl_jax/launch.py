@@ -27,9 +27,11 @@ def prepare_process() -> None:
   installed version does not know ends the process: the flag is given only to versions
   that it was tried on.
   """
-  # Our own lines are shown; of the libraries', warnings alone.
-  logging.basicConfig(format='%(message)s')
-  logging.getLogger('gfl_jax').setLevel(logging.INFO)
+  # Our own lines are shown as they are; of the libraries', warnings alone.
+  ours = logging.getLogger('gfl_jax')
+  ours.setLevel(logging.INFO)
+  ours.addHandler(logging.StreamHandler())
+  ours.propagate = False
   if _MARK in os.environ:
     return
   from importlib.metadata import version
