@@ -58,7 +58,11 @@ class Experiment:
   def description(self, state: step.TrainState) -> str:
     """What is about to run, for the log."""
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-    counters = ', '.join(f'{k} {v}' for k, v in self.dataset.counters.items())
+    counters = ', '.join(
+      f'{name.replace("_", " ")} {count}'
+      for name, count in self.dataset.counters.items()
+      if count
+    )
     return (
       f'{self.dataset.num_train} training and {self.dataset.num_eval} evaluation'
       f' images ({counters or "nothing dropped"}),'

@@ -28,6 +28,7 @@ class Monitor:
       unit='step',
       disable=jax.process_index() != 0,
     )
+    self._bar.set_postfix_str('compiling the step')
     self._pending: tuple[int, Mapping[str, jax.Array], np.ndarray] | None = None
     self._since_log: list[Mapping[str, float]] = []
     self._clock: tuple[int, float] | None = None  # a step, and when it was done
@@ -82,7 +83,9 @@ class Monitor:
         ' optimizer.clip_norm may help.'
       )
     # Started after the first step, which compiles, and after each evaluation.
-    self._clock = self._clock or (step, time.perf_counter())
+    if self._clock is None:
+      self._clock = (step, time.perf_counter())
+      self._bar.set_postfix_str('')
     self._since_log.append(numbers)
     self._bar.update(1)
     if step % self._config.log_every_steps == 0:

@@ -182,22 +182,20 @@ def test_positives_beyond_an_images_limit_are_left_out_and_counted():
   def loss(predictions):
     return objective.detection_loss(predictions, batch, anchors, config)
 
-  (_, scalars), gradient = jax.value_and_grad(loss, has_aux=True)(predictions)
+  (_, scalars), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(predictions)
   assert scalars['dropped_positives'] == positive.sum() - kept.sum()
   assert np.all(np.any(gradient.box_logits[kept], axis=(1, 2)))
   for leaf in (gradient.box_logits, gradient.class_logits):
     assert not np.any(leaf[positive & ~kept])
   # Each image by itself: the loss of the whole is made of the losses of its parts.
-  parts = [
-    objective.loss_and_sums(
-      jax.tree.map(lambda x, i=i: x[i : i + 1], predictions),
-      {name: x[i : i + 1] for name, x in batch.items()},
-      anchors,
-      config,
-      normalizers=objective.local_normalizers(predictions, batch, anchors, config),
+  normalizers = objective.local_normalizers(predictions, batch, anchors, config)
+  part = jax.jit(
+    lambda *part: objective.loss_and_sums(
+      *part, anchors, config, normalizers=normalizers
     )[0]
-    for i in range(8)
-  ]
+  )
+  one = lambda tree, i: jax.tree.map(lambda x: x[i : i + 1], tree)
+  parts = [part(one(predictions, i), one(batch, i)) for i in range(8)]
   np.testing.assert_allclose(sum(parts), scalars['loss'], rtol=1e-5)
 
 
