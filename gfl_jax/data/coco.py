@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from gfl_jax.data import quiet
 
@@ -77,11 +77,16 @@ class CocoFolderConfig(tfds.core.BuilderConfig):
   @classmethod
   def from_folder(cls, folder: pathlib.Path, max_bad_images: int) -> 'CocoFolderConfig':
     """Reads and checks both json files. Raises: see `prepare`."""
-    if not (folder / 'images').is_dir():
+    if not folder.exists():
       raise FileNotFoundError(
-        f'{str(folder)!r} (config.data.path) must be a folder with images/ and '
-        'annotations/instances_{train,val}.json; it has no images/'
+        f'{folder} does not exist: give --config.data.path=FOLDER'
       )
+    for part in ('images', 'annotations'):
+      if not (folder / part).is_dir():
+        raise FileNotFoundError(
+          f'{str(folder)!r} (config.data.path) has no {part}/: it must be a folder '
+          'with images/ and annotations/instances_{train,val}.json'
+        )
     digest = hashlib.sha256()
     splits = {}
     for split, name in JSON_FILES.items():
@@ -299,11 +304,21 @@ def _read_image(path: pathlib.Path, entry: dict[str, Any]):
         _rgb(image).save(file, 'png')
         encoded = file.getvalue()
   except BAD_IMAGE as error:
-    raise ValueError(f'{path} cannot be decoded: {error}') from error
+    raise ValueError(f'{path} {_reason(error)}') from error
   stated = (entry.get('width', image.width), entry.get('height', image.height))
   if image.size != stated:
     raise ValueError(f'{path} is {image.size} (w, h), the json says {stated}')
   return encoded, image.size
+
+
+def _reason(error: Exception) -> str:
+  """What is wrong with an image, in a user's words."""
+  if isinstance(error, FileNotFoundError):
+    return 'is missing'
+  if isinstance(error, UnidentifiedImageError):
+    return 'is not an image file that can be read'
+  # The system's own errors would tell the path once more.
+  return f'cannot be read: {getattr(error, "strerror", None) or error}'
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 import tqdm
 from PIL import Image
@@ -30,6 +29,9 @@ from gfl_jax.data import coco, memory, quiet, scenes, shapes, transforms
 from gfl_jax.data.dataset import Annotations, Dataset
 from gfl_jax.data.memory import MemoryDataset, MemoryPixels
 from gfl_jax.data.transforms import Plan
+
+with quiet.starting():  # TFDS itself imports it only when it is used
+  import tensorflow as tf
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ def load_in_memory(config: Any) -> MemoryDataset:
       f'{memory_bytes / 2**30:.1f} GiB of memory: set config.data.cache=False, or '
       'lower short_side'
     )
+  num_images = sum(len(parts[name][0].sizes) for name in memory.SPLITS)
+  _LOG.info('Decoding %d images into %.2f GiB of memory', num_images, num_bytes / 2**30)
   for name in memory.SPLITS:
     annotations, source = parts[name]
     parts[name] = annotations, _decode(annotations, source, config, name)
@@ -183,7 +187,8 @@ def _num_cores() -> int:
 def _open(config) -> dict[str, Any]:
   """Both splits, streamed, and what else `Dataset` wants to know."""
   # TensorFlow must not take the memory of the GPU that JAX trains on.
-  tf.config.set_visible_devices([], 'GPU')
+  with quiet.starting():
+    tf.config.set_visible_devices([], 'GPU')
   with quiet.builders():
     builder, prepared = _builder(config)
   parts = {name: _read_split(builder, name) for name in memory.SPLITS}

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import logging
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -10,6 +12,27 @@ import tensorflow_datasets as tfds
 import tqdm
 
 Item = TypeVar('Item')
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+  """Within it nothing is written to stderr, not by C++ either, unless it fails.
+
+  For TensorFlow's start: it tells of GPUs that it does not find before any of its own
+  settings, TF_CPP_MIN_LOG_LEVEL included, could silence it.
+  """
+  stderr = os.dup(2)
+  with tempfile.TemporaryFile() as held:
+    os.dup2(held.fileno(), 2)
+    try:
+      yield
+    except BaseException:
+      held.seek(0)
+      os.write(stderr, held.read())
+      raise
+    finally:
+      os.dup2(stderr, 2)
+      os.close(stderr)
 
 
 @contextlib.contextmanager

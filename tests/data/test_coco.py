@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -187,8 +188,15 @@ def test_a_missing_key_is_named(folder):
 
 
 def test_missing_folders_and_files_are_named(folder):
-  with pytest.raises(FileNotFoundError, match='photos.*must be a folder with images/'):
+  message = 'photos does not exist: give --config.data.path=FOLDER'
+  with pytest.raises(FileNotFoundError, match=message):
     data.load(_config(folder))
+  folder.mkdir()
+  for part in ('images', 'annotations'):
+    with pytest.raises(FileNotFoundError, match=f"photos'.* has no {part}/"):
+      data.load(_config(folder))
+    (folder / part).mkdir()
+  shutil.rmtree(folder)
   sets.write_folder(folder)
   path = folder / 'annotations/instances_val.json'
   path.write_text('{"images": [')
@@ -205,6 +213,15 @@ def _truncate(path):
 
 def _enlarge(path):
   Image.new('1', (20_000, 20_000)).save(path, 'png')
+
+
+def _replace(path):
+  path.unlink()
+  path.mkdir()
+
+
+def _overwrite(path):
+  path.write_bytes(b'<html>')
 
 
 @pytest.mark.parametrize('spoil', [_truncate, _enlarge, lambda path: path.unlink()])
@@ -230,12 +247,24 @@ def test_training_images_that_are_all_missing_are_an_error(folder):
     data.load(_config(folder, max_bad_images=5))
 
 
-@pytest.mark.parametrize('spoil', [_truncate, _enlarge, lambda path: path.unlink()])
-def test_a_bad_evaluation_image_is_an_error(folder, spoil):
+@pytest.mark.parametrize(
+  'spoil, reason',
+  [
+    (lambda path: path.unlink(), 'is missing'),
+    (_overwrite, 'is not an image file that can be read'),
+    (_truncate, 'cannot be read: .*truncated'),
+    (_enlarge, 'cannot be read: .*pixels'),
+    (_replace, 'cannot be read: Is a directory'),
+  ],
+)
+def test_a_bad_evaluation_image_is_an_error(folder, spoil, reason):
   sets.write_folder(folder)
-  spoil(folder / 'images/8.jpg')
-  with pytest.raises(ValueError, match='evaluation needs every image.*8.jpg'):
+  path = folder / 'images/8.jpg'
+  spoil(path)
+  message = f'evaluation needs every image: {path} {reason}'
+  with pytest.raises(ValueError, match=message) as raised:
     data.load(_config(folder, max_bad_images=5))
+  assert str(raised.value).count(str(path)) == 1
 
 
 @pytest.mark.parametrize('suffix', ['png', 'webp', 'bmp'])

@@ -168,6 +168,13 @@ def test_a_cache_larger_than_the_memory_is_refused(folder, monkeypatch):
     data.load(_config(folder, cache=True))
 
 
+def test_decoding_into_memory_says_how_much_it_takes(folder, caplog):
+  caplog.set_level('INFO', 'gfl_jax')
+  dataset = data.load(_config(folder, cache=True))
+  count = dataset.num_train + dataset.num_eval
+  assert f'Decoding {count} images into 0.00 GiB of memory' in caplog.messages
+
+
 def test_coco_2017_must_be_prepared_by_its_user(tmp_path):
   with pytest.raises(FileNotFoundError, match='coco/2017.*prepare coco/2017 with TFDS'):
     data.load(sets.config(name='coco/2017', data_dir=str(tmp_path)))

@@ -1,0 +1,35 @@
+"""What is held back of stderr, and when it is shown after all."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gfl_jax.data import quiet
+
+
+def test_a_start_that_succeeds_is_silent(capfd):
+  with quiet.starting():
+    os.write(2, b'no GPU')
+  os.write(2, b'after')
+  assert capfd.readouterr().err == 'after'
+
+
+def test_a_start_that_fails_shows_what_was_held_back(capfd):
+  with pytest.raises(ImportError, match='no such library'), quiet.starting():
+    os.write(2, b'the reason, ')
+    raise ImportError('no such library')
+  os.write(2, b'after')
+  assert capfd.readouterr().err == 'the reason, after'
+
+
+def test_tensorflow_starts_in_silence():
+  code = (
+    'from gfl_jax.data import pipeline as p\n'
+    'with p.quiet.starting(): p.tf.config.set_visible_devices([], "GPU")\n'
+    'assert list(p.tf.data.Dataset.range(2).as_numpy_iterator()) == [0, 1]'
+  )
+  command = [sys.executable, '-c', code]
+  finished = subprocess.run(command, check=True, capture_output=True)
+  assert (finished.stdout, finished.stderr) == (b'', b'')
