@@ -2,8 +2,13 @@
 
   python scripts/evaluate.py --run=runs/demo --step=best
 
-Prints the COCO metrics; writes eval/ and report.html of the run's folder.
+Prints the COCO metrics and the report's path; writes eval/ and report.html of the
+run's folder.
 """
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -25,7 +30,14 @@ def main(argv: list[str]) -> None:
   launch.use_compilation_cache(_RUN.value)
   metrics = loop.evaluate(_RUN.value, _STEP.value)
   per_class = metrics.pop('per_class')
-  for name, value in [*metrics.items(), *per_class.items()]:
+  _print_table(metrics)
+  print('\nAP per class')
+  _print_table(per_class)
+  print(f'\n{pathlib.Path(_RUN.value) / "report.html"}')
+
+
+def _print_table(values: Mapping[str, Any]) -> None:
+  for name, value in values.items():
     print(f'{name:20}', f'{value:.3f}' if isinstance(value, float) else value)
 
 

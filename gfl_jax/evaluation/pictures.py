@@ -10,6 +10,7 @@ from PIL import Image
 
 _WIDTH, _FONT = 420, 12  # of a picture, CSS px
 _TRUTH = '#111827'
+MAX_LABELED = 10  # detections of a picture; the labels of more would cover it
 
 
 def class_color(index: int) -> str:
@@ -24,7 +25,8 @@ def annotated_image(sample: Mapping, class_names: Sequence[str], kept) -> str:
     sample: 'image' uint8 [h, w, 3], and in px of it 'boxes', 'classes', 'scores',
       'true_boxes'.
     class_names: names of class 0, 1, ...; any characters.
-    kept: indices of the detections to draw, best first.
+    kept: indices of the detections to draw, best first. Up to `MAX_LABELED` get their
+      name and score as a label, all get it as the text that pointing at them shows.
 
   Returns:
     An SVG element that scales with the page.
@@ -42,6 +44,8 @@ def annotated_image(sample: Mapping, class_names: Sequence[str], kept) -> str:
     box = (sample['boxes'][index] * zoom).tolist()
     text = f'{class_names[label]} {sample["scores"][index]:.2f}'
     shapes.append(_rectangle(box, color, 2, title=text))
+    if len(kept) > MAX_LABELED:
+      continue
     spot = _free_spot(box, text, height * zoom, taken)
     if spot is not None:
       taken.append(spot)

@@ -104,7 +104,7 @@ def edge_distributions(sample: Mapping, index: int, bin_values: np.ndarray) -> s
 
   Left and right are drawn above the picture along x, top and bottom beside it along y:
   a side that the detector is sure of is a peak, an ambiguous one a broad hill. Dashed:
-  the ground truth, and its sides if it overlaps the detection by an IoU above 0.5.
+  the `matching_truth`, if there is one.
 
   Args:
     sample: as in `annotated_image`, with 'edge_probabilities' [n, 4, bins] (left, top,
@@ -118,7 +118,7 @@ def edge_distributions(sample: Mapping, index: int, bin_values: np.ndarray) -> s
   positions = np.tile(sample['centers'][index], 2)[:, None] + np.outer(
     [-1, -1, 1, 1], distances
   )
-  truth = _matching_truth(box, sample['true_boxes'])
+  truth = matching_truth(box, sample['true_boxes'])
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(3.6, 3.6))
     grid = figure.add_gridspec(
@@ -183,12 +183,15 @@ def _outline(axes: Axes, box, colors, **style) -> None:
 
 def _hill(axes: Axes, positions, heights, color, *, flipped: bool, truth) -> None:
   """One distribution over its side's axis; flipped: positions run along y."""
+  # Down to zero at both ends of the grid: an open end would look like a fault.
+  positions, heights = np.pad(positions, 1, 'edge'), np.pad(heights, 1)
   if flipped:
     fill, curve, line = axes.fill_betweenx, (heights, positions), axes.axhline
   else:
     fill, curve, line = axes.fill_between, (positions, heights), axes.axvline
   fill(positions, heights, color=color, alpha=0.22, linewidth=0)
-  axes.plot(*curve, color=color, marker='.', markersize=3, scalex=False, scaley=False)
+  dots = {'marker': '.', 'markersize': 3, 'markevery': slice(1, -1)}
+  axes.plot(*curve, color=color, scalex=False, scaley=False, **dots)
   if truth is not None:
     line(truth, color=_TRUTH, linewidth=1, linestyle=_DASHES)
 
@@ -204,12 +207,12 @@ def _list_deviations(axes: Axes, deviations) -> None:
   axes.text(0.97, 0.9, 'σ in px', fontsize=9, color=_INK, ha='right')
 
 
-def _matching_truth(box, true_boxes) -> np.ndarray | None:
-  """The ground truth with the highest IoU if that exceeds 0.5."""
+def matching_truth(box, true_boxes) -> np.ndarray | None:
+  """The true box [4] with the highest IoU with a box [4], None if that is below 0.5."""
   if not len(true_boxes):
     return None
   ious = np.asarray(box_ops.iou_matrix(box[None], true_boxes))[0]
-  return true_boxes[ious.argmax()] if ious.max() > 0.5 else None
+  return true_boxes[ious.argmax()] if ious.max() >= 0.5 else None
 
 
 def _column(lines: Sequence[Mapping], key: str) -> np.ndarray:
@@ -234,6 +237,7 @@ def _marker(steps: Sequence) -> dict:
 
 def _finish(axes: Axes) -> None:
   axes.set_xlabel('step')
+  axes.set_xlim(left=0)
   axes.grid(axis='y', color='#eef0f3')
   axes.set_axisbelow(True)
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

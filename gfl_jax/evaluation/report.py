@@ -15,7 +15,7 @@ from gfl_jax.evaluation.coco_metrics import METRICS
 from gfl_jax.ops import boxes as box_ops
 
 _MIN_SCORE = 0.3  # of a detection that is drawn
-_MAX_EDGE_FIGURES = 9
+_NUM_AMBIGUOUS, _NUM_SHARP = 6, 3  # figures of edge distributions
 _SAME_PLACE = 0.7  # IoU above which two detections would give the same figure
 
 _STYLE = """
@@ -26,10 +26,12 @@ body { margin: 0; background: #f6f7f9; color: var(--ink); line-height: 1.5;
 main { max-width: 1180px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 1.7rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 0 0 12px; }
-p { margin: 0 0 14px; color: var(--soft); max-width: 80ch; }
-header p { margin: 4px 0 20px; max-width: none; }
+h3 { font-size: .95rem; margin: 18px 0 8px; }
+p { margin: 0 0 14px; color: var(--soft); }
+header p { margin: 4px 0 20px; }
 section { background: white; border: 1px solid var(--line); border-radius: 12px;
   padding: 20px 22px; margin-top: 20px; }
+section > :last-child { margin-bottom: 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr));
   gap: 12px; }
 .tile { background: white; border: 1px solid var(--line); border-radius: 12px;
@@ -163,7 +165,9 @@ def _headline(name: str, config: Mapping, train: list, metrics: Mapping) -> str:
   tiles.append(('images evaluated', str(metrics.get('num_images', '–'))))
   if train:
     tiles.append(('training steps', f'{train[-1]["step"]:,}'))
-    tiles.append(('training time', _duration(_training_seconds(config, train))))
+    tiles.append(
+      ('time in training steps', _duration(_training_seconds(config, train)))
+    )
   boxes = ''.join(
     f'<div class="tile{" main" if label == "AP" else ""}"><b>{value}</b>'
     f'<span>{label}</span></div>'
@@ -268,35 +272,53 @@ def _gallery(samples: list, names: list[str]) -> str:
     )
   return (
     f'<p>Detections with a score of at least {_MIN_SCORE} in the colour of their '
-    'class; ground truth dashed. Point at a box for its name.</p>'
+    'class; ground truth dashed. Point at a box for its name: images with more than '
+    f'{pictures.MAX_LABELED} detections have no labels.</p>'
     f'<div class="photos">{"".join(figures)}</div>'
   )
 
 
 def _edges(samples: list, names: list[str], bins: np.ndarray) -> str:
-  figures = []
-  for sample, index in _choose_edges(samples):
-    label = html.escape(names[sample['classes'][index]])
-    figures.append(
-      f'<figure>{plots.edge_distributions(sample, index, bins)}<figcaption>{label}, '
-      f'score {sample["scores"][index]:.2f}, image {int(sample["image_id"])}'
-      '</figcaption></figure>'
-    )
-  if not figures:
+  ambiguous, sharp = _choose_edges(samples)
+  if not ambiguous:
     return f'<p>No detection scores {_MIN_SCORE} or more.</p>'
+  groups = ''.join(
+    f'<h3>{heading}</h3><div class="edges">'
+    f'{"".join(_edge_figure(*entry, names, bins) for entry in chosen)}</div>'
+    for heading, chosen in (('Most ambiguous', ambiguous), ('Sharpest', sharp))
+    if chosen
+  )
   return (
     '<p>What the detector says about each side of a box: left and right along x, above '
     'the picture; top and bottom along y, beside it. A clear side gives a peak, an '
-    'ambiguous one a broad hill with a large standard deviation σ. Dashed: the ground '
-    'truth; grey: beyond the image.</p>'
-    f'<div class="edges">{"".join(figures)}</div>'
+    'ambiguous one a broad hill with a large standard deviation σ. A curve that drops '
+    'straight down is at the end of its grid of distances, mostly at the anchor point: '
+    'no distance is below the first. Dashed: the ground truth; grey: beyond the image. '
+    '“No object here”: no true box overlaps the detection by an IoU of 0.5.</p>'
+    f'{groups}'
   )
 
 
-def _choose_edges(samples: list) -> list[tuple[Mapping, int]]:
-  """Detections to draw: mostly with one side far broader than another, some all sharp.
+def _edge_figure(sample: Mapping, index: int, names: list[str], bins) -> str:
+  note = '' if _is_matched(sample, index) else ' · no object here'
+  return (
+    f'<figure>{plots.edge_distributions(sample, index, bins)}<figcaption>'
+    f'{html.escape(names[sample["classes"][index]])}, score '
+    f'{sample["scores"][index]:.2f}, image {int(sample["image_id"])}{note}'
+    '</figcaption></figure>'
+  )
 
-  At most two per image, and only the best of those at the same place.
+
+def _is_matched(sample: Mapping, index: int) -> bool:
+  truth = plots.matching_truth(sample['boxes'][index], sample['true_boxes'])
+  return truth is not None
+
+
+def _choose_edges(samples: list) -> list[list[tuple[Mapping, int]]]:
+  """Detections to draw: those with one side far broader than another, and all sharp.
+
+  Those that match a true box come first. At most two per image, and only the best of
+  those at the same place.
   """
   pool = [(sample, index) for sample in samples for index in _distinct(sample)]
 
@@ -304,20 +326,17 @@ def _choose_edges(samples: list) -> list[tuple[Mapping, int]]:
     sample, index = entry
     return sample['edge_std'][index] / sample['strides'][index]
 
-  by_contrast = sorted(pool, key=lambda e: np.ptp(in_bins(e)), reverse=True)
-  by_sharpness = sorted(pool, key=lambda e: in_bins(e).max())
-  num_broad = _MAX_EDGE_FIGURES - 3
-  chosen: list[tuple[Mapping, int]] = []
-  for candidates, limit in (
-    (by_contrast, num_broad),
-    (by_sharpness, _MAX_EDGE_FIGURES),
-  ):
+  by_contrast = sorted(pool, key=lambda e: (not _is_matched(*e), -np.ptp(in_bins(e))))
+  by_sharpness = sorted(pool, key=lambda e: (not _is_matched(*e), in_bins(e).max()))
+  groups: list[list[tuple[Mapping, int]]] = []
+  for candidates, limit in ((by_contrast, _NUM_AMBIGUOUS), (by_sharpness, _NUM_SHARP)):
+    group: list[tuple[Mapping, int]] = []
+    groups.append(group)
     for sample, index in candidates:
-      same_image = [other for other, _ in chosen if other is sample]
-      taken = any(other is sample and i == index for other, i in chosen)
-      if len(chosen) < limit and len(same_image) < 2 and not taken:
-        chosen.append((sample, index))
-  return chosen
+      same_image = [i for chosen in groups for other, i in chosen if other is sample]
+      if len(group) < limit and len(same_image) < 2 and index not in same_image:
+        group.append((sample, index))
+  return groups
 
 
 def _environment(env: Mapping) -> str:

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from gfl_jax.evaluation import plots
+from gfl_jax.evaluation import pictures, plots
 from gfl_jax.evaluation.report import read_log, write_report
 
 CONFIG = {
@@ -69,6 +69,19 @@ def write_samples(path, num_detections):
     bin_values=np.arange(9.0),
     **{f'0/{key}': value for key, value in sample.items()},
   )
+
+
+def change_samples(folder, **changes):
+  path = folder / 'eval' / 'samples.npz'
+  with np.load(path) as arrays:
+    changed = dict(arrays)
+  np.savez(path, **(changed | {f'0/{key}': value for key, value in changes.items()}))
+
+
+def apart(n):
+  """n boxes that do not touch."""
+  corners = np.stack([8 * np.arange(n), 4 * np.ones(n)], -1)
+  return np.concatenate([corners, corners + 6], -1).astype(np.float32)
 
 
 class Page(html.parser.HTMLParser):
@@ -175,18 +188,71 @@ def test_half_a_line_of_a_killed_run_is_left_out(tmp_path):
 
 def test_of_detections_at_one_place_the_best_gets_a_figure(tmp_path):
   make_run(tmp_path)
-  samples = tmp_path / 'eval' / 'samples.npz'
-  with np.load(samples) as arrays:
-    changed = dict(arrays)
   # The second best is the broadest of all, but nearly the best one's box.
-  corner = changed['0/boxes'][0, :2]
-  changed['0/boxes'][:2] = np.concatenate([corner, corner + 20])
-  changed['0/boxes'][1, 2] += 5
-  changed['0/edge_std'][1] = (0, 30, 0, 0)
-  np.savez(samples, **changed)
+  boxes = np.array([[4, 4, 24, 24], [4, 4, 29, 24], [40, 4, 60, 24]], np.float32)
+  deviations = np.ones((3, 4), np.float32)
+  deviations[1] = (0, 30, 0, 0)
+  change_samples(tmp_path, boxes=boxes, true_boxes=boxes, edge_std=deviations)
   text = Page(write_report(tmp_path)).text
   assert 'score 0.90' in text and 'score 0.40' in text
   assert 'score 0.65' not in text
+
+
+def test_detections_of_a_true_box_come_first(tmp_path):
+  make_run(tmp_path)
+  boxes, deviations = apart(3), np.ones((3, 4), np.float32)
+  deviations[0, 0] = 30.0  # by far the most ambiguous, but of nothing
+  change_samples(tmp_path, boxes=boxes, true_boxes=boxes[1:], edge_std=deviations)
+  text = Page(write_report(tmp_path)).text
+  assert 'score 0.65' in text and 'score 0.40' in text
+  assert 'score 0.90' not in text
+  assert ' · no object here' not in text
+  change_samples(tmp_path, true_boxes=boxes[2:])
+  text = Page(write_report(tmp_path)).text
+  assert 'score 0.90, image 5 · no object here' in text
+  assert 'score 0.40, image 5 · no object here' not in text
+
+
+def test_ambiguous_and_sharp_figures_have_their_headings(tmp_path):
+  make_run(tmp_path, num_detections=2)
+  assert 'Sharpest' not in Page(write_report(tmp_path)).text
+  path = tmp_path / 'eval' / 'samples.npz'
+  with np.load(path) as arrays:
+    one = {key[2:]: arrays[key] for key in arrays if key.startswith('0/')}
+    shared = {key: arrays[key] for key in arrays if not key.startswith('0/')}
+  one['boxes'] = one['true_boxes'] = apart(2)
+  images = {}
+  for i in range(4):
+    one['edge_std'] = np.ones((2, 4), np.float32)
+    one['edge_std'][:, 0] += 4 if i < 3 else 0  # the last image is clear on all sides
+    images |= {f'{i}/{k}': v for k, v in (one | {'image_id': 60 + i}).items()}
+  np.savez(path, **(shared | {'num_samples': 4} | images))
+  text = Page(write_report(tmp_path)).text
+  ambiguous, sharpest = text.split('Most ambiguous')[1].split('Sharpest')
+  assert re.findall(r'image (\d+)', ambiguous) == ['60', '60', '61', '61', '62', '62']
+  assert re.findall(r'image (\d+)', sharpest.split('Machine')[0]) == ['63', '63']
+
+
+@pytest.mark.parametrize(('num_boxes', 'num_labels'), [(10, 10), (11, 0)])
+def test_many_boxes_keep_their_names_but_no_labels(num_boxes, num_labels):
+  sample = {
+    'image': np.zeros((420, 420, 3), np.uint8),
+    'boxes': apart(num_boxes)[:, [1, 0, 3, 2]] * 4,  # one below the other
+    'true_boxes': np.zeros((0, 4)),
+    'classes': np.zeros(num_boxes, int),
+    'scores': np.full(num_boxes, 0.5),
+  }
+  svg = pictures.annotated_image(sample, ['a'], list(range(num_boxes)))
+  assert svg.count('<title>a 0.50</title>') == num_boxes
+  assert svg.count('<text') == num_labels
+
+
+def test_step_axes_start_at_zero(monkeypatch):
+  drawn = []
+  monkeypatch.setattr(plots, '_svg', lambda figure: drawn.extend(figure.axes) or '')
+  plots.ap_curves([{'step': 500, 'AP': 0.1}, {'step': 1000, 'AP': 0.2}])
+  plots.training_curves([train_line(50), train_line(100)])
+  assert [axes.get_xlim()[0] for axes in drawn] == [0, 0, 0, 0]
 
 
 def test_a_folder_that_is_no_run(tmp_path):
