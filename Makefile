@@ -14,13 +14,13 @@ help:
 # Installed once; again when the list of packages changes.
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.12 ..." % v[:2])'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo "Installing into $(VENV): about 3 GB, some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.installed
 	$(BIN)/python scripts/train.py --config=configs/demo_shapes.py --workdir=runs/demo
-	@echo "Look at runs/demo/report.html"
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -13,6 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
   c = gfl_r50_fpn_1x_coco.get_config()
   c.epochs = 12.0
   c.ema_decay = 0.99
+  c.checkpoint_every_steps = 100
   c.eval_every_epochs = 3.0
   c.data.update(
     name='ambiguous_shapes',

@@ -1,15 +1,50 @@
-"""Settings that a process needs before jax and TensorFlow start."""
+"""What a script does around its main function: settings before jax, errors after."""
 
 import logging
 import os
 import pathlib
+import re
 import sys
+from collections.abc import Callable
 
 # Eigen's convolutions instead of YNN's; and huge pages for the large temporaries that
 # XLA's CPU backend takes afresh at each step. `scripts/benchmark.py` measures both.
 _XLA_FLAG = '--xla_cpu_experimental_ynn_fusion_type='
 _TUNABLE = 'glibc.malloc.hugetlb=1'
 _MARK = 'GFL_JAX_LAUNCHED'
+_TRACEBACK = 'GFL_JAX_TRACEBACK'
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+  """Runs a script's main function; a foreseen error is one line, not a traceback.
+
+  With GFL_JAX_TRACEBACK=1 in the environment errors show where they came from.
+  """
+  from absl import app
+
+  def parse_flags(argv: list[str]) -> list[str]:
+    try:
+      return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+      # ml_collections hands on the text of a KeyError, quotes and escapes included.
+      suggestion = re.search('Did you mean "(.*)" instead of "(.*)"', str(error))
+      if not suggestion:
+        raise ValueError(f'the config has no field {error}') from error
+      right, wrong = suggestion.groups()
+      raise ValueError(
+        f'the config has no field {wrong!r}: did you mean {right!r}?'
+      ) from error
+
+  prepare_process()
+  try:
+    app.run(main, flags_parser=parse_flags)
+  except (ValueError, OSError, FloatingPointError) as error:
+    if _TRACEBACK in os.environ:
+      raise
+    sys.exit(f'\nerror: {error}\n({_TRACEBACK}=1 in the environment shows where)')
+  except KeyboardInterrupt as stop:
+    print(str(stop) or 'Stopped.', file=sys.stderr)
+    sys.exit(getattr(stop, 'exit_code', 130))
 
 
 def use_compilation_cache(workdir: str | os.PathLike) -> None:
@@ -37,7 +72,6 @@ def prepare_process() -> None:
   from importlib.metadata import version
 
   environment = os.environ | {_MARK: '1'}
-  environment.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # no notes on missing GPUs
   environment.setdefault('GLIBC_TUNABLES', _TUNABLE)
   if version('jaxlib').startswith(('0.10.', '0.12.')):
     flags = environment.get('XLA_FLAGS', '')

@@ -75,5 +75,4 @@ def main(argv: list[str]) -> None:
 if __name__ == '__main__':
   from gfl_jax import launch
 
-  launch.prepare_process()
-  app.run(main)
+  launch.run(main)

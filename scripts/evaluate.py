@@ -43,5 +43,4 @@ def _print_table(values: Mapping[str, Any]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['run'])
-  launch.prepare_process()
-  app.run(main)
+  launch.run(main)

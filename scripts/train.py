@@ -28,6 +28,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  launch.prepare_process()
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main)
+  launch.run(main)

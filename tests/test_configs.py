@@ -65,7 +65,8 @@ def test_a_misspelt_field_is_an_error_that_suggests_the_right_one(tmp_path):
     '--config=configs/demo_shapes.py', f'--workdir={tmp_path}', '--config.batchsize=8'
   )
   assert done.returncode != 0
-  assert 'batchsize' in done.stderr and 'Did you mean "batch_size"' in done.stderr
+  assert "no field 'batchsize': did you mean 'batch_size'?" in done.stderr
+  assert 'Traceback' not in done.stderr
 
 
 def test_help_answers():

@@ -18,7 +18,7 @@ _NOT_DAMAGE = (MemoryError, PermissionError, TimeoutError)
 _LOG = logging.getLogger(__name__)
 
 
-class DamagedCheckpointError(Exception):
+class DamagedCheckpointError(ValueError):
   """A stored checkpoint cannot be read, or its bytes are not those that were saved."""
 
 

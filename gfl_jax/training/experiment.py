@@ -11,8 +11,8 @@ import numpy as np
 from gfl_jax import data, models
 from gfl_jax.deploy import weights
 from gfl_jax.evaluation import evaluator
+from gfl_jax.training import objective, step
 from gfl_jax.training import optimizer as optimizers
-from gfl_jax.training import step
 from gfl_jax.training.parallel import DataParallel
 
 _LOG = logging.getLogger(__name__)
@@ -125,8 +125,25 @@ def check_config(config) -> None:
   problems += [
     f'{k}={v} must be from 0 to 1' for k, v in fractions.items() if not 0 <= v <= 1
   ]
+  lengths = {
+    'data.canvas': (config.data.canvas, 2),
+    'data.short_side': (config.data.short_side, 2),
+    'data.zoom': (config.data.zoom, 2),
+    'data.mean': (config.data.mean, 3),
+    'data.std': (config.data.std, 3),
+    'model.backbone.widths': (config.model.backbone.widths, 4),
+  }
+  problems += [
+    f"{k}={tuple(v)} must be {n} numbers, as in --config.{k}='({', '.join(['8'] * n)})'"
+    for k, (v, n) in lengths.items()
+    if len(v) != n
+  ]
   if problems:
     raise ValueError('the config cannot run: ' + '; '.join(problems))
+  # An unknown kind is an error now, not when the step is traced.
+  models.build_detector(config.model)
+  objective.check_choices(config)
+  optimizers.make_optimizer(config, optimizers.make_schedule(config, 1), {})
 
 
 def check_classes(config, dataset) -> None:

@@ -14,6 +14,7 @@ from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.experiment import Experiment, check_config
 from gfl_jax.training.monitor import Monitor
 from gfl_jax.training.parallel import DataParallel
+from gfl_jax.training.stop import Stopped, StopRequests
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
   Raises:
     ValueError: a config that cannot run, or another run's folder.
     FloatingPointError: the loss became nan or infinite.
+    Stopped: a Ctrl-C or SIGTERM came; the step it came in is saved.
   """
   check_config(config)
   devices = DataParallel(config.parallel)
@@ -46,7 +48,7 @@ def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
     if restored:
       _LOG.info('Going on from step %d of %d.', first_step, run.num_steps)
     metrics = None
-    with Monitor(config, workdir, run, first_step) as monitor:
+    with StopRequests() as stop, Monitor(config, workdir, run, first_step) as monitor:
       for number, image_ids, batch in run.train_batches(first_step):
         state, scalars = run.update(state, batch)
         monitor.add(number, scalars, image_ids)
@@ -56,15 +58,21 @@ def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
           metrics = run.evaluate(state, workdir, number)
           monitor.evaluated(number, metrics)
           checkpoints.save(number, state, metrics)
-        elif number % config.checkpoint_every_steps == 0:
+        elif number % config.checkpoint_every_steps == 0 or stop.number:
           monitor.settle()
           checkpoints.save(number, state)
+        if stop.number and number < run.num_steps:
+          checkpoints.wait()
+          raise Stopped(
+            f'Stopped at step {number}: the same command goes on from there.',
+            stop.number,
+          )
     checkpoints.wait()
   if metrics is None:
     _LOG.info('All %d steps are done: evaluating the last again.', run.num_steps)
     metrics = run.evaluate(state, workdir, first_step)
   if jax.process_index() == 0:
-    report.write_report(workdir)
+    _LOG.info('Report: %s', report.write_report(workdir))
   return metrics
 
 

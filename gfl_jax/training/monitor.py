@@ -86,6 +86,7 @@ class Monitor:
     if self._clock is None:
       self._clock = (step, time.perf_counter())
       self._bar.set_postfix_str('')
+      self._bar.unpause()  # the bar's time left follows the steps alone
     self._since_log.append(numbers)
     self._bar.update(1)
     if step % self._config.log_every_steps == 0:

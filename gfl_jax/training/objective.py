@@ -33,6 +33,14 @@ ASSIGNERS = {
 }
 
 
+def check_choices(config) -> None:
+  """Raises a ValueError if the config names a choice that does not exist."""
+  choose(ASSIGNERS, config.assignment.kind, 'assignment.kind')
+  choose(CLASS_LOSSES, config.class_loss.kind, 'class_loss.kind')
+  choose(BOX_LOSSES, config.box_loss.kind, 'box_loss.kind')
+  choose(EDGE_LOSSES, config.edge_loss.kind, 'edge_loss.kind')
+
+
 class Normalizers(NamedTuple):
   """The two divisors, summed over all images of all devices.
 

@@ -22,7 +22,8 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'gfl-
 def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> None:
   """Makes the folder of a new run, or checks that it belongs to the same config.
 
-  Writes `config.json` and `env.json` (process 0 alone). A folder without a checkpoint
+  Writes `config.json` and `env.json` (process 0 alone). How often the run logs,
+  evaluates and saves may change from start to start. A folder without a checkpoint
   holds nothing that another config could spoil: it is taken as new.
 
   Raises:
@@ -32,12 +33,13 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
   now = json.loads(config.to_json())
   stored_file = folder / 'config.json'
   if stored_file.exists() and any(folder.glob('checkpoints/[0-9]*')):
-    differing = _differences(json.loads(stored_file.read_text()), now)
+    stored = json.loads(stored_file.read_text())
+    differing = _differences(stored | _bookkeeping(now), now)
     if differing:
       raise ValueError(
-        f'{folder} holds a run of another config; take another --workdir, or give the'
-        f' same config to go on with it. Stored and given differ in:\n  '
-        + '\n  '.join(differing)
+        f'{folder} holds a run of another config, whose numbers these would not'
+        ' continue: take another --workdir, or give the same config to go on with'
+        ' it. They differ in:\n  ' + '\n  '.join(differing)
       )
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +102,12 @@ class MetricsLog:
       self._file.close()
     if self._events:
       self._events.close()
+
+
+def _bookkeeping(config: dict[str, Any]) -> dict[str, Any]:
+  """The fields that may change from start to start: they change no parameter."""
+  fields = ('log_every_steps', 'checkpoint_every_steps', 'eval_every_epochs')
+  return {name: config[name] for name in (*fields, 'tensorboard')}
 
 
 def _differences(stored: Any, given: Any, name: str = '') -> list[str]:

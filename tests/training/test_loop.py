@@ -1,6 +1,8 @@
 """Whole runs: a run that was stopped equals one that was not; faults are named."""
 
 import json
+import os
+import signal
 import sys
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 from gfl_jax.data import dataset, memory
 from gfl_jax.training import experiment, loop, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
+from gfl_jax.training.stop import Stopped
 from tests import tiny
 
 NUM_IMAGES = 24  # 3 steps of 8 make an epoch
@@ -135,6 +138,34 @@ def test_a_stopped_run_ends_as_the_straight_one_bit_for_bit(
   assert read(tmp_path) == read(straight[0])
 
 
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on_from_it(
+  straight, data_file, tmp_path, monkeypatch, number
+):
+  c = config(data_file)
+  true = experiment.Experiment.train_batches
+
+  def signalled(self, first_step):
+    for step, *rest in true(self, first_step):
+      if step == 3:
+        os.kill(os.getpid(), number)
+      yield step, *rest
+
+  with monkeypatch.context() as patch:
+    patch.setattr(experiment.Experiment, 'train_batches', signalled)
+    with pytest.raises(Stopped, match='Stopped at step 3: the same command') as error:
+      loop.train(c, tmp_path)
+  assert error.value.exit_code == 128 + number
+  with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+    assert checkpoints.steps[-1] == 3
+  loop.train(c, tmp_path)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    final_state(c, tmp_path),
+    final_state(c, straight[0]),
+  )
+
+
 def test_a_finished_run_is_evaluated_again_not_trained(straight, data_file, capsys):
   folder, metrics = straight
   before = (folder / 'metrics.jsonl').read_text()
@@ -162,6 +193,10 @@ def test_a_folder_of_another_config_is_refused(straight, data_file):
     loop.train(c, straight[0])
   assert 'class_loss.beta: stored 2.0, given 1.0' in str(error.value)
   assert 'seed: stored 0, given 3' in str(error.value)
+  c = config(data_file)
+  c.log_every_steps = 7  # changes no parameter
+  run_folder.open_run(straight[0], c)
+  run_folder.open_run(straight[0], config(data_file))
 
 
 def test_a_loaded_config_shares_box_and_score_with_the_model(straight, data_file):
@@ -218,6 +253,10 @@ def test_a_class_count_that_differs_is_refused_and_spoils_nothing(data_file, tmp
     ('eval_every_epochs', -1.0, 'eval_every_epochs=-1.0 must be above 0'),
     ('decode.nms_iou', 2.0, 'decode.nms_iou=2.0 must be from 0 to 1'),
     ('data.max_boxes', 0, 'data.max_boxes=0 must be at least 1'),
+    ('data.canvas', (512,), r'data.canvas=\(512,\) must be 2 numbers'),
+    ('class_loss.kind', 'focus', "class_loss.kind='focus' is not one of"),
+    ('optimizer.kind', 'adam', "optimizer.kind='adam' is not one of"),
+    ('box.kind', 'dirac', "box.kind='dirac' is not one of"),
   ],
 )
 def test_a_number_that_cannot_be_meant_is_refused_at_once(
