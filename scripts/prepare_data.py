@@ -1,7 +1,8 @@
-"""Writes a config's data set, decoded, as one file that needs no TensorFlow.
+r"""Writes a config's data set, decoded, as one file that needs no TensorFlow.
 
-  python scripts/prepare_data.py --config=configs/bccd.py --out=datasets/bccd.npz
-  python scripts/train.py --config=configs/bccd.py --workdir=runs/bccd
+  python scripts/prepare_data.py --config=configs/bccd.py --out=datasets/bccd.npz \
+    --config.data.path=FOLDER
+  python scripts/train.py --config=configs/bccd.py --workdir=runs/bccd \
     --config.data.name=file --config.data.path=datasets/bccd.npz
 
 The file holds both splits at the config's largest short side, whole and not augmented.
@@ -11,6 +12,8 @@ import os
 
 from absl import app, flags
 from ml_collections import config_flags
+
+from gfl_jax import launch
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config.')
 _OUT = flags.DEFINE_string('out', None, 'The file to write, .npz.')
@@ -40,4 +43,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'out'])
-  app.run(main)
+  launch.run(main)
