@@ -3,8 +3,13 @@
   python scripts/train.py --config=configs/bccd.py --workdir=runs/bccd \
     --config.data.path=FOLDER
 
+Measured on BCCD (292 training and 72 evaluation images): AP 0.588, AP50 0.882 (seed 0).
+Cost: 1,480 steps, 8 min 42 s on two cores of an AMD EPYC that had other work, too.
+
 FOLDER holds images/ and annotations/instances_{train,val}.json; give
---config.model.num_classes=N for other data than BCCD, whose blood cells have 3 classes.
+--config.model.num_classes=N for other data than BCCD, whose blood cells have 3 classes. Photographs are shrunk to fit 240 x 320 pixels: for
+finer detail change data.canvas, data.short_side and data.max_long_side together. They
+are kept in memory, 230 kB each: for many thousands give --config.data.cache=False.
 """
 
 import ml_collections

@@ -5,7 +5,7 @@
 
 Needs coco/2017 prepared by TFDS under `data.data_dir`, and torchvision's ImageNet
 weights of ResNet-50. Published: AP 40.2 on val2017 (paper, mmdetection). Ours: not run
-yet. Cost: 1.18 TFLOP for each training image of 800 x 1280, 12 x 117,266 images.
+yet. Cost: not measured yet.
 """
 
 import ml_collections
