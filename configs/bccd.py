@@ -7,9 +7,10 @@ Measured on BCCD (292 training and 72 evaluation images): AP 0.588, AP50 0.882 (
 Cost: 1,480 steps, 8 min 42 s on two cores of an AMD EPYC that had other work, too.
 
 FOLDER holds images/ and annotations/instances_{train,val}.json; give
---config.model.num_classes=N for other data than BCCD, whose blood cells have 3 classes. Photographs are shrunk to fit 240 x 320 pixels: for
-finer detail change data.canvas, data.short_side and data.max_long_side together. They
-are kept in memory, 230 kB each: for many thousands give --config.data.cache=False.
+--config.model.num_classes=N for other data than BCCD, whose blood cells have 3 classes.
+Photographs are shrunk to fit 240 x 320 pixels: for finer detail change data.canvas,
+data.short_side and data.max_long_side together. They are kept in memory, 230 kB each:
+for many thousands give --config.data.cache=False.
 """
 
 import ml_collections
