@@ -13,6 +13,16 @@ from tests import golden
 GOLDEN = golden.load('losses')
 BETAS = [0.0, 1.0, 2.0, 2.5]
 
+# The losses of (prediction, target) alone.
+PAIR_LOSSES = (
+  losses.focal_loss,
+  losses.quality_focal_loss,
+  losses.varifocal_loss,
+  losses.gaussian_focal_loss,
+  losses.iou_loss,
+  losses.giou_loss,
+)
+
 
 def value_and_grad(loss, x):
   """Elements of the loss and the gradient of their sum, under jit as in training."""
@@ -259,12 +269,7 @@ def test_giou_loss_sees_boxes_that_do_not_overlap_and_iou_loss_does_not():
 @pytest.mark.parametrize(
   'loss',
   [
-    losses.focal_loss,
-    losses.quality_focal_loss,
-    losses.varifocal_loss,
-    losses.gaussian_focal_loss,
-    losses.iou_loss,
-    losses.giou_loss,
+    *PAIR_LOSSES,
   ],
 )
 def test_elements_are_independent_and_targets_take_no_gradient(loss):
@@ -278,12 +283,7 @@ def test_elements_are_independent_and_targets_take_no_gradient(loss):
 @pytest.mark.parametrize(
   'loss',
   [
-    losses.focal_loss,
-    losses.quality_focal_loss,
-    losses.varifocal_loss,
-    losses.gaussian_focal_loss,
-    losses.iou_loss,
-    losses.giou_loss,
+    *PAIR_LOSSES,
     lambda x, y: losses.gaussian_nll_loss(x, x, y),
     lambda x, y: losses.kl_box_loss(x, x, y),
     lambda x, y: losses.generalized_focal_loss(x, x, 0.0, 1.0, y, beta=2),
@@ -378,12 +378,7 @@ def test_exponents_between_0_and_1_are_refused():
 @pytest.mark.parametrize(
   'loss',
   [
-    losses.focal_loss,
-    losses.quality_focal_loss,
-    losses.varifocal_loss,
-    losses.gaussian_focal_loss,
-    losses.iou_loss,
-    losses.giou_loss,
+    *PAIR_LOSSES,
     lambda x, y: losses.gaussian_nll_loss(x, x, y),
     lambda x, y: losses.kl_box_loss(x, y, x),
     lambda x, y: losses.generalized_focal_loss(x, x, 0.0, 1.0, y, beta=2),
