@@ -18,8 +18,7 @@ from jaxtyping import Array, Float
 from gfl_jax import files
 from gfl_jax.evaluation import coco_metrics, decode
 from gfl_jax.evaluation.decode import Detections
-from gfl_jax.models import make_anchors
-from gfl_jax.ops import images as image_ops
+from gfl_jax.models import make_anchors, network_input
 
 NUM_SAMPLES = 12  # images kept for the report
 
@@ -44,13 +43,7 @@ def make_predict(detector, config: Any) -> Callable:
   """
 
   def predict(variables, batch) -> PredictOutput:
-    images = image_ops.normalize_images(
-      batch['images'],
-      batch['image_sizes'],
-      mean=config.data.mean,
-      std=config.data.std,
-    )
-    predictions = detector.apply(variables, images, train=False)
+    predictions = detector.apply(variables, network_input(config, batch), train=False)
     detections = decode.decode_detections(
       predictions,
       make_anchors(config, batch['images'].shape[1:3]),

@@ -7,6 +7,7 @@ from gfl_jax.models.detector import (
   frozen_mask,
   init_variables,
   make_anchors,
+  network_input,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
   'frozen_mask',
   'init_variables',
   'make_anchors',
+  'network_input',
 ]

@@ -13,7 +13,7 @@ from gfl_jax.choices import choose
 from gfl_jax.models import heads, resnet
 from gfl_jax.models.fpn import FPN
 from gfl_jax.models.heads import DenseHead, Predictions
-from gfl_jax.ops import points
+from gfl_jax.ops import images, points
 
 Config = ml_collections.ConfigDict | Mapping[str, Any]
 
@@ -133,4 +133,19 @@ def make_anchors(config: Any, canvas: Sequence[int]) -> points.Points:
     strides,
     offset=config.points.offset,
     anchor_scale=config.points.anchor_scale,
+  )
+
+
+def network_input(config: Any, batch: Mapping[str, Any]) -> Float[Array, 'b h w 3']:
+  """A batch's uint8 images as the detector takes them, in training and evaluation.
+
+  Args:
+    config: the whole experiment's config (`data.mean`, `data.std`).
+    batch: `images` [B, H, W, 3] uint8 and `image_sizes` [B, 2].
+  """
+  return images.normalize_images(
+    batch['images'],
+    batch['image_sizes'],
+    mean=tuple(config.data.mean),
+    std=tuple(config.data.std),
   )

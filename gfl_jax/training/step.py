@@ -11,7 +11,6 @@ from flax import struct
 from jaxtyping import Array
 
 from gfl_jax import models
-from gfl_jax.ops import images
 from gfl_jax.training import objective
 
 AXIS = 'data'  # the mapped axis that parallel.py lays the devices along
@@ -72,7 +71,7 @@ def make_train_step(
 
   def predict(params, batch_stats, batch):
     variables = {'params': params, 'batch_stats': batch_stats}
-    return detector.apply(variables, normalized(batch, config), train=True)
+    return detector.apply(variables, models.network_input(config, batch), train=True)
 
   @partial(jax.grad, has_aux=True)
   def gradient(params, batch_stats, batch, normalizers=None):
@@ -132,13 +131,3 @@ def make_train_step(
     return next_state, scalars
 
   return train_step
-
-
-def normalized(batch: Mapping[str, Array], config) -> Array:
-  """The batch's uint8 images as the network's float input."""
-  return images.normalize_images(
-    batch['images'],
-    batch['image_sizes'],
-    mean=tuple(config.data.mean),
-    std=tuple(config.data.std),
-  )
