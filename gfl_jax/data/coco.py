@@ -154,7 +154,7 @@ class CocoFolder(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager) -> dict[str, Any]:
     total = sum(len(s['images']) for s in self.builder_config.splits.values())
-    progress = tqdm.tqdm(total=total, desc='reading images', unit='image', leave=False)
+    progress = quiet.bar(total, 'reading images', 'image')
     return {split: self._generate_examples(split, progress) for split in JSON_FILES}
 
   def _generate_examples(

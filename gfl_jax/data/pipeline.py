@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from PIL import Image
 
 from gfl_jax.data import coco, memory, quiet, scenes, shapes, transforms
@@ -256,9 +255,7 @@ def _read_split(builder: Any, split: str) -> tuple[Annotations, RecordPixels]:
 def _make_index(builder, paths, num_images: int, split: str) -> dict[str, np.ndarray]:
   """Reads all records once; decodes no image."""
   columns: dict[str, list] = collections.defaultdict(list)
-  progress = tqdm.tqdm(
-    total=num_images, desc=f'indexing {split}', unit='image', leave=False
-  )
+  progress = quiet.bar(num_images, f'indexing {split}', 'image')
   decoders = {'image': tfds.decode.SkipDecoding()}
 
   def parse(record):
@@ -268,7 +265,8 @@ def _make_index(builder, paths, num_images: int, split: str) -> dict[str, np.nda
   for number, path in enumerate(paths):
     offset = 0
     records = tf.data.TFRecordDataset(path).map(parse, num_parallel_calls=_num_cores())
-    for length, example in records.prefetch(2).as_numpy_iterator():
+    ready = records.prefetch(2).as_numpy_iterator()
+    for length, example in quiet.ticking(ready, progress):
       with Image.open(io.BytesIO(example['image'])) as image:
         width, height = image.size
       objects = example['objects']
@@ -287,8 +285,6 @@ def _make_index(builder, paths, num_images: int, split: str) -> dict[str, np.nda
       unknown = np.full((count, 4), np.nan)
       columns['edge_sigma'].append(objects.get('edge_sigma', unknown))
       offset += length + RECORD_OVERHEAD
-      progress.update()
-  progress.close()
   return _index_arrays(columns)
 
 
@@ -331,13 +327,8 @@ def _decode(
     )
     for row in range(len(sizes))
   )
-  images = tqdm.tqdm(
-    source.images(plans),
-    desc=f'decoding {name}',
-    total=len(sizes),
-    unit='image',
-    leave=False,
-  )
+  progress = quiet.bar(len(sizes), f'decoding {name}', 'image')
+  images = quiet.ticking(source.images(plans), progress)
   for start, image in zip(starts, images, strict=True):
     pixels[start : start + image.size] = image.ravel()
   return MemoryPixels(pixels, starts, sizes.astype(np.int32))

@@ -50,10 +50,26 @@ def builders() -> Iterator[None]:
     logger.setLevel(level)
 
 
+def bar(total: int, description: str, unit: str) -> tqdm.tqdm:
+  """A bar that leaves nothing behind, and keeps to its line.
+
+  Without the position an older bar, left open by something that failed, would push
+  it down the screen.
+  """
+  return tqdm.tqdm(total=total, desc=description, unit=unit, leave=False, position=0)
+
+
 def ticking(items: Iterable[Item], progress: tqdm.tqdm) -> Iterator[Item]:
-  """Yields the items, each a tick of a bar that other iterators may share."""
-  for item in items:
-    yield item
-    progress.update()
-  if progress.n == progress.total:
-    progress.close()
+  """Yields the items, each a tick of a bar that other iterators may share.
+
+  The bar is closed at its last tick, or where the iteration is given up.
+  """
+  finished = False
+  try:
+    for item in items:
+      yield item
+      progress.update()
+    finished = True
+  finally:
+    if not finished or progress.n == progress.total:
+      progress.close()

@@ -76,7 +76,7 @@ class AmbiguousShapes(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager) -> dict[str, Any]:
     config = self.builder_config
     total = config.num_train + config.num_validation
-    progress = tqdm.tqdm(total=total, desc='drawing scenes', unit='scene', leave=False)
+    progress = quiet.bar(total, 'drawing scenes', 'scene')
     return {
       'train': self._generate_examples(0, config.num_train, progress),
       'validation': self._generate_examples(1, config.num_validation, progress),

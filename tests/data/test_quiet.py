@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import tqdm
 
 from gfl_jax.data import quiet
 
@@ -22,6 +23,22 @@ def test_a_start_that_fails_shows_what_was_held_back(capfd):
     raise ImportError('no such library')
   os.write(2, b'after')
   assert capfd.readouterr().err == 'the reason, after'
+
+
+def test_a_bar_keeps_to_its_line_though_another_was_left_open(capfd):
+  left_open = tqdm.tqdm(total=9)
+  items = quiet.ticking(range(2), quiet.bar(2, 'ours', 'item'))
+  assert list(items) == [0, 1]
+  assert '\x1b[A' not in capfd.readouterr().err
+  left_open.close()
+
+
+def test_a_bar_is_closed_where_its_items_fail():
+  progress = quiet.bar(2, 'ours', 'item')
+  with pytest.raises(ZeroDivisionError):
+    for _ in quiet.ticking((1 / x for x in (1, 0)), progress):
+      pass
+  assert progress.disable  # what tqdm calls closed
 
 
 def test_tensorflow_starts_in_silence():
