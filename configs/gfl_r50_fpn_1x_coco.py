@@ -44,14 +44,40 @@ def get_config() -> ml_collections.ConfigDict:
   )
 
   # The five choices that make a dense detector.
-  c.assignment = dict(kind='atss', top_k=9)
-  c.score = dict(kind='joint')
-  c.class_loss = dict(kind='quality_focal', beta=2.0, weight=1.0)
-  c.box = dict(kind='general', start=0.0, stop=16.0, num_bins=17)  # in strides
-  c.edge_loss = dict(kind='distribution_focal', weight=0.25)
+  c.assignment = dict(
+    kind='atss',  # or 'fcos', 'max_iou'
+    top_k=9,  # atss: candidates of a box on each level
+    center_radius=1.5,  # fcos: of the region that may learn a box, in strides; 0: off
+    regress_range=8.0,  # fcos: the longest distance that a level learns, in strides
+    positive_iou=0.5,  # max_iou: from here on an anchor is positive,
+    negative_iou=0.4,  # below this one background
+  )
+  c.score = dict(
+    kind='joint',  # 'none', 'centerness', 'iou', 'centerness_guided', 'iou_guided'
+    weight=1.0,  # of the loss of a quality branch
+  )
+  c.class_loss = dict(
+    kind='quality_focal',  # 'focal', 'gaussian_focal', 'varifocal'
+    weight=1.0,
+    beta=2.0,  # quality_focal
+    alpha=0.25,  # the others
+    gamma=2.0,  # the others
+    min_overlap=0.7,  # gaussian_focal: IoU of a box moved by the Gaussian's radius
+  )
+  c.box = dict(
+    kind='general',  # 'dirac', 'gaussian'
+    start=0.0,  # general: first and last bin, in strides
+    stop=16.0,
+    num_bins=17,
+  )
+  c.edge_loss = dict(
+    kind='distribution_focal',  # 'none'; of a gaussian box: 'gaussian_nll', 'kl'
+    weight=0.25,
+  )
   c.box_loss = dict(
-    kind='giou',
+    kind='giou',  # 'iou'
     weight=2.0,
+    weighting='class_score',  # of the positives: 'centerness', 'iou', 'uniform'
     min_weight_sum=1.0,  # on 8 GPUs the authors' clamp of the mean is one of 8
     max_positives_per_image=512,
   )
@@ -93,8 +119,11 @@ def get_config() -> ml_collections.ConfigDict:
   c.decode = dict(
     score_threshold=0.05,
     candidates_per_level=1000,
+    nms='greedy',  # 'iou_guided': by the quality branch, with the best class score
     nms_iou=0.6,
     max_detections=100,
     min_size=0.0,
+    variance_voting=0.0,  # KL-Loss's sigma_t, 0.01 in its code; 0: off
+    uncertainty_penalty=False,  # True: score x (1 - mean std), as Gaussian YOLOv3
   )
   return c

@@ -10,15 +10,16 @@ import ml_collections
 from jaxtyping import Array, Float, PyTree
 
 from gfl_jax.choices import choose
-from gfl_jax.models import heads, resnet
+from gfl_jax.models import resnet
 from gfl_jax.models.fpn import FPN
 from gfl_jax.models.heads import DenseHead, Predictions
+from gfl_jax.models.representations import REPRESENTATIONS
+from gfl_jax.models.scores import SCORES
 from gfl_jax.ops import images, points
 
 Config = ml_collections.ConfigDict | Mapping[str, Any]
 
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-_HEADS = {'joint': DenseHead}  # by score.kind
 
 
 class Detector(nn.Module):
@@ -63,7 +64,8 @@ def build_detector(model_config: Config) -> Detector:
   """
   config = as_config_dict(model_config)
   dtype = choose(_DTYPES, config.dtype, 'model.dtype')
-  head = choose(_HEADS, config.score.kind, 'score.kind')
+  score = choose(SCORES, config.score.kind, 'score.kind')
+  representation = choose(REPRESENTATIONS, config.box.kind, 'box.kind')
   return Detector(
     backbone=resnet.ResNet(
       depth=config.backbone.depth,
@@ -75,9 +77,10 @@ def build_detector(model_config: Config) -> Detector:
       dtype=dtype,
     ),
     neck=FPN(config.neck.channels, config.neck.num_levels, dtype),
-    head=head(
+    head=DenseHead(
       num_classes=config.num_classes,
-      num_box_outputs=heads.num_box_outputs(config.box.kind, config.box.num_bins),
+      num_box_outputs=representation.num_outputs(config.box),
+      quality_branch=score.use == 'branch',
       channels=config.head.channels,
       num_convs=config.head.num_convs,
       norm_groups=config.head.norm_groups,

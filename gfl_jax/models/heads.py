@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from gfl_jax.choices import choose
 from gfl_jax.models import norms
 
 _KERNEL_INIT = nn.initializers.normal(0.01)
@@ -35,22 +34,24 @@ class Predictions(NamedTuple):
 class DenseHead(nn.Module):
   """Two towers of convolutions shared by all levels, and one output each.
 
-  A learned scale per level multiplies the box logits (bias included): it is the
-  temperature of that level's distributions, not a length.
+  A learned scale per level multiplies the box logits (bias included): of distributions
+  it is the temperature, not a length.
 
   Attributes:
     num_classes: C.
-    num_box_outputs: n, numbers per box side, see num_box_outputs().
+    num_box_outputs: n, numbers per box side.
+    quality_branch: whether a third output, on the tower of the boxes, says the quality.
     channels: width of the towers.
     num_convs: 3x3 convolutions of each tower.
     norm_groups: groups of the towers' GroupNorm.
     prior_probability: class probability of every anchor before training.
     dtype: type of the towers' features; parameters and outputs are float32.
-  Source: GFL, arXiv:2006.04388; mmdet's GFLHead.
+  Source: GFL, arXiv:2006.04388; mmdet's GFLHead, and ATSSHead for the branch.
   """
 
   num_classes: int
   num_box_outputs: int
+  quality_branch: bool = False
   channels: int = 256
   num_convs: int = 4
   norm_groups: int = 32
@@ -73,15 +74,22 @@ class DenseHead(nn.Module):
     classes = [_flatten(class_conv(x)) for x in self._tower('class', levels)]
 
     box_conv = self._output_conv('box_output', 4 * self.num_box_outputs, 0.0)
+    box_features = self._tower('box', levels)
     boxes = []
-    for i, x in enumerate(self._tower('box', levels)):
+    for i, x in enumerate(box_features):
       scale = self.param(f'scale{i}', nn.initializers.ones, (), jnp.float32)
       boxes.append(_flatten(box_conv(x)) * scale)
+
+    quality_logits = None
+    if self.quality_branch:
+      quality_conv = self._output_conv('quality_output', 1, 0.0)
+      quality = [_flatten(quality_conv(x)) for x in box_features]
+      quality_logits = jnp.concatenate(quality, axis=1)
 
     class_logits = jnp.concatenate(classes, axis=1)
     box_logits = jnp.concatenate(boxes, axis=1)
     sides = (*box_logits.shape[:2], 4, self.num_box_outputs)
-    return Predictions(class_logits, box_logits.reshape(sides), quality_logits=None)
+    return Predictions(class_logits, box_logits.reshape(sides), quality_logits)
 
   def _tower(self, name: str, levels: Sequence[Array]) -> Sequence[Array]:
     for i in range(self.num_convs):
@@ -108,15 +116,6 @@ class DenseHead(nn.Module):
       bias_init=nn.initializers.constant(bias),
       name=name,
     )
-
-
-def num_box_outputs(kind: str, num_bins: int) -> int:
-  """Numbers that the head puts out for one box side, by the box representation.
-
-  Raises:
-    ValueError: an unknown kind.
-  """
-  return choose({'general': num_bins}, kind, 'box.kind')
 
 
 def _flatten(x: Array) -> Array:

@@ -1,0 +1,73 @@
+"""What the head's numbers say about a box side: the three representations.
+
+Head, objective and decoding read this one table.
+
+  dirac     one number: the distance itself
+  gaussian  two: the mean distance and the logarithm of its variance
+  general   one per bin of a grid: a softmax distribution; its mean is the distance
+
+Dirac's distance and Gaussian's mean are exp(output), as in FCOS: positive, and one
+stride before training. All lengths are in strides of the anchor's level.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gfl_jax.ops import distributions
+
+_MAX_LOG_DISTANCE = 5.0  # 148 strides: beyond any box of a pyramid, and finite
+
+
+class Representation(NamedTuple):
+  """One kind of box; each function also takes the config's `box` section.
+
+  Attributes:
+    num_outputs: numbers of the head for one side.
+    distance: [*, 4, n] outputs to [*, 4] distances, in strides.
+    std: [*, 4, n] outputs to [*, 4] standard deviations, in strides.
+  """
+
+  num_outputs: Callable[[Any], int]
+  distance: Callable[[Float[Array, '*b 4 n'], Any], Float[Array, '*b 4']]
+  std: Callable[[Float[Array, '*b 4 n'], Any], Float[Array, '*b 4']]
+
+
+def bin_grid(box_config: Any) -> distributions.BinGrid:
+  """The grid of the general representation."""
+  return distributions.BinGrid(box_config.start, box_config.stop, box_config.num_bins)
+
+
+def _exponential(outputs, box_config):
+  del box_config
+  return jnp.exp(jnp.minimum(outputs[..., 0], _MAX_LOG_DISTANCE))
+
+
+def _gaussian_std(outputs, box_config):
+  del box_config
+  return jnp.exp(outputs[..., 1] / 2)
+
+
+def _general_std(outputs, box_config):
+  return jnp.sqrt(distributions.variance(outputs, bin_grid(box_config)))
+
+
+REPRESENTATIONS = {
+  'dirac': Representation(
+    num_outputs=lambda box_config: 1,
+    distance=_exponential,
+    std=lambda outputs, box_config: jnp.zeros_like(outputs[..., 0]),
+  ),
+  'gaussian': Representation(
+    num_outputs=lambda box_config: 2, distance=_exponential, std=_gaussian_std
+  ),
+  'general': Representation(
+    num_outputs=lambda box_config: box_config.num_bins,
+    distance=lambda outputs, box_config: distributions.expectation(
+      outputs, bin_grid(box_config)
+    ),
+    std=_general_std,
+  ),
+}
