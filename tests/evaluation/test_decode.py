@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from gfl_jax.evaluation.decode import decode_detections
+from gfl_jax.evaluation.decode import decode_detections, strongest_candidates
 from gfl_jax.models import Predictions
 from gfl_jax.ops.points import level_slices, make_points
 from tests import golden
@@ -32,12 +32,16 @@ def make_config(threshold, candidates, nms_iou, kept, min_size, *, num_bins=17):
     'box': {
       'kind': 'general', 'start': 0.0, 'stop': num_bins - 1.0, 'num_bins': num_bins
     },
+    'score': {'kind': 'joint'},
     'decode': {
       'score_threshold': threshold,
       'candidates_per_level': candidates,
+      'nms': 'greedy',
       'nms_iou': nms_iou,
       'max_detections': kept,
       'min_size': min_size,
+      'variance_voting': 0.0,
+      'uncertainty_penalty': False,
     },
   })  # fmt: skip
 
@@ -250,12 +254,188 @@ def test_rejects_points_of_another_canvas():
     )
 
 
-def test_rejects_an_unknown_box_kind():
+def changed(**changes):
+  """TINY_CONFIG with some values changed; 'a__b' is a.b."""
   config = ConfigDict(TINY_CONFIG.to_dict())
-  config.box.kind = 'circle'
-  with pytest.raises(
-    ValueError, match=r"box.kind='circle' is not one of \['general'\]"
-  ):
-    decode_detections(
-      tiny_predictions(0), TINY, np.array([[64, 64], [64, 64]], np.int32), config
-    )
+  config.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in changes.items()}
+  )
+  return config
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'box__kind': 'circle'}, "box.kind='circle' is not one of .*'dirac', 'gauss"),
+    ({'decode__nms': 'soft'}, r"decode.nms='soft' is not one of \['greedy', 'iou_gui"),
+    ({'decode__nms': 'iou_guided'}, "decode.nms='iou_g.*score.kind='joint'.*greedy"),
+    ({'decode__variance_voting': -0.1}, 'decode.variance_voting=-0.1'),
+    ({'box__kind': 'dirac', 'decode__variance_voting': 0.1}, "'dirac' has no spread"),
+    (
+      {'box__kind': 'dirac', 'decode__uncertainty_penalty': True},
+      "'dirac' has no spread.*decode.uncertainty_penalty=True",
+    ),
+  ],
+)
+def test_rejects_what_the_score_or_the_box_does_not_have(changes, message):
+  sizes = np.array([[64, 64], [64, 64]], np.int32)
+  with pytest.raises(ValueError, match=message):
+    decode_detections(tiny_predictions(0), TINY, sizes, changed(**changes))
+
+
+WHOLE = np.array([[64, 64]], np.int32)
+
+
+def scene(pairs, outputs, quality=None):
+  """One image: {(anchor, class): class score}, [A, 4, n] outputs, {anchor: quality}."""
+  logit = lambda p: np.log(p / (1 - p))
+  class_logits = np.full((1, NUM_ANCHORS, 3), -9.0, np.float32)
+  for place, score in pairs.items():
+    class_logits[0][place] = logit(score)
+  quality_logits = None
+  if quality is not None:
+    quality_logits = np.zeros((1, NUM_ANCHORS, 1), np.float32)
+    for anchor, value in quality.items():
+      quality_logits[0, anchor] = logit(value)
+    quality_logits = jnp.array(quality_logits)
+  outputs = jnp.asarray(outputs, jnp.float32)[None]
+  return Predictions(jnp.array(class_logits), outputs, quality_logits)
+
+
+def gaussian_outputs(distances=2.0, std=0.5):
+  """The same for all anchors, in strides: [A, 4, 2]."""
+  sides = np.ones((NUM_ANCHORS, 4))
+  return np.stack([np.log(distances * sides), 2 * np.log(std * sides)], -1)
+
+
+def test_dirac_sides_lie_at_the_exponential_and_have_no_spread():
+  outputs = np.zeros((NUM_ANCHORS, 4, 1))
+  outputs[27] = np.log([[1.0], [2.0], [3.0], [0.5]])
+  predictions = scene({(27, 1): 0.9}, outputs)  # cell (3, 3) of stride 8
+  found = decode_detections(predictions, TINY, WHOLE, changed(box__kind='dirac'))
+  np.testing.assert_allclose(found.boxes[0, 0], [16, 8, 48, 28], rtol=1e-5)
+  assert not np.asarray(found.edge_std).any()
+
+
+def test_gaussian_sides_have_their_mean_and_deviation():
+  outputs = gaussian_outputs()
+  outputs[27, :, 1] = 2 * np.log([0.25, 0.5, 1.0, 2.0])
+  predictions = scene({(27, 1): 0.9}, outputs)
+  found = decode_detections(predictions, TINY, WHOLE, changed(box__kind='gaussian'))
+  np.testing.assert_allclose(found.boxes[0, 0], [8, 8, 40, 40], rtol=1e-5)
+  np.testing.assert_allclose(found.edge_std[0, 0], [2, 4, 8, 16], rtol=1e-5)
+
+
+def test_uncertainty_costs_its_mean_in_strides_before_suppression():
+  outputs = gaussian_outputs()
+  outputs[27, :, 1] = 2 * np.log([0.1, 0.2, 0.5, 3.0])  # the last counts as one stride
+  outputs[28, :, 1] = 2 * np.log(0.1)
+  outputs[54, :, 1] = 2 * np.log(1.5)
+  pairs = {(27, 1): 0.9, (28, 1): 0.8, (54, 1): 0.95}
+  config = changed(
+    box__kind='gaussian', decode__uncertainty_penalty=True, decode__nms_iou=0.3
+  )
+  found = decode_detections(scene(pairs, outputs), TINY, WHOLE, config)
+  # The neighbour at 28 covers 27 now; the box at 54 is nowhere sure.
+  assert found.valid[0].tolist() == [True] + [False] * 9
+  assert found.anchor_index[0, 0] == 28
+  np.testing.assert_allclose(found.scores[0, 0], 0.8 * 0.9, rtol=1e-5)
+  alone = decode_detections(scene({(27, 1): 0.9}, outputs), TINY, WHOLE, config)
+  np.testing.assert_allclose(alone.scores[0, 0], 0.9 * (1 - 1.8 / 4), rtol=1e-5)
+
+
+def test_iou_guided_suppression_ranks_by_quality_and_passes_the_class_score_on():
+  pairs = {(27, 1): 0.9, (28, 1): 0.6, (28, 2): 0.4, (0, 0): 0.7}
+  predictions = scene(pairs, gaussian_outputs(), {27: 0.3, 28: 0.8, 0: 0.1})
+  config = changed(
+    box__kind='gaussian',
+    score__kind='iou',
+    decode__nms='iou_guided',
+    decode__nms_iou=0.3,
+  )
+  found = decode_detections(predictions, TINY, WHOLE, config)
+  assert found.anchor_index[0, :3].tolist() == [28, 0, 28]
+  assert found.classes[0, :3].tolist() == [1, 0, 2]
+  # Not multiplied by the quality, and the first has that of the box it suppressed.
+  np.testing.assert_allclose(found.scores[0, :3], [0.9, 0.7, 0.4], rtol=1e-5)
+  assert found.valid[0].tolist() == [True] * 3 + [False] * 7
+
+
+def test_voting_moves_a_box_towards_what_is_sure_around_it():
+  outputs = gaussian_outputs()
+  outputs[28, :, 1] = 2 * np.log(0.25)
+  pairs = {(27, 1): 0.9, (28, 1): 0.6, (28, 2): 0.4}
+  sigma_t = 0.2
+  config = changed(
+    box__kind='gaussian', decode__variance_voting=sigma_t, decode__nms_iou=0.3
+  )
+  found = decode_detections(scene(pairs, outputs), TINY, WHOLE, config)
+  first, second = np.array([8.0, 8, 40, 40]), np.array([16.0, 8, 48, 40])
+  weights = np.array([1.0 / 4**2, np.exp(-((1 - 0.6) ** 2) / sigma_t) / 2**2])
+  want = (weights[0] * first + weights[1] * second) / weights.sum()
+  np.testing.assert_allclose(found.boxes[0, 0], want, rtol=1e-5)
+  np.testing.assert_allclose(found.boxes[0, 1], second, rtol=1e-5)  # another class
+  np.testing.assert_allclose(found.scores[0, :2], [0.9, 0.4], rtol=1e-5)
+
+
+@pytest.mark.parametrize('kind, n', [('dirac', 1), ('gaussian', 2), ('general', 5)])
+@pytest.mark.parametrize('options', ['greedy', 'iou_guided', 'uncertain'])
+def test_saturated_outputs_stay_finite_in_every_representation(kind, n, options):
+  if kind == 'dirac' and options == 'uncertain':
+    return
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.array(rng.choice([-100.0, 100.0], shape), jnp.float32)
+  predictions = Predictions(
+    draw(1, NUM_ANCHORS, 3), draw(1, NUM_ANCHORS, 4, n), draw(1, NUM_ANCHORS, 1)
+  )
+  changes = {'box__kind': kind, 'score__kind': 'iou'}
+  if options == 'iou_guided':
+    changes |= {'decode__nms': 'iou_guided'}
+  if options == 'uncertain':
+    changes |= {'decode__variance_voting': 0.01, 'decode__uncertainty_penalty': True}
+  found = decode_detections(predictions, TINY, WHOLE, changed(**changes))
+  for values in found:
+    assert np.isfinite(np.asarray(values)).all()
+
+
+def test_strongest_candidates_are_the_best_class_of_the_best_anchors():
+  predictions = tiny_predictions(4)
+  quality = jnp.linspace(-3, 3, 2 * NUM_ANCHORS).reshape(2, NUM_ANCHORS, 1)
+  predictions = predictions._replace(quality_logits=quality)
+  sizes, scales = np.array([[64, 64]] * 2), np.array([[2.0, 0.5]] * 2, np.float32)
+  config = changed(score__kind='iou', decode__score_threshold=0.99)
+  found = strongest_candidates(
+    predictions, TINY, sizes, config, count=20, scale_factors=scales
+  )
+  sigmoid = lambda x: 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+  scores = sigmoid(predictions.class_logits)
+  for i in range(2):
+    order = np.argsort(-scores[i].max(-1))[:20]
+    assert found.anchor_index[i].tolist() == order.tolist()
+    assert found.classes[i].tolist() == scores[i, order].argmax(-1).tolist()
+    want = scores[i, order].max(-1)
+    np.testing.assert_allclose(found.class_scores[i], want, rtol=1e-5)
+    np.testing.assert_allclose(found.quality[i], sigmoid(quality[i, order, 0]), 1e-5)
+    np.testing.assert_allclose(found.scores[i], found.quality[i] * want, rtol=1e-5)
+  # The same boxes as those of the detections, where an anchor gives both.
+  kept = decode_detections(
+    predictions, TINY, sizes, changed(score__kind='iou'), scale_factors=scales
+  )
+  shared = 0
+  for i in range(2):
+    for slot, anchor in enumerate(kept.anchor_index[i].tolist()):
+      at = found.anchor_index[i].tolist()
+      if kept.valid[i, slot] and anchor in at:
+        box = found.boxes[i, at.index(anchor)]
+        np.testing.assert_allclose(kept.boxes[i, slot], box, rtol=1e-5)
+        shared += 1
+  assert shared > 3
+  few = strongest_candidates(predictions, TINY, sizes, config, count=500)
+  assert few.scores.shape == (2, NUM_ANCHORS)
+
+
+def test_without_a_branch_the_quality_is_not_a_number():
+  sizes = np.array([[64, 64]] * 2)
+  found = strongest_candidates(tiny_predictions(4), TINY, sizes, TINY_CONFIG, count=9)
+  assert np.isnan(found.quality).all()
+  np.testing.assert_array_equal(found.scores, found.class_scores)
