@@ -107,6 +107,25 @@ def boxes_to_distances(
   return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
 
 
+def centerness(distances: Float[ArrayLike, '*n 4']) -> Float[Array, '*n']:
+  """How central a point lies in its box, from 1 in the middle to 0 on a side.
+
+  sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)).
+
+  Args:
+    distances: (left, top, right, bottom) from the point to the sides, in any unit. With
+      one that is 0 or less, the point is not inside and the result 0.
+
+  Source: Tian et al., arXiv:1904.01355, eq. 3.
+  """
+  distances = jnp.asarray(distances)
+  inside = jnp.min(distances, axis=-1) > 0
+  distances = jnp.where(inside[..., None], distances, 1)
+  before, after = distances[..., :2], distances[..., 2:]
+  ratios = jnp.minimum(before, after) / jnp.maximum(before, after)
+  return jnp.where(inside, jnp.sqrt(ratios[..., 0] * ratios[..., 1]), 0)
+
+
 def _iou(a, b, eps):
   intersection, union = _intersection_and_union(a, b, eps)
   return intersection / union

@@ -75,6 +75,23 @@ def test_encoding_and_decoding_undo_each_other(seed):
   np.testing.assert_allclose(back, distances, atol=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_centerness_by_hand(seed):
+  sides = np.random.default_rng(seed).uniform(0.01, 99, (6, 4)).astype(np.float32)
+  horizontal, vertical = np.sort(sides[:, [0, 2]]), np.sort(sides[:, [1, 3]])
+  ratios = horizontal[:, 0] / horizontal[:, 1] * vertical[:, 0] / vertical[:, 1]
+  close(box_ops.centerness(sides), np.sqrt(ratios))
+  # In the middle 1, and the same in any unit and mirrored either way.
+  close(box_ops.centerness(sides[:, [0, 1, 0, 1]]), np.ones(6))
+  close(box_ops.centerness(sides[:, [2, 1, 0, 3]] / 8), np.sqrt(ratios))
+  close(box_ops.centerness(sides[:, [0, 3, 2, 1]] * 8), np.sqrt(ratios))
+
+
+def test_centerness_of_a_quarter_of_the_way():
+  close(box_ops.centerness(jnp.array([[1.0, 2, 3, 2], [1, 1, 4, 4]])), [3**-0.5, 0.25])
+
+
 # Invariances.
 
 
@@ -106,6 +123,14 @@ def test_boxes_that_touch_still_attract_each_other():
   # As through torch's clamp(min=0), the slope at overlap 0 is that of overlap above 0.
   touching = jax.grad(box_ops.iou)(UNIT, UNIT + jnp.array([1.0, 0, 1, 0]))
   close(touching[2], 0.5)
+
+
+@pytest.mark.parametrize('distance', [0.0, -1.0, -np.inf, np.nan])
+def test_points_that_are_not_inside_have_centerness_0_and_finite_slopes(distance):
+  sides = jnp.where(jnp.eye(4, dtype=bool), distance, 2.0)
+  close(box_ops.centerness(sides), np.zeros(4))
+  close(jax.grad(lambda x: box_ops.centerness(x).sum())(sides), np.zeros((4, 4)))
+  close(box_ops.centerness(jnp.full((1, 4), distance)), [0.0])
 
 
 def test_no_box_gives_an_empty_matrix():
