@@ -4,6 +4,11 @@ Shapes must be equal: nothing is broadcast, and a difference is a ValueError whi
 tracing. No gradient flows into targets. Values and gradients are finite at logits of
 +-100. The factors in front of the cross-entropies are differentiated. Arithmetic and
 results are float32 for inputs of any narrower type, float64 if an input is.
+
+Exponents are 0 or at least 1: between them the slope at a perfect prediction is
+infinite. A Python number is checked while tracing. An exponent that is a jax array is
+not, since its value may be unknown then: whoever makes the array checks it. It costs a
+power per element, where a whole Python number costs products.
 """
 
 import jax
@@ -17,13 +22,34 @@ from gfl_jax.ops.types import ArrayLike, at_least_float32
 # Targets are annotated '...', so that also under the tests' annotation checks a shape
 # that differs is the ValueError below.
 
+# An exponent or weight: a Python number, or an array without axes, so that runs that
+# differ only in it share one compilation.
+Number = float | Float[jax.Array, '']
+
+
+def binary_cross_entropy(
+  logits: Float[ArrayLike, '*n'],
+  targets: Float[ArrayLike, '...'] | Int[ArrayLike, '...'] | Bool[ArrayLike, '...'],
+) -> Float[Array, '*n']:
+  """-(y * log(p) + (1 - y) * log(1 - p)), with y the targets and p = sigmoid(logits).
+
+  Args:
+    logits: before the sigmoid.
+    targets: in [0, 1]: labels, or a quality such as centerness or an IoU.
+
+  Raises:
+    ValueError: shapes that differ.
+  """
+  logits, targets = _equal_shapes(logits=logits, targets=targets)
+  return _bce(logits, jax.lax.stop_gradient(targets))
+
 
 def focal_loss(
   logits: Float[ArrayLike, '*n c'],
   labels: Float[ArrayLike, '...'] | Int[ArrayLike, '...'] | Bool[ArrayLike, '...'],
   *,
-  alpha: float = 0.25,
-  gamma: float = 2.0,
+  alpha: Number = 0.25,
+  gamma: Number = 2.0,
 ) -> Float[Array, '*n c']:
   """alpha_t * (1 - p_t)^gamma * BCE(logits, labels).
 
@@ -51,7 +77,7 @@ def quality_focal_loss(
   logits: Float[ArrayLike, '*n c'],
   quality: Float[ArrayLike, '...'],
   *,
-  beta: float = 2.0,
+  beta: Number = 2.0,
 ) -> Float[Array, '*n c']:
   """|quality - sigmoid(logits)|^beta * BCE(logits, quality).
 
@@ -77,8 +103,8 @@ def gaussian_focal_loss(
   logits: Float[ArrayLike, '*n'],
   heatmap: Float[ArrayLike, '...'],
   *,
-  alpha: float = 2.0,
-  gamma: float = 4.0,
+  alpha: Number = 2.0,
+  gamma: Number = 4.0,
 ) -> Float[Array, '*n']:
   """CornerNet's focal loss around Gaussian peaks, with p = sigmoid(logits).
 
@@ -110,8 +136,8 @@ def varifocal_loss(
   logits: Float[ArrayLike, '*n c'],
   quality: Float[ArrayLike, '...'],
   *,
-  alpha: float = 0.75,
-  gamma: float = 2.0,
+  alpha: Number = 0.75,
+  gamma: Number = 2.0,
 ) -> Float[Array, '*n c']:
   """quality * BCE(logits, quality) where quality > 0, else alpha * p^gamma * BCE.
 
@@ -327,10 +353,12 @@ def _bce(logits, targets):
 
 
 def _power(base, exponent, name):
-  # 0^0 = 1 with slope 0, where a power of a traced exponent would give nan; whole
-  # exponents become products, which are cheaper than pow.
+  if isinstance(exponent, jax.Array):
+    # 0^0 = 1 with slope 0: the slope of a power at base 0 and exponent 0 is nan.
+    return jnp.where(exponent == 0, 1, base) ** exponent.astype(base.dtype)
   if not (exponent == 0 or exponent >= 1):
     raise ValueError(f'{name}={exponent} must be 0 or at least 1')
+  # Whole exponents become products, which are cheaper than a power, and 0 a constant.
   return base ** (int(exponent) if float(exponent).is_integer() else exponent)
 
 
