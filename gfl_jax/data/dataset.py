@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gfl_jax.data import transforms
+from gfl_jax.data.scenes import EDGE_KINDS
 from gfl_jax.data.transforms import Plan
 
 Batch = dict[str, np.ndarray]
@@ -45,6 +46,7 @@ class Annotations:
     areas: [M] float32, original pixels squared, the data set's own.
     edge_sigma: [M, 4] float32 (l, t, r, b): standard deviation of the annotated side
       in original pixels; NaN where unknown.
+    edge_kind: [M, 4] int8, index into scenes.EDGE_KINDS; -1 where unknown.
   """
 
   image_ids: np.ndarray
@@ -55,6 +57,7 @@ class Annotations:
   is_crowd: np.ndarray
   areas: np.ndarray
   edge_sigma: np.ndarray
+  edge_kind: np.ndarray
 
   def __len__(self) -> int:
     return len(self.image_ids)
@@ -69,10 +72,9 @@ class Annotations:
     counts = np.diff(self.starts)[keep]
     rows = box_rows(self.starts, keep)
     fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    per_image = {k: fields[k][keep] for k in ('image_ids', 'sizes')}
-    per_box = {
-      k: fields[k][rows] for k in ('boxes', 'labels', 'is_crowd', 'areas', 'edge_sigma')
-    }
+    del fields['starts']
+    per_image = {k: fields.pop(k)[keep] for k in ('image_ids', 'sizes')}
+    per_box = {name: values[rows] for name, values in fields.items()}
     starts = np.concatenate([[0], np.cumsum(counts)])
     return Annotations(starts=starts, **per_image, **per_box)
 
@@ -200,7 +202,8 @@ class Dataset:
     """The evaluation split as a COCO json's dict, in original pixels.
 
     Boxes without an area are left out: no detection can match them. `edge_sigma`
-    (l, t, r, b in pixels) is there where it is known.
+    (l, t, r, b in pixels) and `edge_kind` (four of `scenes.EDGE_KINDS`) are there where
+    they are known.
     """
     split = self._eval
     images = [
@@ -223,6 +226,8 @@ class Dataset:
       }
       if np.isfinite(split.edge_sigma[row]).all():
         annotation['edge_sigma'] = split.edge_sigma[row].tolist()
+      if (split.edge_kind[row] >= 0).all():
+        annotation['edge_kind'] = [EDGE_KINDS[kind] for kind in split.edge_kind[row]]
       annotations.append(annotation)
     return {
       'images': images,

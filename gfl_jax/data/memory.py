@@ -24,7 +24,7 @@ from gfl_jax.data.dataset import Annotations, Dataset
 from gfl_jax.data.transforms import Plan
 
 FORMAT = 'gfl_jax data set'
-VERSION = 1
+VERSION = 2
 SPLITS = ('train', 'validation')
 # What numpy raises for a file that is cut off, changed, or not its own.
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, ValueError)

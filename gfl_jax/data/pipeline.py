@@ -34,7 +34,7 @@ with quiet.starting():  # TFDS itself imports it only when it is used
 
 _LOG = logging.getLogger(__name__)
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 RECORD_OVERHEAD = 16  # bytes of a TFRecord's length and checksums
 PLANS_AT_ONCE = 512  # a new tf.data pipeline, of some 0.1 s, for so many batches
 MAX_MEMORY_SHARE = 0.7  # of the machine's memory, for decoded images
@@ -284,6 +284,8 @@ def _make_index(builder, paths, num_images: int, split: str) -> dict[str, np.nda
       columns['is_crowd'].append(objects['is_crowd'])
       unknown = np.full((count, 4), np.nan)
       columns['edge_sigma'].append(objects.get('edge_sigma', unknown))
+      unknown = np.full((count, 4), -1)
+      columns['edge_kind'].append(objects.get('edge_kind', unknown))
       offset += length + RECORD_OVERHEAD
   return _index_arrays(columns)
 
@@ -303,6 +305,7 @@ def _index_arrays(columns: dict[str, list]) -> dict[str, np.ndarray]:
     'areas': np.float32,
     'is_crowd': np.bool_,
     'edge_sigma': np.float32,
+    'edge_kind': np.int8,
   }
   return index | {k: np.concatenate(columns[k]).astype(t) for k, t in types.items()}
 

@@ -48,6 +48,7 @@ def annotations(sizes, boxes_per_image, *, crowd=(), first_id=1):
     is_crowd=is_crowd,
     areas=areas,
     edge_sigma=np.full((len(boxes), 4), np.nan, np.float32),
+    edge_kind=np.full((len(boxes), 4), -1, np.int8),
   )
 
 

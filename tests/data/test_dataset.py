@@ -167,6 +167,7 @@ def test_ground_truth_is_coco_json():
   boxes = [[(1, 2, 11, 22), (5, 5, 5, 9), (0, 0, 40, 40)], []]
   split = sets.annotations([(48, 48)] * 2, boxes, crowd=[2], first_id=5)
   split.edge_sigma[0] = (1, 2, 3, 4)
+  split.edge_kind[0] = (0, 3, 1, 2)
   truth = sets.memory_set(split).dataset(sets.config()).ground_truth()
   assert truth['images'] == [{'id': i, 'height': 48, 'width': 48} for i in (5, 6)]
   assert truth['categories'] == [
@@ -176,8 +177,9 @@ def test_ground_truth_is_coco_json():
   assert box == {
     'id': 1, 'image_id': 5, 'category_id': 7, 'bbox': [1, 2, 10, 20], 'area': 200.0,
     'iscrowd': 0, 'edge_sigma': [1, 2, 3, 4],
+    'edge_kind': ['sharp', 'occluded', 'blurred', 'faded'],
   }  # fmt: skip
-  assert crowd['iscrowd'] == 1 and 'edge_sigma' not in crowd
+  assert crowd['iscrowd'] == 1 and not {'edge_sigma', 'edge_kind'} & set(crowd)
 
 
 @pytest.mark.parametrize('label', [-1, 2])

@@ -111,7 +111,7 @@ def test_files_that_are_not_ours_are_refused(tmp_path):
       memory.load(path)
   newer = tmp_path / 'newer.npz'
   np.savez(newer, format=memory.FORMAT, version=99)
-  with pytest.raises(ValueError, match='has version 99, this code reads 1'):
+  with pytest.raises(ValueError, match='has version 99, this code reads 2'):
     memory.load(newer)
 
 

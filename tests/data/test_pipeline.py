@@ -242,7 +242,7 @@ def test_ids_of_coco_2017():
   assert [coco.COCO_CATEGORY_IDS[i] for i in (0, 11, 12, 79)] == [1, 13, 14, 90]
 
 
-def test_scenes_are_drawn_once_and_know_their_sigma(tmp_path):
+def test_scenes_are_drawn_once_and_know_their_sides(tmp_path):
   config = sets.config(
     name='ambiguous_shapes',
     data_dir=str(tmp_path),
@@ -259,6 +259,8 @@ def test_scenes_are_drawn_once_and_know_their_sigma(tmp_path):
   found = [a for a in truth['annotations'] if a['image_id'] == 7]
   sigma = [a['edge_sigma'] for a in found]
   np.testing.assert_allclose(sigma, scene.edge_sigma, rtol=1e-6)
+  kinds = [[scenes.EDGE_KINDS.index(k) for k in a['edge_kind']] for a in found]
+  np.testing.assert_array_equal(kinds, scene.edge_kind)
   np.testing.assert_allclose(
     [a['bbox'] for a in found],
     np.concatenate([scene.boxes[:, :2], scene.boxes[:, 2:] - scene.boxes[:, :2]], 1),

@@ -13,6 +13,7 @@ import pytest
 from gfl_jax.data import dataset, memory
 from gfl_jax.training import experiment, loop, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
+from gfl_jax.training.programs import Programs
 from gfl_jax.training.stop import Stopped
 from tests import tiny
 
@@ -45,6 +46,7 @@ def data_file(tmp_path_factory):
       is_crowd=np.zeros(count, bool),
       areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
       edge_sigma=np.full((count, 4), np.nan, np.float32),
+      edge_kind=np.full((count, 4), -1, np.int8),
     )
     pixels = memory.MemoryPixels(
       images.reshape(-1), np.arange(count, dtype=np.int64) * 64 * 64 * 3, sizes
@@ -69,10 +71,14 @@ def config(data_file, *, epochs=2.0):
   return c
 
 
+def experiment_of(c, dataset=None):
+  programs, devices = Programs(), experiment.DataParallel(c.parallel)
+  dataset = dataset or programs.dataset(c.data)
+  return experiment.Experiment(c, dataset, devices, programs)
+
+
 def final_state(c, workdir):
-  run = experiment.Experiment(
-    c, experiment.data.load(c.data), experiment.DataParallel(c.parallel)
-  )
+  run = experiment_of(c)
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
     return jax.device_get(checkpoints.restore_newest(run.initial_state()))
 
@@ -225,9 +231,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_file, tmp_path, monkeypatc
   monkeypatch.setattr(experiment.Experiment, 'initial_state', poisoned)
   with pytest.raises(FloatingPointError, match=r'step 4: .*loss_box=nan') as error:
     loop.train(c, tmp_path)
-  run = experiment.Experiment(
-    c, experiment.data.load(c.data), experiment.DataParallel('jit')
-  )
+  run = experiment_of(c)
   ids = [batch_ids for number, batch_ids, _ in run.train_batches(0) if number == 4]
   assert f'image ids of the batch: {ids[0].tolist()}' in str(error.value)
   with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
@@ -279,7 +283,7 @@ def test_a_run_goes_on_without_the_file_of_its_pretrained_weights(tmp_path):
     class_names, num_train, num_eval, counters = ('a', 'b', 'c'), 8, 8, {}
     steps_per_epoch = staticmethod(lambda batch_size: 1)
 
-  run = experiment.Experiment(c, TinyData(), experiment.DataParallel('jit'))
+  run = experiment_of(c, TinyData())
   assert run.initial_state(pretrained=False).step == 0
   with pytest.raises(FileNotFoundError, match='gone.npz does not exist'):
     run.initial_state()
