@@ -1,0 +1,166 @@
+"""The changes that rows are made of; each alters a config in place.
+
+A change sets only what it is about, so that a base keeps its size, data, bin grid and
+loss weights. `config.model` shares box and score: they are changed, never replaced.
+"""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+from ml_collections import ConfigDict
+
+Change = Callable[[ConfigDict], None]
+
+
+def together(*changes: Change) -> Change:
+  """One change made of several, in this order."""
+
+  def change(c: ConfigDict) -> None:
+    for part in changes:
+      part(c)
+
+  return change
+
+
+# Assignment.
+
+
+def atss(c: ConfigDict) -> None:
+  """Positives by ATSS, on the base's points."""
+  c.assignment.kind = 'atss'
+
+
+def fcos(c: ConfigDict) -> None:
+  """Positives by FCOS: points at the cells' centres, ranges of size, a centre region.
+
+  A level learns distances up to as many strides as an anchor has: 8, FCOS's own
+  64, 128, 256, 512 px, with the R-50 base.
+  """
+  c.assignment.update(kind='fcos', regress_range=float(c.points.anchor_scale))
+  c.points.offset = 0.5
+
+
+def max_iou(c: ConfigDict) -> None:
+  """Positives by RetinaNet's IoU thresholds."""
+  c.assignment.update(kind='max_iou', positive_iou=0.5, negative_iou=0.4)
+
+
+# Score and class loss.
+
+
+def focal(c: ConfigDict) -> None:
+  """Focal loss; boxes weighted by centerness, as ATSS's and FCOS's code weigh them."""
+  c.class_loss.update(kind='focal', alpha=0.25, gamma=2.0)
+  c.box_loss.weighting = 'centerness'
+
+
+def separate(kind: str) -> Change:
+  """Focal loss for the class, and the quality of this kind beside it (or none)."""
+
+  def change(c: ConfigDict) -> None:
+    c.score.kind = kind
+    focal(c)
+
+  return change
+
+
+def gaussian_focal(c: ConfigDict) -> None:
+  """No quality; CornerNet's soft labels around each box centre, and its loss."""
+  separate('none')(c)
+  c.class_loss.update(kind='gaussian_focal', alpha=2.0, gamma=4.0, min_overlap=0.7)
+
+
+def joint_qfl(beta: float) -> Change:
+  """Class and quality in one score, trained by quality focal loss."""
+
+  def change(c: ConfigDict) -> None:
+    c.score.kind = 'joint'
+    c.class_loss.update(kind='quality_focal', beta=beta)
+    c.box_loss.weighting = 'class_score'
+
+  return change
+
+
+def joint_varifocal(c: ConfigDict) -> None:
+  """Class and quality in one score, trained by varifocal loss."""
+  joint_qfl(2.0)(c)
+  c.class_loss.update(kind='varifocal', alpha=0.75, gamma=2.0)
+
+
+# Boxes and their edges.
+
+
+def dirac(c: ConfigDict) -> None:
+  """Four distances for each anchor; the box loss alone."""
+  c.box.kind = 'dirac'
+  c.edge_loss.kind = 'none'
+
+
+def gaussian(edge_loss: str) -> Change:
+  """A mean and a variance for each side, trained on sides alone: no box loss.
+
+  The edge loss has weight 1, which is our choice: the paper names none.
+  """
+
+  def change(c: ConfigDict) -> None:
+    c.box.kind = 'gaussian'
+    c.edge_loss.update(kind=edge_loss, weight=1.0)
+    c.box_loss.weight = 0.0
+
+  return change
+
+
+def general(c: ConfigDict) -> None:
+  """A distribution over the base's bins for each side; the box loss alone."""
+  c.box.kind = 'general'
+  c.edge_loss.kind = 'none'
+
+
+def general_dfl(c: ConfigDict) -> None:
+  """A distribution over the base's bins, trained by distribution focal loss, too."""
+  general(c)
+  c.edge_loss.kind = 'distribution_focal'
+
+
+def bins(*, count: Fraction | int = 1, width: Fraction | int = 1) -> Change:
+  """The base's bin grid with `count` times the intervals, each `width` times as wide.
+
+  Raises (the change): ValueError: the intervals do not come out whole.
+  """
+
+  def change(c: ConfigDict) -> None:
+    intervals = (c.box.num_bins - 1) * Fraction(count)
+    if intervals.denominator != 1:
+      raise ValueError(
+        f'{count} x the {c.box.num_bins - 1} intervals of box.num_bins='
+        f'{c.box.num_bins} is not whole: give the base a multiple of 16 intervals,'
+        ' plus 1 (--set=box.num_bins=17)'
+      )
+    reach = (c.box.stop - c.box.start) * float(count * width)
+    c.box.update(stop=c.box.start + reach, num_bins=int(intervals) + 1)
+
+  return change
+
+
+# Whole systems.
+
+gfl = together(atss, joint_qfl(2.0), general_dfl)
+atss_baseline = together(atss, separate('centerness'), dirac)
+
+
+# Decoding.
+
+
+def variance_voting(c: ConfigDict) -> None:
+  """KL-Loss's voting: the boxes around a kept one move it, by their certainty."""
+  c.decode.variance_voting = 0.01
+
+
+def uncertainty_penalty(c: ConfigDict) -> None:
+  """Gaussian YOLOv3's score: times one minus the mean spread of the sides."""
+  c.decode.uncertainty_penalty = True
+
+
+def iou_guided_nms(c: ConfigDict) -> None:
+  """IoU-Net's suppression: by the quality branch, passing the best score on."""
+  c.decode.nms = 'iou_guided'

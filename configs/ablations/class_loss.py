@@ -1,0 +1,65 @@
+"""Soft labels on one head: whose is the best? Not a table of the paper.
+
+  python scripts/ablate.py --study=class_loss --base=demo_shapes --seeds=3
+  python scripts/train.py \
+    --config=configs/ablations/class_loss.py:varifocal@demo_shapes \
+    --workdir=runs/varifocal
+
+ATSS with four distances in all rows. CornerNet's labels fall off around the centre of
+a box, QFL's and varifocal's are the IoU of the predicted box; focal loss has hard
+labels, alone or with an IoU branch beside it. Rows that Table 1a has, too, show its
+numbers, and share its runs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations import changes, table
+from configs.ablations.table import Row
+
+TITLE = 'Class losses and their labels'
+TABLE = ''
+QUESTION = 'Which labels of the class score are best on one and the same head?'
+BASELINE = 'focal'
+
+_SHARED = 'a row of Table 1a, too'
+_ROWS = {
+  'focal': (
+    'focal, hard labels',
+    (38.0, 56.5, 40.7, 20.6, 42.1, 49.1),
+    changes.separate('none'),
+    _SHARED,
+  ),
+  'focal_iou': (
+    'focal, and an IoU branch',
+    (39.6, 57.6, 43.0, 23.3, 43.7, 51.2),
+    changes.separate('iou'),
+    _SHARED,
+  ),
+  'gaussian_focal': (
+    "CornerNet's focal, labels by distance to the centre",
+    None,
+    changes.gaussian_focal,
+    "CornerNet's alpha 2, gamma 4 and least overlap 0.7",
+  ),
+  'quality_focal': (
+    'quality focal, IoU labels',
+    (39.9, 58.5, 43.0, 22.4, 43.9, 52.7),
+    changes.joint_qfl(2.0),
+    _SHARED,
+  ),
+  'varifocal': (
+    'varifocal, IoU labels',
+    None,
+    changes.joint_varifocal,
+    "VarifocalNet's alpha 0.75, gamma 2; without its star-shaped convolution",
+  ),
+}
+ROWS = {
+  name: Row(title, paper, changes.together(changes.atss, loss, changes.dirac), note)
+  for name, (title, paper, loss, note) in _ROWS.items()
+}
+
+
+def get_config(text: str) -> ConfigDict:
+  """The config of 'ROW' or 'ROW@BASE'."""
+  return table.row_config(ROWS, text)

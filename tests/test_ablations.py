@@ -1,0 +1,182 @@
+"""Every row of every table: it builds on every base, and is what the paper had."""
+
+import itertools
+import json
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs.ablations import table
+from gfl_jax.training.experiment import check_config
+from tests import tiny
+
+STUDIES = {name: table.load_study(name) for name in table.studies()}
+ALL_ROWS = [(name, row) for name, study in STUDIES.items() for row in study.ROWS]
+PAPER_TABLES = {
+  'score': ('1a', 12),
+  'detectors': ('1b', 4),
+  'beta': ('1c', 5),
+  'representation': ('2a', 8),
+  'bins': ('2b', 4),
+  'bin_width': ('2c', 7),
+  'contributions': ('3', 4),
+  'class_loss': ('', 5),
+  'uncertainty': ('', 9),
+}
+
+
+def values(study, row, base='demo_shapes'):
+  return STUDIES[study].get_config(f'{row}@{base}').to_dict()
+
+
+def test_every_table_is_there_with_its_rows_and_a_baseline_among_them():
+  found = {name: (s.TABLE, len(s.ROWS)) for name, s in STUDIES.items()}
+  assert found == PAPER_TABLES
+  for study in STUDIES.values():
+    assert study.BASELINE in study.ROWS
+    assert study.TITLE and study.QUESTION.endswith('?')
+    rows_of_paper = [row for row in study.ROWS.values() if row.paper]
+    assert len(rows_of_paper) == len(study.ROWS) or not study.TABLE
+
+
+@pytest.mark.parametrize('base', table.bases())
+def test_every_row_can_run_on_every_base(base):
+  for study, row in ALL_ROWS:
+    config = STUDIES[study].get_config(f'{row}@{base}')
+    check_config(config)
+    assert config.model.box is config.box and config.model.score is config.score
+
+
+@pytest.mark.parametrize('study', STUDIES)
+def test_no_two_rows_of_a_study_are_the_same(study):
+  configs = [values(study, row) for row in STUDIES[study].ROWS]
+  for one, other in itertools.combinations(configs, 2):
+    assert one != other
+
+
+@pytest.mark.parametrize('base', table.bases())
+def test_gfl_is_the_base_itself_value_for_value(base):
+  recipe = table.base_config(base).to_dict()
+  same = [('contributions', 'both'), ('bins', '16'), ('bin_width', '1')]
+  assert [values(*row, base) for row in same] == [recipe] * 3
+
+
+def test_rows_of_several_tables_that_mean_the_same_are_the_same():
+  for same in (
+    [
+      ('contributions', 'none'),
+      ('score', 'atss_centerness'),
+      ('representation', 'atss_dirac'),
+      ('uncertainty', 'dirac'),
+    ],
+    [
+      ('contributions', 'qfl'),
+      ('score', 'atss_joint'),
+      ('beta', '2'),
+      ('class_loss', 'quality_focal'),
+    ],
+    [
+      ('contributions', 'dfl'),
+      ('representation', 'atss_general_dfl'),
+      ('uncertainty', 'general_dfl'),
+    ],
+    [('representation', 'atss_gaussian'), ('uncertainty', 'gaussian_nll')],
+    [('score', 'atss_none'), ('class_loss', 'focal')],
+    [('score', 'atss_iou'), ('class_loss', 'focal_iou'), ('uncertainty', 'iou')],
+    [('score', 'fcos_centerness'), ('representation', 'fcos_dirac')],
+  ):
+    first, *others = [values(*row) for row in same]
+    assert all(other == first for other in others), same
+    assert len({STUDIES[study].ROWS[row].paper[:3] for study, row in same}) == 1
+
+
+@pytest.mark.parametrize(
+  'row, expected',
+  [
+    ('score:fcos_iou', (38.7, 56.7, 42.0, 21.6, 43.0, 50.3)),
+    ('score:atss_centerness_guided', (38.2, 56.2, 41.0, 21.5, 41.9, 49.7)),
+    ('detectors:retinanet_qfl', (36.4, 56.3, 39.1, 20.4, 40.0, 48.7)),
+    ('beta:2.5', (39.7, 58.1, 42.7)),
+    ('representation:fcos_general', (38.8, 56.6, 42.0, 22.5, 42.9, 49.8)),
+    ('bins:14', (40.2, 58.3, 43.6, 23.3, 44.2, 52.2)),
+    ('bin_width:count_4', (39.8, 58.5, 42.8, 22.8, 43.4, 52.3)),
+    ('contributions:dfl', (39.5, 57.3, 42.8)),
+    ('class_loss:varifocal', None),
+  ],
+)
+def test_the_papers_numbers(row, expected):
+  study, row = row.split(':')
+  assert STUDIES[study].ROWS[row].paper == expected
+
+
+@pytest.mark.parametrize(
+  'row, stop, num_bins',
+  [
+    ('bins:12', 12.0, 13),
+    ('bins:18', 18.0, 19),
+    ('bin_width:range_0.5', 16.0, 33),
+    ('bin_width:range_4', 16.0, 5),
+    ('bin_width:count_0.5', 8.0, 17),
+    ('bin_width:count_4', 64.0, 17),
+  ],
+)
+def test_bins_on_the_papers_grid(row, stop, num_bins):
+  study, row = row.split(':')
+  box = STUDIES[study].get_config(row).box  # the R-50 base
+  assert (box.start, box.stop, box.num_bins) == (0.0, stop, num_bins)
+
+
+def test_bins_keep_the_width_and_the_start_of_another_grid():
+  c = tiny.config()
+  c.box.update(start=-1.0, stop=3.0, num_bins=33)
+  STUDIES['bins'].ROWS['18'].change(c)
+  assert (c.box.start, c.box.stop, c.box.num_bins) == (-1.0, 3.5, 37)
+
+
+def test_bins_that_are_not_whole_are_an_error():
+  c = tiny.config()
+  c.box.num_bins = 12
+  with pytest.raises(ValueError, match='7/8 x the 11 intervals .* is not whole'):
+    STUDIES['bins'].ROWS['14'].change(c)
+
+
+def test_fcos_learns_as_far_as_the_bases_anchors_are_large():
+  r50, demo = (
+    STUDIES['score'].get_config(f'fcos_none@{base}')
+    for base in ('gfl_r50_fpn_1x_coco', 'demo_shapes')
+  )
+  assert (r50.assignment.regress_range, r50.points.offset) == (8.0, 0.5)
+  assert (demo.assignment.regress_range, demo.points.offset) == (4.0, 0.5)
+
+
+def test_a_gaussian_is_trained_on_its_sides_alone():
+  c = STUDIES['representation'].get_config('atss_gaussian')
+  assert (c.box_loss.weight, c.edge_loss.kind, c.edge_loss.weight) == (
+    0.0,
+    'gaussian_nll',
+    1.0,
+  )
+
+
+def test_unknown_names_are_errors_that_list_the_known():
+  with pytest.raises(ValueError, match="no study 'gamma'; there are: beta, bin_width"):
+    table.load_study('gamma')
+  with pytest.raises(ValueError, match="no row '3'; there are: 0, 1, 2, 2.5, 4"):
+    STUDIES['beta'].get_config('3@bccd')
+  with pytest.raises(ValueError, match="no base 'coco'; there are: bccd, demo_shapes"):
+    STUDIES['beta'].get_config('2@coco')
+
+
+@pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections, on Python 3.11
+def test_a_row_is_a_config_of_the_command_line():
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values)
+  values(['train', '--config=configs/ablations/beta.py:0@bccd', '--config.epochs=3'])
+  config = values.config
+  assert (config.class_loss.beta, config.data.name, config.epochs) == (
+    0.0,
+    'coco_folder',
+    3.0,
+  )
+  assert json.loads(config.to_json())['box']['kind'] == 'dirac'
