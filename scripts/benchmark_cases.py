@@ -17,7 +17,7 @@ from configs import demo_shapes, gfl_r50_fpn_1x_coco
 from gfl_jax import models
 from gfl_jax.evaluation import decode, evaluator
 from gfl_jax.ops import assignment, nms, points
-from gfl_jax.training import objective, optimizer, parallel, step
+from gfl_jax.training import objective, parallel, step
 
 
 class Options(NamedTuple):
@@ -183,17 +183,14 @@ def train_step(options: Options, *, name: str) -> Iterator[dict]:
   devices = parallel.DataParallel('jit', jax.devices()[:1])
   detector = models.build_detector(config.model)
   variables = models.init_variables(detector, jax.random.key(0))
-  schedule = optimizer.make_schedule(config, 1000)
-  frozen = models.frozen_mask(config.model, variables['params'])
-  transform = optimizer.make_optimizer(config, schedule, frozen)
-  state = devices.replicate(step.create_state(variables, transform, config))
+  state = devices.replicate(step.create_state(variables, config))
   batch = devices.split(random_batch(config, (side, side), batch_size))
-  update = devices.update(step.make_train_step(detector, transform, schedule, config))
-  program, facts = compiled(update, state, batch)
+  update = devices.update(step.make_train_step(detector, config, steps_per_epoch=1000))
+  program, facts = compiled(update, state, batch, {})
 
   def run():
     nonlocal state
-    state, scalars = program(state, batch)
+    state, scalars = program(state, batch, {})
     return scalars
 
   times = interleaved({name: run}, options.repeats)[name]

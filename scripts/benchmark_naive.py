@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from gfl_jax.models import Predictions
 from gfl_jax.ops import assignment, points
 from gfl_jax.ops import boxes as box_ops
-from gfl_jax.training import objective
+from gfl_jax.training import matching
 
 MARGIN = 0.1  # bins between the largest target and the last bin
 
@@ -27,7 +27,7 @@ def dense_loss(
 
   Args: as there; the bins must be 0, 1, ... strides.
   """
-  matched, _ = objective.assign(batch, anchors, config)
+  matched, _ = matching.assign(batch, anchors, config)
   positive = matched >= 0
   take = jax.vmap(lambda values, index: values[index])
   strides = jnp.asarray(anchors.strides)[None, :, None]

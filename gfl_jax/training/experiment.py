@@ -11,9 +11,10 @@ import numpy as np
 from gfl_jax import data, models
 from gfl_jax.deploy import weights
 from gfl_jax.evaluation import evaluator
-from gfl_jax.training import objective, step
 from gfl_jax.training import optimizer as optimizers
+from gfl_jax.training import step, terms
 from gfl_jax.training.parallel import DataParallel
+from gfl_jax.training.programs import Programs
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,18 +22,19 @@ _LOG = logging.getLogger(__name__)
 class Experiment:
   """What a config and a data set determine: detector, points, step, lengths."""
 
-  def __init__(self, config, dataset, devices: DataParallel):
+  def __init__(self, config, dataset, devices: DataParallel, programs: Programs):
     """Builds the parts; nothing is compiled or computed yet."""
     check_classes(config, dataset)
     self.config, self.dataset, self.devices = config, dataset, devices
     self.steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     self.num_steps = optimizers.num_train_steps(config, self.steps_per_epoch)
     self.eval_every = max(1, round(config.eval_every_epochs * self.steps_per_epoch))
-    self.detector = models.build_detector(config.model)
-    self.predict = devices.predict(evaluator.make_predict(self.detector, config))
+    self.detector, self.update, self.predict = programs.parts(
+      config, devices, self.steps_per_epoch
+    )
 
   def initial_state(self, *, pretrained: bool = True) -> step.TrainState:
-    """State at step 0 on all devices; also makes the optimiser and the step.
+    """State at step 0 on all devices.
 
     Args:
       pretrained: False if the state is only the form that a stored one is read into:
@@ -47,13 +49,7 @@ class Experiment:
         'Training with frozen BatchNorm from random weights will not get far: give'
         " model.backbone.pretrained=FILE, or norm='group_norm'."
       )
-    schedule = optimizers.make_schedule(config, self.steps_per_epoch)
-    frozen = models.frozen_mask(config.model, variables['params'])
-    optimizer = optimizers.make_optimizer(config, schedule, frozen)
-    self.update = self.devices.update(
-      step.make_train_step(self.detector, optimizer, schedule, config)
-    )
-    return self.devices.replicate(step.create_state(variables, optimizer, config))
+    return self.devices.replicate(step.create_state(variables, config))
 
   def description(self, state: step.TrainState) -> str:
     """What is about to run, for the log."""
@@ -142,7 +138,7 @@ def check_config(config) -> None:
     raise ValueError('the config cannot run: ' + '; '.join(problems))
   # An unknown kind is an error now, not when the step is traced.
   models.build_detector(config.model)
-  objective.check_choices(config)
+  terms.check_choices(config)
   optimizers.make_optimizer(config, optimizers.make_schedule(config, 1), {})
 
 

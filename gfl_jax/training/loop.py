@@ -7,24 +7,27 @@ from typing import Any
 
 import jax
 
-from gfl_jax import data
 from gfl_jax.evaluation import report
 from gfl_jax.training import run_folder
 from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.experiment import Experiment, check_config
 from gfl_jax.training.monitor import Monitor
 from gfl_jax.training.parallel import DataParallel
+from gfl_jax.training.programs import Programs
 from gfl_jax.training.stop import Stopped, StopRequests
 
 _LOG = logging.getLogger(__name__)
 
 
-def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
+def train(
+  config, workdir: str | os.PathLike, programs: Programs | None = None
+) -> dict[str, Any]:
   """Trains, evaluates and reports; started again, it goes on where it was.
 
   Args:
     config: an experiment's config.
     workdir: the run's folder, made if missing.
+    programs: what this run may share with others of the process.
 
   Returns:
     The metrics of the last evaluation.
@@ -38,7 +41,8 @@ def train(config, workdir: str | os.PathLike) -> dict[str, Any]:
   devices = DataParallel(config.parallel)
   devices.check_batch_size(config.batch_size, config.accumulate)
   run_folder.open_run(workdir, config)
-  run = Experiment(config, data.load(config.data), devices)
+  programs = programs or Programs()
+  run = Experiment(config, programs.dataset(config.data), devices, programs)
 
   with Checkpoints(pathlib.Path(workdir) / 'checkpoints') as checkpoints:
     state = run.initial_state(pretrained=not checkpoints.steps)
@@ -92,7 +96,8 @@ def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
     DamagedCheckpointError: it is stored, but cannot be read.
   """
   config = run_folder.load_config(workdir)
-  run = Experiment(config, data.load(config.data), DataParallel(config.parallel))
+  programs, devices = Programs(), DataParallel(config.parallel)
+  run = Experiment(config, programs.dataset(config.data), devices, programs)
   with Checkpoints(pathlib.Path(workdir) / 'checkpoints') as checkpoints:
     stored = checkpoints.steps
     named = {'newest': stored[-1] if stored else None, 'best': checkpoints.best_step}

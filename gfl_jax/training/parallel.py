@@ -66,15 +66,16 @@ class DataParallel:
     return jax.tree.map(put, dict(batch))
 
   def update(self, step: Callable) -> Callable:
-    """(state, batch) -> (state, scalars); the state that goes in is used up."""
+    """(state, batch, numbers) -> (state, scalars); uses up the state that goes in."""
     if self.mode == 'jit':
+      in_specs = (jax.P(), jax.P(AXIS), jax.P())
       return jax.jit(
-        self._shard_map(step, out_specs=(jax.P(), jax.P())), donate_argnums=0
+        self._shard_map(step, in_specs, (jax.P(), jax.P())), donate_argnums=0
       )
     return jax.pmap(
       step,
       AXIS,
-      in_axes=(None, 0),
+      in_axes=(None, 0, None),
       out_axes=(None, None),
       devices=self.devices,
       donate_argnums=0,
@@ -83,7 +84,8 @@ class DataParallel:
   def predict(self, function: Callable) -> Callable:
     """(variables, batch) -> a tree of arrays, each with the batch as its first axis."""
     if self.mode == 'jit':
-      return jax.jit(self._shard_map(function, out_specs=jax.P(AXIS)))
+      in_specs = (jax.P(), jax.P(AXIS))
+      return jax.jit(self._shard_map(function, in_specs, jax.P(AXIS)))
     mapped = jax.pmap(function, AXIS, in_axes=(None, 0), devices=self.devices)
 
     def run(variables, batch):
@@ -92,12 +94,12 @@ class DataParallel:
 
     return run
 
-  def _shard_map(self, function, out_specs):
+  def _shard_map(self, function, in_specs, out_specs):
     # check_vma would add collectives to gradients that the step already sums itself.
     return jax.shard_map(
       function,
       mesh=self.mesh,
-      in_specs=(jax.P(), jax.P(AXIS)),
+      in_specs=in_specs,
       out_specs=out_specs,
       check_vma=False,
     )

@@ -6,12 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 from flax import struct
 from jaxtyping import Array
 
 from gfl_jax import models
 from gfl_jax.training import objective
+from gfl_jax.training import optimizer as optimizers
 
 AXIS = 'data'  # the mapped axis that parallel.py lays the devices along
 
@@ -40,9 +42,14 @@ class TrainState:
     return variables | ({'batch_stats': self.batch_stats} if self.batch_stats else {})
 
 
-def create_state(variables: Mapping[str, Any], optimizer, config) -> TrainState:
+def create_state(variables: Mapping[str, Any], config) -> TrainState:
   """State at step 0 of a detector's variables."""
   params = variables['params']
+  optimizer = optimizers.make_optimizer(
+    config,
+    optax.constant_schedule(0.0),  # no part of the state
+    models.frozen_mask(config.model, params),
+  )
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -52,17 +59,30 @@ def create_state(variables: Mapping[str, Any], optimizer, config) -> TrainState:
   )
 
 
-def make_train_step(
-  detector,
-  optimizer: optax.GradientTransformation,
-  schedule: optax.Schedule,
-  config,
-) -> Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]:
-  """The step that one device runs under the mapped axis `AXIS`.
+# Numbers of a config that a step can take as arguments: one program then serves runs
+# that differ in nothing else.
+TRACEABLE = (
+  'class_loss.weight',
+  'class_loss.alpha',
+  'class_loss.beta',
+  'class_loss.gamma',
+  'box_loss.weight',
+  'edge_loss.weight',
+  'score.weight',
+  'optimizer.learning_rate',
+)
 
-  It takes the device's share of the batch ([B / devices, ...] of every array) and a
-  state that is the same on all devices; it returns the next state, again the same on
-  all, and scalars of the whole batch. It is traced once for each canvas.
+
+def make_train_step(detector, config, *, steps_per_epoch: int) -> Callable:
+  """The step `(state, batch, numbers) -> (state, scalars)` of one device.
+
+  It runs under the mapped axis `AXIS`. It takes the device's share of the batch
+  ([B / devices, ...] of every array) and a state that is the same on all devices; it
+  returns the next state, again the same on all, and scalars of the whole batch. It is
+  traced once for each canvas.
+
+  `numbers` maps names in `TRACEABLE` to scalars that stand in for the config's; the
+  others are constants of the program, which is faster for exponents.
 
   With `config.accumulate` = k the share is run in k micro-batches: the divisors come
   from a first pass without gradients, so the sum of the k gradients is the gradient of
@@ -74,7 +94,7 @@ def make_train_step(
     return detector.apply(variables, models.network_input(config, batch), train=True)
 
   @partial(jax.grad, has_aux=True)
-  def gradient(params, batch_stats, batch, normalizers=None):
+  def gradient(params, batch_stats, batch, config, normalizers=None):
     return objective.loss_and_sums(
       predict(params, batch_stats, batch),
       batch,
@@ -84,7 +104,7 @@ def make_train_step(
       axis_name=AXIS,
     )
 
-  def accumulated_gradient(state, batch):
+  def accumulated_gradient(state, batch, config):
     micro_batches = jax.tree.map(
       lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), batch
     )
@@ -97,23 +117,28 @@ def make_train_step(
     normalizers = jax.tree.map(jnp.sum, jax.lax.map(count, micro_batches))
     normalizers = jax.lax.psum(normalizers, AXIS)
 
+    def part(batch):
+      return gradient(state.params, state.batch_stats, batch, config, normalizers)
+
     def add(total, batch):
-      part = gradient(state.params, state.batch_stats, batch, normalizers)
-      return jax.tree.map(jnp.add, total, part), None
+      return jax.tree.map(jnp.add, total, part(batch)), None
 
     first = jax.tree.map(lambda x: x[0], micro_batches)
     zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(gradient, state.params, state.batch_stats, first, normalizers),
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, first)
     )
     return jax.lax.scan(add, zeros, micro_batches)[0]
 
-  def train_step(state, batch):
+  def train_step(state, batch, numbers):
+    run_config = _with_numbers(config, numbers)
     if config.accumulate > 1:
-      grads, sums = accumulated_gradient(state, batch)
+      grads, sums = accumulated_gradient(state, batch, run_config)
     else:
-      grads, sums = gradient(state.params, state.batch_stats, batch)
+      grads, sums = gradient(state.params, state.batch_stats, batch, run_config)
     grads, sums = jax.lax.psum((grads, sums), AXIS)
+    schedule = optimizers.make_schedule(run_config, steps_per_epoch)
+    frozen = models.frozen_mask(config.model, state.params)
+    optimizer = optimizers.make_optimizer(run_config, schedule, frozen)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     scalars = objective.summary(sums) | {
@@ -131,3 +156,12 @@ def make_train_step(
     return next_state, scalars
 
   return train_step
+
+
+def _with_numbers(config, numbers: Mapping[str, Array]):
+  """The config with some of its numbers replaced."""
+  values = config.to_dict()
+  for name, number in numbers.items():
+    section, field = name.split('.')
+    values[section][field] = number
+  return ml_collections.ConfigDict(values, type_safe=False)

@@ -7,7 +7,7 @@ import pytest
 
 from gfl_jax.deploy import weights
 from gfl_jax.models import Predictions, build_detector, make_anchors
-from gfl_jax.training import objective
+from gfl_jax.training import matching, objective
 from tests import golden, golden_weights, tiny
 
 TERMS = ('loss_class', 'loss_box', 'loss_edge')
@@ -173,7 +173,7 @@ def test_extreme_logits_stay_finite(scale):
 def test_positives_beyond_an_images_limit_are_left_out_and_counted():
   config, batch = tiny.config(), tiny.batch()
   predictions, anchors = random_predictions(config, batch)
-  matched, none_dropped = objective.assign(batch, anchors, config)
+  matched, none_dropped = matching.assign(batch, anchors, config)
   positive = np.asarray(matched) >= 0
   config.box_loss.max_positives_per_image = 2
   kept = positive & (positive.cumsum(axis=1) <= 2)

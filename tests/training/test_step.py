@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gfl_jax.evaluation import evaluator
-from gfl_jax.models import build_detector, frozen_mask
-from gfl_jax.training import optimizer, parallel, step
+from gfl_jax.models import build_detector
+from gfl_jax.training import parallel, step
 from tests import tiny
 
 SCALARS = ('loss', 'loss_class', 'loss_box', 'loss_edge', 'positive_iou', 'grad_norm')
@@ -32,6 +32,7 @@ def run_steps(
   num_steps=3,
   batches=None,
   optimizer_config=None,
+  numbers=None,
   **changes,
 ):
   """The state and scalars after some steps, and the compiled update."""
@@ -39,15 +40,12 @@ def run_steps(
   config.update(changes)
   config.optimizer = optimizer_config or config.optimizer
   detector = build_detector(config.model)
-  schedule = optimizer.make_schedule(config, steps_per_epoch=10)
-  frozen = frozen_mask(config.model, variables()['params'])
-  transform = optimizer.make_optimizer(config, schedule, frozen)
   devices = parallel.DataParallel(mode, jax.devices()[:num_devices])
-  update = devices.update(step.make_train_step(detector, transform, schedule, config))
-  state = devices.replicate(step.create_state(variables(), transform, config))
+  update = devices.update(step.make_train_step(detector, config, steps_per_epoch=10))
+  state = devices.replicate(step.create_state(variables(), config))
   for number in range(num_steps):
     batch = batches[number] if batches else tiny.batch(seed=number)
-    state, scalars = update(state, devices.split(batch))
+    state, scalars = update(state, devices.split(batch), numbers or {})
   return jax.device_get(state), jax.device_get(scalars), update
 
 
