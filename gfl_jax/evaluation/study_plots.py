@@ -1,0 +1,211 @@
+"""The figures of a study: one line per row, drawn beside its numbers.
+
+A figure is an HTML table. Its text is the page's own, so a title may be long and in any
+script; its strips are SVG that measures in per cent, so it fits every window.
+"""
+
+import html
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.ticker import MaxNLocator
+
+STYLE = """
+.strips { width: 100%; min-width: 860px; }
+.strips td, .strips th { padding: 9px 14px 9px 0; vertical-align: middle; }
+.strips .title { width: 20%; min-width: 150px; }
+.strips .strip { position: relative; height: 46px; padding: 0; }
+.strips .strip > svg { position: absolute; inset: 0; width: 100%; height: 100%;
+  overflow: visible; }
+.strips .axis .strip { height: 22px; } .strips .axis td { border-bottom: 0; }
+.strips text { font-size: 11px; fill: var(--soft); text-anchor: middle; }
+.strips td.number, .strips th.number { padding-left: 14px; width: 1%; }
+.strips .head { font-weight: 600; padding-left: 6px; }
+.strips small { color: var(--soft); }
+"""
+COLORS = {
+  'baseline': '#1f2937',
+  'plain': '#2563eb',
+  'better': '#047857',
+  'worse': '#b91c1c',
+  'noise': '#6b7280',
+}
+_EDGE = 5.0  # per cent of a strip left free at each side
+
+
+class Mark(NamedTuple):
+  """What a strip shows of one row.
+
+  Attributes:
+    seeds: (seed, value) of every run, small dots.
+    mean: the large dot; None draws nothing.
+    half_width: of the interval around the mean; None draws no bar.
+    color: one of `COLORS`.
+    text: beside the strip.
+  """
+
+  seeds: Sequence[tuple[int, float]]
+  mean: float | None
+  half_width: float | None
+  color: str
+  text: str
+
+
+class Panel(NamedTuple):
+  """A column of strips on one scale.
+
+  Attributes:
+    title: above the strips.
+    heading: above the texts beside them.
+    width: of the strips, in per cent of the figure.
+    marks: one for each row.
+    has_zero: whether 0 is on the scale and drawn as a line.
+  """
+
+  title: str
+  heading: str
+  width: int
+  marks: list[Mark]
+  has_zero: bool = False
+
+
+def strips(titles: Sequence[tuple[str, str]], panels: Sequence[Panel]) -> str:
+  """A figure with a line per row and a strip per panel, as HTML.
+
+  Args:
+    titles: of each row: its title and a small line below, plain text; may be empty.
+    panels: each with as many marks as there are rows.
+  """
+  scales = [_Scale.of(panel) for panel in panels]
+  pairs = list(zip(panels, scales, strict=True))
+  head = ''.join(
+    f'<th class="head" style="width:{panel.width}%">{html.escape(panel.title)}</th>'
+    f'<th class="number">{html.escape(panel.heading)}</th>'
+    for panel in panels
+  )
+  lines = [f'<tr><th class="title"></th>{head}</tr>']
+  for index, (title, note) in enumerate(titles):
+    cells = ''.join(_cells(panel, scale, index) for panel, scale in pairs)
+    small = f'<br><small>{html.escape(note)}</small>' if note else ''
+    lines.append(f'<tr><td class="title">{html.escape(title)}{small}</td>{cells}</tr>')
+  axes = ''.join(f'{_strip(scale.labels())}<td></td>' for scale in scales)
+  lines.append(f'<tr class="axis"><td></td>{axes}</tr>')
+  rows = '\n'.join(lines)
+  return f'<div class="wide"><table class="strips">\n{rows}\n</table></div>\n'
+
+
+class _Scale(NamedTuple):
+  low: float
+  high: float
+  has_zero: bool
+
+  @classmethod
+  def of(cls, panel: Panel) -> '_Scale':
+    """Holds all dots, and the intervals as far as they leave the dots readable.
+
+    Two seeds can have an interval that is ten times as wide as all rows together.
+    """
+    dots = [value for mark in panel.marks for _, value in mark.seeds]
+    dots += [mark.mean for mark in panel.marks if mark.mean is not None]
+    dots += [0.0] if panel.has_zero or not dots else []
+    low, high = min(dots), max(dots)
+    room = (high - low) or 0.5
+    ends = [
+      (mark.mean - mark.half_width, mark.mean + mark.half_width)
+      for mark in panel.marks
+      if mark.mean is not None and mark.half_width is not None
+    ]
+    low = min([low, *(max(end[0], low - room) for end in ends)])
+    high = max([high, *(min(end[1], high + room) for end in ends)])
+    if low == high:
+      low, high = low - room, high + room
+    return cls(low, high, panel.has_zero)
+
+  def at(self, value: float) -> float:
+    """A value's place in per cent of the strip's width."""
+    share = (value - self.low) / (self.high - self.low)
+    return _EDGE + (100 - 2 * _EDGE) * share
+
+  def ticks(self) -> list[float]:
+    values = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(self.low, self.high)
+    return [float(value) for value in values if 2 <= self.at(value) <= 98]
+
+  def grid(self) -> str:
+    lines = ''.join(
+      f'<line x1="{self.at(tick):.2f}%" x2="{self.at(tick):.2f}%" y1="0" y2="100%" '
+      'stroke="#eef0f3"/>'
+      for tick in self.ticks()
+    )
+    if self.has_zero:
+      place = f'{self.at(0):.2f}%'
+      lines += (
+        f'<line x1="{place}" x2="{place}" y1="0" y2="100%" stroke="#6b7280" '
+        'stroke-dasharray="4 3"/>'
+      )
+    return lines
+
+  def labels(self) -> str:
+    return ''.join(
+      f'<text x="{self.at(tick):.2f}%" y="15">{_short(tick)}</text>'
+      for tick in self.ticks()
+    )
+
+
+def _cells(panel: Panel, scale: _Scale, index: int) -> str:
+  mark = panel.marks[index]
+  return (
+    f'{_strip(scale.grid() + _drawn(mark, scale))}'
+    f'<td class="number">{html.escape(mark.text)}</td>'
+  )
+
+
+def _strip(content: str) -> str:
+  return f'<td class="strip"><svg>{content}</svg></td>'
+
+
+def _drawn(mark: Mark, scale: _Scale) -> str:
+  """Above the middle the mean and its interval, below it the seeds."""
+  color, parts = COLORS[mark.color], []
+  above = '<g transform="translate(0 -6)">' if mark.seeds else '<g>'
+  if mark.mean is not None:
+    if mark.half_width is not None:
+      parts.append(_interval(mark.mean, mark.half_width, scale, color))
+    parts.append(
+      f'<circle cx="{scale.at(mark.mean):.2f}%" cy="50%" r="5.5" fill="{color}">'
+      f'<title>{html.escape(mark.text)}</title></circle>'
+    )
+  dots = ''.join(
+    f'<circle cx="{scale.at(value):.2f}%" cy="50%" r="3.5" fill="white" '
+    f'stroke="{color}" stroke-width="1.4"><title>seed {seed}: {value:.2f}</title>'
+    '</circle>'
+    for seed, value in mark.seeds
+  )
+  return f'{above}{"".join(parts)}</g><g transform="translate(0 9)">{dots}</g>'
+
+
+def _interval(mean: float, half_width: float, scale: _Scale, color: str) -> str:
+  """A bar with a stop at each end; an end beyond the scale has an arrow instead."""
+  parts, places = [], []
+  for end, limit, sign in (
+    (mean - half_width, scale.low, -1),
+    (mean + half_width, scale.high, 1),
+  ):
+    is_beyond = sign * (end - limit) > 1e-9
+    place = f'{scale.at(limit if is_beyond else end):.2f}%'
+    places.append(place)
+    # A nested svg is a place in per cent to draw at in pixels.
+    shape = f'M{-5 * sign} -5 L0 0 L{-5 * sign} 5' if is_beyond else 'M0 -5 V5'
+    parts.append(
+      f'<svg x="{place}" y="50%" overflow="visible"><path d="{shape}" fill="none" '
+      f'stroke="{color}" stroke-width="1.8"/></svg>'
+    )
+  bar = (
+    f'<line x1="{places[0]}" x2="{places[1]}" y1="50%" y2="50%" stroke="{color}" '
+    'stroke-width="2.2"/>'
+  )
+  return bar + ''.join(parts)
+
+
+def _short(value: float) -> str:
+  """A tick's number: no digits that say nothing, and no minus before 0."""
+  return f'{round(value, 6) + 0.0:g}'.replace('-', '−')

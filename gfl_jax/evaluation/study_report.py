@@ -1,0 +1,312 @@
+"""The report of a study, as a page, as Markdown and as CSV, from its study.json."""
+
+import csv
+import html
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from gfl_jax import files
+from gfl_jax.evaluation import html_page, statistics, study_plots, study_text
+from gfl_jax.evaluation.coco_metrics import METRICS
+from gfl_jax.evaluation.html_page import listing, paragraph, section
+from gfl_jax.evaluation.study_plots import Mark, Panel
+from gfl_jax.evaluation.study_results import (
+  OUTCOMES,
+  Comparison,
+  Order,
+  Study,
+  compare_order,
+  compare_rows,
+  load_study,
+)
+from gfl_jax.evaluation.tables import escape_markdown
+
+_CSV_HEAD = ('study', 'base', 'row', 'title', 'seed', 'status', 'error', 'run_seconds')
+
+
+def write_study_report(folder: str | os.PathLike) -> Path:
+  """Writes report.html, results.md and results.csv beside a study.json.
+
+  The page holds all it shows and loads nothing. A study that is still running can be
+  reported: runs that failed or are missing are shown as such.
+
+  Args:
+    folder: of the study; reads study.json, and no other file.
+
+  Returns:
+    The path of report.html.
+
+  Raises:
+    FileNotFoundError: there is no study.json.
+    ValueError: it is damaged (see `study_results.load_study`).
+  """
+  study = load_study(folder)
+  comparisons, order = compare_rows(study), compare_order(study)
+  folder = Path(folder)
+  files.write_whole(folder / 'results.csv', _csv(study))
+  files.write_whole(folder / 'results.md', _markdown(study, comparisons, order))
+  path = folder / 'report.html'
+  files.write_whole(path, _page(study, comparisons, order))
+  return path
+
+
+def summary_table(root: str | os.PathLike) -> str:
+  """All studies below a folder as Markdown: a table each, and what it found.
+
+  Links are relative to the folder that holds `root`, where a README has them.
+
+  Raises:
+    FileNotFoundError: no study.json lies below root.
+    ValueError: one of them is damaged.
+  """
+  root = Path(root).resolve()
+  folders = sorted(path.parent for path in root.glob('**/study.json'))
+  if not folders:
+    raise FileNotFoundError(f'no study.json below {root}: run scripts/ablate.py first')
+  parts = []
+  for folder in folders:
+    study = load_study(folder)
+    comparisons, order = compare_rows(study), compare_order(study)
+    link = (folder.relative_to(root.parent) / 'results.md').as_posix()
+    lines = [study_text.scope(study), *study_text.finding(study, comparisons, order)]
+    parts.append(
+      f'**[{escape_markdown(study_text.heading(study))}](<{link}>)**\n\n'
+      f'{escape_markdown(study_text.setting(study))}\n\n'
+      f'{study_text.compact(study, comparisons).as_markdown()}\n'
+      f'{escape_markdown(" ".join(lines))}\n'
+    )
+  return '\n'.join(parts)
+
+
+def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> str:
+  has_order = bool(order.pairs or order.num_unknown)
+  body = [
+    _headline(study, order),
+    _finding(study, comparisons, order),
+    _problems(study),
+    section(
+      'Average precision',
+      study_plots.strips(_titles(study), _precision_panels(study)),
+      '<p>Small dots: one run each. Large dot and bar: mean and 95 % interval; an '
+      'arrow is an end beyond the scale.</p>',
+    ),
+    section(
+      'Difference to the baseline',
+      _forest(study, comparisons),
+      study_text.overview(study, comparisons).as_html(),
+      *map(paragraph, study_text.method(study)),
+    ),
+    section("Order of the rows, ours and the paper's", _order(order))
+    if has_order
+    else '',
+    section('AP by IoU and size', study_text.precision(study).as_html()),
+    section('Diagnostics', _diagnostics(study)),
+    section('Runs', study_text.runs(study).as_html(), _commands(study)),
+    section('Machine, versions and cost', study_text.environment(study).as_html()),
+  ]
+  title = study_text.heading(study)
+  return html_page.page(title, ''.join(body), style=study_plots.STYLE)
+
+
+def _headline(study: Study, order: Order) -> str:
+  finished = sum(len(row.finished) for row in study.rows)
+  seconds = study.about.get('seconds')
+  tiles = {'runs finished': f'{finished} of {len(study.runs)}'}
+  tiles['rows'] = str(len(study.rows))
+  tiles['seeds'] = str(len(study.seeds))
+  if order.tau is not None:
+    tiles["Kendall's tau-b to the paper"] = study_text.signed(order.tau)
+  tiles['programs compiled'] = str(study.about.get('compilations', '–'))
+  tiles['wall time'] = study_text.duration(seconds) if seconds else '–'
+  return (
+    f'<header><h1>{html.escape(study_text.heading(study))}</h1>'
+    f'{paragraph(study_text.setting(study))}'
+    f'{paragraph(study.about["question"], "question")}'
+    f'{html_page.tiles(tiles)}</header>\n'
+  )
+
+
+def _finding(study: Study, comparisons: Mapping, order: Order) -> str:
+  lines = ''.join(map(paragraph, study_text.finding(study, comparisons, order)))
+  scope = paragraph(study_text.scope(study), 'scope')
+  return f'<section class="finding"><h2>What came out</h2>{lines}{scope}</section>\n'
+
+
+def _problems(study: Study) -> str:
+  table = study_text.problems(study)
+  if not table.rows:
+    return ''
+  return section('Runs that give no AP', table.as_html())
+
+
+def _titles(study: Study) -> list[tuple[str, str]]:
+  return [
+    (row.title, 'baseline' if row is study.baseline else row.note) for row in study.rows
+  ]
+
+
+def _precision_panels(study: Study) -> list[Panel]:
+  ours, paper = [], []
+  for row in study.rows:
+    color = 'baseline' if row is study.baseline else 'plain'
+    aps = row.points('AP')
+    found = statistics.estimate(list(aps.values()))
+    mark = Mark(
+      list(aps.items()),
+      found and found.mean,
+      found and found.half_width,
+      color,
+      study_text.with_interval(found),
+    )
+    ours.append(mark)
+    ap = row.paper.get('AP')
+    paper.append(Mark([], ap, None, 'noise', study_text.number(ap)))
+  panels = [Panel(f'Ours: {study_text.base(study)}', 'AP', 45, ours)]
+  if any(row.paper for row in study.rows):
+    panels.append(Panel('Paper: COCO, R-50, 90k', 'AP', 16, paper))
+  return panels
+
+
+def _forest(study: Study, comparisons: Mapping[str, Comparison]) -> str:
+  """Paired differences, seed by seed, with the paper's on its own scale beside it."""
+  baseline = study.baseline.points('AP')
+  titles, ours, paper = [], [], []
+  for row in study.rows:
+    if row.name not in comparisons:
+      continue
+    against, aps = comparisons[row.name], row.points('AP')
+    seeds = [(s, aps[s] - baseline[s]) for s in sorted(aps.keys() & baseline.keys())]
+    verdict = against.verdict
+    color = verdict if verdict in ('better', 'worse') else 'noise'
+    found = against.difference
+    mean, half_width = (found.mean, found.half_width) if found else (None, None)
+    text = study_text.difference_text(found)
+    ours.append(Mark(seeds, mean, half_width, color, text))
+    value = against.paper_difference
+    text = study_text.paper_difference(value)
+    paper.append(Mark([], value, None, 'noise', text))
+    titles.append((row.title, verdict))
+  if not titles:
+    return '<p>The study has no row besides its baseline.</p>'
+  panels = [Panel('Ours: AP minus baseline, same seed', 'points', 40, ours, True)]
+  if any(mark.mean is not None for mark in paper):
+    panels.append(Panel("Paper's difference", 'points', 16, paper, True))
+  return study_plots.strips(titles, panels)
+
+
+def _order(order: Order) -> str:
+  parts = list(map(paragraph, _order_notes(order)))
+  for outcome, words in OUTCOMES.items():
+    found = order.of(outcome)
+    is_open = ' open' if outcome in ('confirmed', 'contradicted') else ''
+    if found:
+      parts.append(
+        f'<details{is_open}><summary>Ours {words}: {len(found)}</summary>'
+        f'{study_text.pairs(found).as_html()}</details>'
+      )
+  return ''.join(parts)
+
+
+def _order_notes(order: Order) -> list[str]:
+  tau = study_text.signed(order.tau) if order.tau is not None else 'not defined'
+  notes = [
+    f"Kendall's tau-b over the {len(order.rows)} rows with both numbers: {tau} (1: the "
+    'same order; 0: no relation; -1: the opposite one).'
+  ]
+  shown = order.of('confirmed', 'contradicted')
+  if shown:
+    corrected = sum(pair.is_corrected for pair in shown)
+    notes.append(
+      f'Each pair is read by its own 95 % interval: of {len(order.pairs)} pairs about '
+      f'{0.05 * len(order.pairs):.1f} would be beyond noise by chance alone. After '
+      f"Holm's correction over all pairs {corrected} of the {len(shown)} remain."
+    )
+  if order.num_unknown:
+    notes.append(
+      f'{order.num_unknown} more pairs that the paper orders have no seed that both '
+      'rows finished.'
+    )
+  return notes
+
+
+_TRIANGLES = (
+  '▲ and ▼: above or below the baseline, the paired 95 % interval excludes 0. Nothing '
+  'is corrected here: about one triangle in twenty comparisons is chance.'
+)
+
+
+def _diagnostics(study: Study) -> str:
+  table = study_text.diagnostics(study)
+  if not table.rows:
+    return '<p>The runs have no diagnostics.</p>'
+  return table.as_html() + paragraph(_TRIANGLES)
+
+
+def _commands(study: Study) -> str:
+  first, *others = study_text.commands(study)
+  return (
+    f'<h3>The command of the study</h3>{listing([first])}<details><summary>The commands'
+    f' of the runs ({len(others)})</summary>{listing(others)}</details>'
+  )
+
+
+def _markdown(study: Study, comparisons: Mapping, order: Order) -> str:
+  finding = study_text.finding(study, comparisons, order)
+  parts = [
+    f'# {escape_markdown(study_text.heading(study))}\n',
+    f'{escape_markdown(study_text.setting(study))}\n',
+    f'{escape_markdown(study.about["question"])}\n',
+    _markdown_list([*finding, study_text.scope(study)]),
+    study_text.overview(study, comparisons).as_markdown(),
+    _markdown_list([*study_text.method(study), *study_text.notes(study)]),
+  ]
+  problems = study_text.problems(study)
+  if problems.rows:
+    parts += ['## Runs that give no AP\n', problems.as_markdown()]
+  if order.pairs:
+    parts += ["## Order of the rows, ours and the paper's\n"]
+    parts += [_markdown_list(_order_notes(order))]
+    parts += [study_text.pairs(order.pairs).as_markdown()]
+  parts += ['## AP by IoU and size\n', study_text.precision(study).as_markdown()]
+  table = study_text.diagnostics(study)
+  if table.rows:
+    parts += ['## Diagnostics\n', table.as_markdown(), f'{_TRIANGLES}\n']
+  parts += ['## Runs\n', study_text.runs(study).as_markdown()]
+  fence = '\n'.join(study_text.commands(study))
+  parts += [f'```\n{fence}\n```\n']
+  parts += ['## Machine, versions and cost\n']
+  parts += [study_text.environment(study).as_markdown()]
+  return '\n'.join(parts)
+
+
+def _markdown_list(lines: list[str]) -> str:
+  return ''.join(f'- {escape_markdown(line)}\n' for line in lines)
+
+
+def _csv(study: Study) -> str:
+  """A line per run; metrics as in metrics.json, and the paper's APs on its scale."""
+  about, lines = study.about, []
+  for row, run in study.runs:
+    fixed = (about['study'], about['base'], row.name, row.title, run['seed'])
+    fixed += (run['status'], run['error'], run['seconds'])
+    line = dict(zip(_CSV_HEAD, fixed, strict=True))
+    line |= {f'paper_{key}': _of_one(row.paper.get(key)) for key in METRICS[:6]}
+    metrics = run['metrics'] or {}
+    line |= {
+      key: value for key, value in metrics.items() if not isinstance(value, Mapping)
+    }
+    named = metrics.get('diagnostics') or {}
+    line |= {f'diagnostics.{key}': value for key, value in named.items()}
+    lines.append(line | {'folder': run['folder'], 'command': run['command']})
+  head = list(dict.fromkeys(key for line in lines for key in line))
+  file = io.StringIO()
+  writer = csv.DictWriter(file, head, lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(lines)
+  return file.getvalue()
+
+
+def _of_one(points: float | None) -> float | None:
+  return None if points is None else round(points / 100, 6)
