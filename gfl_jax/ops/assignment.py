@@ -1,13 +1,13 @@
-"""Which anchor learns which box."""
+"""Which anchor learns which box, and the labels that follow from it."""
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gfl_jax.ops import boxes as box_ops
+from gfl_jax.ops.nearest import nearest_points
 from gfl_jax.ops.points import Points, level_slices
 from gfl_jax.ops.types import ArrayLike
 
@@ -46,11 +46,6 @@ def atss(
   Ties: equally distant points rank by index; IoUs equal to a part in a million go to
   the box listed first. A single candidate in all has standard deviation 0.
 
-  The nearest points are found without looking at the others: with rows and columns
-  ranked by their distance from the box's center, at least (a + 1) * (b + 1) points are
-  as near as that of column rank a and row rank b, so only those with a product of at
-  most top_k can be candidates. These are 23 for the 9 nearest, whatever the level.
-
   Args:
     boxes: ground truth in pixels of the network input, padded to a fixed number.
     valid: which of the boxes are real.
@@ -65,21 +60,12 @@ def atss(
 
   Source: Zhang et al., arXiv:1912.02424; mmdet's ATSSAssigner (ties aside).
   """
-  num_boxes, num_points = len(boxes), len(points.centers)
   if top_k < 1:
     raise ValueError(f'{top_k=} must be at least 1')
-  if valid.shape != (num_boxes,):
-    raise ValueError(f'{valid.shape=} must be ({num_boxes},), one per box')
-  if point_valid is None:
-    point_valid = np.ones(num_points, bool)
-  if point_valid.shape != (num_points,):
-    raise ValueError(f'{point_valid.shape=} must be ({num_points},), one per point')
-
+  point_valid = _checked(boxes, valid, points, point_valid)
   boxes = jnp.asarray(boxes)
   levels = [
-    _level_candidates(
-      boxes, points, level, point_valid[level_slices(points)[level]], top_k
-    )
+    nearest_points(boxes, points, level, point_valid, top_k)
     for level in range(len(points.level_sizes))
   ]
   index, centers, anchors, chosen = (
@@ -95,74 +81,210 @@ def atss(
   return _resolve(index, iou, positive, point_valid)
 
 
-def _level_candidates(boxes, points, level, point_valid, top_k):
-  """The points of a level nearest to each box, by index.
+def fcos(
+  boxes: Float[ArrayLike, 'g 4'],
+  valid: Bool[ArrayLike, '...'],
+  points: Points,
+  *,
+  regress_range: float = 8.0,
+  center_radius: float = 1.5,
+  point_valid: Bool[ArrayLike, '...'] | None = None,
+) -> Assignment:
+  """FCOS's rule for one image; to be vmapped over images.
 
-  Returns index [g, k], center [g, k, 2] and anchor [g, k, 4], and whether they exist.
+  A point may learn a box if it lies strictly inside the box's middle (`center_radius`
+  strides of the point's level to each side of the center, but not beyond the box) and
+  its distance to the farthest side is one for its level: at most `regress_range`
+  strides, and at least that of the level before, both ends included. The first level
+  has no least distance, the last no largest. Of several boxes the point gets that of
+  the smallest area (equal areas: the box listed first). A box may get no point.
+
+  Args:
+    boxes: ground truth in pixels of the network input, padded to a fixed number.
+    valid: which of the boxes are real.
+    points: of the canvas.
+    regress_range: largest distance that a level learns, in its strides; above 0.
+    center_radius: half side of the middle, in strides; 0 takes the whole box.
+    point_valid: points the image may train on (all if None). The others are ignored.
+
+  Raises:
+    ValueError: a range or radius outside its bounds; numbers of boxes, flags or points
+      that differ.
+
+  Source: Tian et al., arXiv:1904.01355; mmdet's FCOSHead, with center_sampling and the
+  ranges 64, 128, 256 and 512 px of its five levels.
   """
-  rows, columns = points.level_sizes[level]
-  point_valid = jnp.asarray(point_valid).reshape(rows, columns)
-  valid_rows = jnp.sum(jnp.any(point_valid, axis=1))
-  valid_columns = jnp.sum(jnp.any(point_valid, axis=0))
-  first = level_slices(points)[level].start
-  origin, stride = points.centers[first], points.strides[first]
-  half_side = points.anchors[first, 2] - origin[0]
+  if not regress_range > 0 or not center_radius >= 0:
+    raise ValueError(f'{regress_range=} must be above 0, {center_radius=} at least 0')
+  point_valid = _checked(boxes, valid, points, point_valid)
+  boxes, valid = _without_padding(boxes, valid)
 
-  ranks = [
-    (a, b) for a in range(top_k) for b in range(top_k) if (a + 1) * (b + 1) <= top_k
-  ]
-  column_ranks, row_ranks = np.asarray(ranks).T
-  x, y = jnp.split((boxes[:, :2] + boxes[:, 2:]) / 2, 2, axis=1)
-  column = _nearest((x - origin[0]) / stride, valid_columns, top_k)[:, column_ranks]
-  row = _nearest((y - origin[1]) / stride, valid_rows, top_k)[:, row_ranks]
-  exists = (column_ranks[None] < valid_columns) & (row_ranks[None] < valid_rows)
-
-  # Rank by counting the points before each: for so few it costs less than a sort.
-  squared_distance = _rounded(jnp.square(column * stride + origin[0] - x))
-  squared_distance += _rounded(jnp.square(row * stride + origin[1] - y))
-  squared_distance = jnp.where(exists, squared_distance, jnp.inf)
-  index = row * columns + column
-  this, other = (..., slice(None), None), (..., None, slice(None))
-  before = squared_distance[other] < squared_distance[this]
-  before |= (squared_distance[other] == squared_distance[this]) & (
-    index[other] < index[this]
+  parts = level_slices(points)
+  farthest = np.array([points.strides[part.start] for part in parts]) * regress_range
+  nearest = np.concatenate([[-1], farthest[:-1]])
+  farthest[-1] = np.inf
+  sizes = [part.stop - part.start for part in parts]
+  nearest, farthest = (
+    np.repeat(x.astype(np.float32), sizes)[:, None] for x in (nearest, farthest)
   )
-  rank = jnp.where(exists, jnp.sum(before, axis=-1), top_k)
 
-  nth = np.arange(min(top_k, rows * columns)).reshape(1, -1, 1)
-  is_nth = rank[:, None] == nth
-  column, row = (
-    jnp.sum(jnp.where(is_nth, x[:, None], 0), axis=-1) for x in (column, row)
-  )
-  center = jnp.stack([column, row], axis=-1) * stride + origin.reshape(1, 1, 2)
-  anchor = jnp.concatenate([center - half_side, center + half_side], axis=-1)
-  index = first + row.astype(jnp.int32) * columns + column.astype(jnp.int32)
-  return index, center, anchor, jnp.any(is_nth, axis=-1)
+  shape = (len(points.centers), len(boxes))
+  centers = jnp.broadcast_to(points.centers[:, None], (*shape, 2))
+  every_box = jnp.broadcast_to(boxes[None], (*shape, 4))
+  low, high = every_box[..., :2], every_box[..., 2:]
+  if center_radius:
+    middle = (low + high) / 2
+    half_side = points.strides[:, None, None] * np.float32(center_radius)
+    low = jnp.maximum(low, middle - half_side)
+    high = jnp.minimum(high, middle + half_side)
+  inside = jnp.all((centers > low) & (centers < high), axis=-1)
+  reach = jnp.max(box_ops.boxes_to_distances(centers, every_box), axis=-1)
+  may_learn = valid[None] & inside & (reach >= nearest) & (reach <= farthest)
+
+  areas = jnp.where(may_learn, box_ops.area(boxes)[None], jnp.inf)
+  matched = jnp.where(jnp.any(may_learn, axis=1), jnp.argmin(areas, axis=1), BACKGROUND)
+  iou = box_ops.iou(points.anchors, boxes[matched])
+  return _assignment(matched, iou, point_valid)
 
 
-def _nearest(position, size, count):
-  """The `count` of the whole numbers 0 .. size - 1 nearest to each position, in order.
+def max_iou(
+  boxes: Float[ArrayLike, 'g 4'],
+  valid: Bool[ArrayLike, '...'],
+  points: Points,
+  *,
+  positive_iou: float = 0.5,
+  negative_iou: float = 0.4,
+  point_valid: Bool[ArrayLike, '...'] | None = None,
+) -> Assignment:
+  """RetinaNet's rule for one image; to be vmapped over images.
 
-  Positions [g, 1], result [g, count], float32. Ranks from `size` on have no meaning. Of
-  two equally near numbers the lower is first.
+  An anchor whose best IoU is at least `positive_iou` gets that box; it is background if
+  the best is below `negative_iou`, and ignored between the two. Then each box that any
+  anchor overlaps is given its best anchor, however low their IoU, and all that are as
+  good to a part in a million; an anchor given to several boxes gets the last of them,
+  and loses the box that it had.
+
+  Args:
+    boxes: ground truth in pixels of the network input, padded to a fixed number.
+    valid: which of the boxes are real.
+    points: of the canvas.
+    positive_iou: in (0, 1].
+    negative_iou: in [0, positive_iou].
+    point_valid: anchors the image may train on (all if None). The others are ignored.
+
+  Raises:
+    ValueError: thresholds outside their bounds; numbers of boxes, flags or points that
+      differ.
+
+  Source: Lin et al., arXiv:1708.02002; mmdet's MaxIoUAssigner with min_pos_iou=0, where
+  a box that no anchor overlaps would take all of them.
   """
-  # The rank + 1 nearest are neighbours: `low` is the first of them, and the newest is
-  # either it or the last.
-  rank = np.arange(count, dtype=np.float32)[None]
-  low = jnp.clip(jnp.ceil(position - (rank + 1) / 2), 0, size - 1 - rank)
-  previous_low = jnp.concatenate([low[:, :1] + 1, low[:, :-1]], axis=1)
-  return jnp.where(low < previous_low, low, low + rank)
+  if not 0 <= negative_iou <= positive_iou <= 1 or not positive_iou > 0:
+    raise ValueError(
+      f'{negative_iou=} must be in [0, {positive_iou=}], and that in (0, 1]'
+    )
+  point_valid = _checked(boxes, valid, points, point_valid)
+  boxes, valid = _without_padding(boxes, valid)
+
+  iou = box_ops.iou_matrix(points.anchors, boxes)
+  iou = jnp.where(valid[None] & point_valid[:, None], iou, -1)
+  best = jnp.max(iou, axis=1)
+  matched = jnp.where(best < negative_iou, BACKGROUND, IGNORED)
+  matched = jnp.where(best >= positive_iou, jnp.argmax(iou, axis=1), matched)
+  best_of_box = jnp.max(iou, axis=0, keepdims=True)
+  # Not ==: the compiler may compute an IoU twice, with different roundings.
+  given = (best_of_box > 0) & (iou >= best_of_box * (1 - 1e-6))
+  last = jnp.max(jnp.where(given, np.arange(len(boxes))[None], -1), axis=1)
+  matched = jnp.where(last >= 0, last, matched)
+  iou = jnp.take_along_axis(iou, jnp.maximum(matched, 0)[:, None], axis=1)[:, 0]
+  return _assignment(matched, iou, point_valid)
 
 
-def _rounded(x):
-  """x >= 0, rounded to float32 also where the compiler would fuse it with an addition.
+def center_heatmap(
+  boxes: Float[ArrayLike, 'g 4'],
+  labels: Int[ArrayLike, '...'],
+  valid: Bool[ArrayLike, '...'],
+  matched: Int[ArrayLike, '...'],
+  points: Points,
+  num_classes: int,
+  *,
+  min_overlap: float = 0.7,
+) -> Float[Array, 'a {num_classes}']:
+  """CornerNet's soft labels of one image, around box centers; to be vmapped.
 
-  Without this, the two sides of a comparison may be computed apart, one by a fused
-  multiply-add, and a number differ from itself. The integer maximum changes nothing but
-  has to see the bits.
+  On every level on which a box has an anchor, the one whose point is nearest to the
+  box's center (of equally near ones the first) is its peak, of value exactly 1. The
+  level's other points have exp(-d^2 / (2 sigma^2)), d their distance from the peak in
+  cells; where boxes of a class meet, the largest counts. With r the
+  `boxes.corner_radius` of the box in cells, sigma is (2 r + 1) / 6.
+
+  Args:
+    boxes: ground truth in pixels of the network input, padded to a fixed number.
+    labels: class of each box.
+    valid: which of the boxes are real.
+    matched: index of each anchor's box, negative without one: `Assignment.matched`.
+    points: of the canvas.
+    num_classes: C of the result [A, C], float32.
+    min_overlap: IoU that a box keeps whose corners move by r, in (0, 1).
+
+  Raises:
+    ValueError: a min_overlap outside (0, 1), no class, or numbers of boxes, labels,
+      flags, anchors or points that differ.
+
+  Source: Law and Deng, arXiv:1808.01244, section 3.2, for centers instead of corners.
+  Their code rounds r down, and sets a Gaussian to 0 beyond r cells.
   """
-  bits = jnp.maximum(jax.lax.bitcast_convert_type(x, jnp.int32), 0)
-  return jax.lax.bitcast_convert_type(bits, x.dtype)
+  if num_classes < 1:
+    raise ValueError(f'{num_classes=} must be at least 1')
+  if labels.shape != valid.shape:
+    raise ValueError(f'{labels.shape=} must be {valid.shape=}, one per box')
+  if matched.shape != (len(points.centers),):
+    raise ValueError(
+      f'{matched.shape=} must be ({len(points.centers)},), one per point'
+    )
+  _checked(boxes, valid, points, None)
+
+  boxes, box_index = jnp.asarray(boxes), np.arange(len(boxes))[:, None]
+  middles = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+  levels = []
+  for part, size in zip(level_slices(points), points.level_sizes, strict=True):
+    own = (matched[part][None] == box_index) & valid[:, None]
+    distance = jnp.sum(jnp.square(points.centers[part][None] - middles), axis=-1)
+    peak = jnp.argmin(jnp.where(own, distance, jnp.inf), axis=1)
+    cells = np.indices(size, np.float32).reshape(2, -1).T
+    away = cells[None] - jnp.asarray(cells)[peak][:, None]
+    squared_cells = jnp.sum(jnp.square(away), axis=-1)
+    sides = (boxes[:, 2:] - boxes[:, :2]) / points.strides[part.start]
+    sigma = (2 * box_ops.corner_radius(sides, min_overlap=min_overlap) + 1) / 6
+    bump = jnp.exp(-squared_cells / (2 * jnp.square(sigma[:, None])))
+    levels.append(jnp.where(jnp.any(own, axis=1)[:, None], bump, 0))
+  # Whole rows of a class at once: by element a scatter costs far more.
+  heatmap = jnp.zeros((num_classes, len(points.centers)), jnp.float32)
+  return heatmap.at[labels].max(jnp.concatenate(levels, axis=1)).T
+
+
+def _checked(boxes, valid, points, point_valid):
+  """The flags of the points, once all sizes are seen to agree."""
+  num_boxes, num_points = len(boxes), len(points.centers)
+  if valid.shape != (num_boxes,):
+    raise ValueError(f'{valid.shape=} must be ({num_boxes},), one per box')
+  if point_valid is None:
+    point_valid = np.ones(num_points, bool)
+  if point_valid.shape != (num_points,):
+    raise ValueError(f'{point_valid.shape=} must be ({num_points},), one per point')
+  return point_valid
+
+
+def _without_padding(boxes, valid):
+  """Padding as boxes of zeros, and one of it where there is no box to reduce over."""
+  if not len(boxes):
+    return jnp.zeros((1, 4)), jnp.zeros(1, bool)
+  return jnp.where(valid[:, None], boxes, 0), jnp.asarray(valid)
+
+
+def _assignment(matched, iou, point_valid):
+  matched = jnp.where(point_valid, matched, IGNORED).astype(jnp.int32)
+  return Assignment(matched, jnp.where(matched >= 0, iou, 0))
 
 
 def _threshold(iou, chosen):

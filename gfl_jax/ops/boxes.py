@@ -126,6 +126,43 @@ def centerness(distances: Float[ArrayLike, '*n 4']) -> Float[Array, '*n']:
   return jnp.where(inside, jnp.sqrt(ratios[..., 0] * ratios[..., 1]), 0)
 
 
+def corner_radius(
+  sides: Float[ArrayLike, '*n 2'], *, min_overlap: float
+) -> Float[Array, '*n']:
+  """How far a box's corners may move, along both axes, for it to keep an IoU.
+
+  The smallest of three cases: the box moves by the radius on both axes, or shrinks by
+  it on all sides, or grows by it on all sides.
+
+  Args:
+    sides: (width, height) in any unit, which is also that of the radius. A side below 0
+      counts as 0, and the radius is 0 then.
+    min_overlap: the IoU to keep, in (0, 1).
+
+  Raises:
+    ValueError: a min_overlap outside (0, 1).
+
+  Source: Law and Deng, arXiv:1808.01244, section 3.2. Their code takes the larger root
+  (b + sqrt(b^2 - 4 a c)) / 2 in all cases, and never divides by a: its radii are other.
+  """
+  if not 0 < min_overlap < 1:
+    raise ValueError(f'{min_overlap=} must be between 0 and 1, without the two')
+  sides = jnp.maximum(sides, 0)
+  total, product = sides[..., 0] + sides[..., 1], sides[..., 0] * sides[..., 1]
+  lost = (1 - min_overlap) * product
+  # Each case is a r^2 - b r + c = 0: its smallest positive root, without cancellation.
+  cases = [
+    (1, total, lost / (1 + min_overlap)),  # moves
+    (4, 2 * total, lost),  # shrinks
+    (-4 * min_overlap, 2 * min_overlap * total, lost),  # grows
+  ]
+  roots = []
+  for a, b, c in cases:
+    root = b + jnp.sqrt(jnp.maximum(jnp.square(b) - 4 * a * c, 0))
+    roots.append(2 * c / jnp.where(root > 0, root, 1))
+  return jnp.minimum(jnp.minimum(roots[0], roots[1]), roots[2])
+
+
 def _iou(a, b, eps):
   intersection, union = _intersection_and_union(a, b, eps)
   return intersection / union
