@@ -6,18 +6,22 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from gfl_jax.evaluation import evaluator
+from gfl_jax.evaluation import evaluator, samples
 from gfl_jax.models import Predictions, make_anchors
 
 CONFIG = ConfigDict({
   'data': {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0)},
+  'score': {'kind': 'joint'},
   'box': {'kind': 'general', 'start': 0.0, 'stop': 8.0, 'num_bins': 9},
   'decode': {
     'score_threshold': 0.05,
     'candidates_per_level': 20,
+    'nms': 'greedy',
     'nms_iou': 0.6,
     'max_detections': 5,
     'min_size': 0.0,
+    'variance_voting': 0.0,
+    'uncertainty_penalty': False,
   },
   'points': {'offset': 0.0, 'anchor_scale': 4},
   'model': {'neck': {'num_levels': 1}},
@@ -118,7 +122,9 @@ def test_files_hold_what_was_measured(tmp_path):
   metrics = evaluate(tmp_path, batches(14, 4), 14)
   folder = tmp_path / 'eval'
   names = sorted(path.name for path in folder.iterdir())
-  assert names == ['detections.json', 'metrics.json', 'samples.npz']
+  assert names == [
+    'detections.json', 'diagnostics.npz', 'metrics.json', 'samples.npz'
+  ]  # fmt: skip
   assert json.loads((folder / 'metrics.json').read_text()) == metrics
   results = json.loads((folder / 'detections.json').read_text())
   assert [r['image_id'] for r in results] == list(range(100, 114))
@@ -129,19 +135,20 @@ def test_files_hold_what_was_measured(tmp_path):
 def test_samples_are_in_pixels_of_the_resized_image(tmp_path):
   evaluate(tmp_path, batches(14, 4), 14)
   with np.load(tmp_path / 'eval' / 'samples.npz') as arrays:
-    samples = dict(arrays)
-  assert samples['num_samples'] == evaluator.NUM_SAMPLES
-  assert samples['class_names'].tolist() == ['cup <b>', 'dog']
-  np.testing.assert_array_equal(samples['bin_values'], np.arange(9))
-  last = evaluator.NUM_SAMPLES - 1
-  assert (samples['0/image_id'], samples[f'{last}/image_id']) == (100, 113)
-  assert samples['0/image'].shape == (*CANVAS, 3)
+    kept = dict(arrays)
+  assert kept['num_samples'] == samples.NUM_SAMPLES
+  assert kept['class_names'].tolist() == ['cup <b>', 'dog']
+  last = samples.NUM_SAMPLES - 1
+  assert (kept['0/image_id'], kept[f'{last}/image_id']) == (100, 113)
+  assert kept['0/image'].shape == (*CANVAS, 3)
   for name in ('0/boxes', '0/true_boxes'):
-    np.testing.assert_allclose(samples[name], [true_box(0)], atol=1e-4)
-  centers = make_anchors(CONFIG, CANVAS).centers
-  np.testing.assert_array_equal(samples['0/centers'], centers[[7]])
-  np.testing.assert_allclose(samples['0/edge_probabilities'].sum(-1), 1, atol=1e-6)
-  np.testing.assert_allclose(samples['0/edge_probabilities'][..., 1], 1, atol=1e-6)
+    np.testing.assert_allclose(kept[name], [true_box(0)], atol=1e-4)
+  center = make_anchors(CONFIG, CANVAS).centers[7]
+  bins = 8.0 * np.arange(9)
+  positions = [center[0] - bins, center[1] - bins, center[0] + bins, center[1] + bins]
+  np.testing.assert_allclose(kept['0/edge_positions'], [positions])
+  np.testing.assert_allclose(kept['0/edge_heights'].sum(-1), 1, atol=1e-6)
+  np.testing.assert_allclose(kept['0/edge_heights'][..., 1], 1, atol=1e-6)
 
 
 @pytest.mark.parametrize('batch_size', [1, 14])

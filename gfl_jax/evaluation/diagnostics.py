@@ -1,0 +1,153 @@
+"""The paper's two arguments, measured: is the score the quality, and do the
+distributions of the sides mean anything?
+
+Inconsistency is measured on candidates before suppression (the anchors of the highest
+class score, `observations.NUM_CANDIDATES` per image, each with its best class), and on
+the final detections. A candidate is a true positive if its IoU with a true box of its
+class is at least 0.5, a true negative if its IoU with every true box is below 0.1. The
+middle is left out: it lies partly on an object, and how far it should rank below a
+positive is a matter of degree, which AP measures. Crowds are no true boxes; what lies
+on one by more than half of its own area is left out, as is a box without an area.
+
+Flexibility is measured on detections matched to a true box: same class, IoU at least
+0.5, greedy by score, each true box once; score at least 0.05. Judged is the predicted
+distribution, so the errors are those before variance voting and clipping.
+"""
+
+import numpy as np
+
+from gfl_jax.evaluation import densities, ranks
+from gfl_jax.evaluation.observations import Rows
+
+LEVELS = (50, 80, 95)  # per cent, of central intervals
+NUM_BINS = 10  # of the reliability table
+# A density below this, per px, counts as this, since a side beyond the grid would cost
+# infinity. So a side costs at most 13.8 nats; the share of such sides is reported.
+DENSITY_FLOOR = 1e-6
+SAMPLE_SIZE = 1000  # points of a scatter plot: of positives, of negatives, of sides
+Scalars = dict[str, float | None]
+
+
+def summarize(rows: Rows, box_kind: str, edge_kinds: list[str]) -> tuple[Scalars, Rows]:
+  """The measures of an evaluation, and what its plots show.
+
+  Args:
+    rows: of `Observations`, of all processes.
+    box_kind: the config's `box.kind`.
+    edge_kinds: `Observations.edge_kinds`.
+
+  Returns:
+    Scalars, each a float or None where there is nothing to measure:
+      true_positives, true_negatives: candidates of each kind.
+      outranking_negatives: share of the (negative, positive) pairs of an image in which
+        the negative has the higher final score, over all pairs of all images; equal
+        scores count half. outranking_negatives_class_score: by the class score alone.
+      score_iou_correlation: Spearman's, final score against IoU over true positives;
+        class_score_iou_correlation: of the class score alone.
+      detection_score_iou_correlation: over all final detections, IoU being that with
+        the best true box of the class.
+      calibration_error: expected calibration error of a detection's score as that IoU.
+      matched_detections: how many detections the following are about.
+      spread_correlation: Spearman's, predicted against true standard deviation of a
+        side, px; spread_correlation_ambiguous: over sides that are not sharp.
+      spread_ratio_KIND: mean predicted / mean true deviation, px, per kind of side.
+      coverage_50, _80, _95: share of annotated sides in the central interval.
+      side_error, side_crps, side_nll: mean absolute error, CRPS (px) and negative log
+        likelihood (nats, density per px) of the annotated sides, in original px; the
+        last two also per kind of side, side_crps_KIND and side_nll_KIND.
+      sides_at_floor: share of the sides whose density is below `DENSITY_FLOOR`.
+      constant_std: strides; the one standard deviation that stands in for Dirac's.
+    Arrays: `sample` [n, 5] (class score, quality or nan, final score, IoU, 1 if
+      positive), `reliability` (see `ranks.reliability`), `edge_kinds` [K], by rising
+      true spread, `kind_table` [K, 6] (count, mean predicted and mean true deviation,
+      coverage at `LEVELS`), `spread_sample` [n, 3] (true and predicted deviation in px,
+      index of the kind).
+  """
+  scalars, arrays = _inconsistency(rows)
+  more_scalars, more_arrays = _flexibility(rows, box_kind, edge_kinds)
+  return scalars | more_scalars, arrays | more_arrays
+
+
+def _inconsistency(rows: Rows) -> tuple[Scalars, Rows]:
+  by_score, by_class_score, num_pairs = rows['pairs'].sum(0, np.float64)
+  class_score, score, iou = rows['positives'].T
+  detection_score, detection_iou = rows['detections'].T
+  table = ranks.reliability(detection_score, detection_iou, NUM_BINS)
+  scalars = {
+    'true_positives': float(len(iou)),
+    'true_negatives': float(rows['negatives_seen'].sum(dtype=np.float64)),
+    'outranking_negatives': _share(by_score, num_pairs),
+    'outranking_negatives_class_score': _share(by_class_score, num_pairs),
+    'score_iou_correlation': ranks.spearman(score, iou),
+    'class_score_iou_correlation': ranks.spearman(class_score, iou),
+    'detection_score_iou_correlation': ranks.spearman(detection_score, detection_iou),
+    'calibration_error': ranks.calibration_error(table),
+  }
+  positive = rows['sample'][:, 4] > 0
+  sample = [_some(rows['sample'][group]) for group in (positive, ~positive)]
+  return scalars, {'sample': np.concatenate(sample), 'reliability': table}
+
+
+def _flexibility(rows: Rows, box_kind: str, edge_kinds) -> tuple[Scalars, Rows]:
+  error, cdf, density = (rows[f'side_{k}'].ravel() for k in ('error', 'cdf', 'density'))
+  px, true_std, kind = (rows[f'side_{k}'].ravel() for k in ('px', 'sigma', 'kind'))
+  std, crps = rows['side_std'].ravel() * px, rows['side_crps'].ravel() * px
+  constant_std = None
+  if box_kind == 'dirac' and error.size:
+    constant_std = float(np.sqrt(np.square(error, dtype=np.float64).mean()))
+    cdf, density, _ = densities.normal(error, constant_std)
+    std = np.full_like(std, np.nan)  # it predicts none
+  density = density / px
+  nll = -np.log(np.maximum(density, DENSITY_FLOOR))
+  covered = np.abs(cdf - 0.5)[:, None] <= np.array(LEVELS) / 200
+
+  known = np.isfinite(true_std) & np.isfinite(std)
+  names = np.array([*edge_kinds, 'unknown'])[kind.astype(int)]  # -1: the last
+  ambiguous = known & ~np.isin(names, ('sharp', 'unknown'))
+  scalars = {
+    'matched_detections': float(len(rows['side_error'])),
+    'spread_correlation': ranks.spearman(std[known], true_std[known]),
+    'spread_correlation_ambiguous': ranks.spearman(std[ambiguous], true_std[ambiguous]),
+    'side_error': _mean(np.abs(error) * px),
+    'side_crps': _mean(crps),
+    'side_nll': _mean(nll),
+    'sides_at_floor': _mean(density < DENSITY_FLOOR),
+    'constant_std': constant_std,
+  }
+  for level, column in zip(LEVELS, covered.T, strict=True):
+    scalars[f'coverage_{level}'] = _mean(column)
+  table = []
+  for name in edge_kinds:
+    of_kind = names == name
+    means = [_mean(std[of_kind]), _mean(true_std[of_kind])]
+    scalars |= {
+      f'spread_ratio_{name}': _share(*means),
+      f'side_crps_{name}': _mean(crps[of_kind]),
+      f'side_nll_{name}': _mean(nll[of_kind]),
+    }
+    coverage = [_mean(column[of_kind]) for column in covered.T]
+    table.append([of_kind.sum(), *means, *coverage])
+  table = np.reshape(np.array(table, np.float64), (-1, 3 + len(LEVELS)))
+  order = np.argsort(table[:, 2])
+  position = np.argsort(order)  # of a kind in the table's order
+  sides = np.stack([true_std, std, np.append(position, -1)[kind.astype(int)]], -1)
+  return scalars, {
+    'edge_kinds': np.array(edge_kinds, np.str_)[order],
+    'kind_table': table[order],
+    'spread_sample': _some(sides[known]),
+  }
+
+
+def _some(rows: np.ndarray) -> np.ndarray:
+  """At most `SAMPLE_SIZE` of the rows, always the same of the same."""
+  return np.random.default_rng(0).permutation(rows)[:SAMPLE_SIZE]
+
+
+def _mean(values: np.ndarray) -> float | None:
+  """None of no values, or if one of them is not known."""
+  mean = values.mean(dtype=np.float64) if values.size else np.nan
+  return float(mean) if np.isfinite(mean) else None
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+  return None if part is None or not whole else float(part / whole)

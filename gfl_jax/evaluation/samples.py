@@ -1,0 +1,116 @@
+"""A few images of an evaluation with all that the report draws on them."""
+
+import io
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gfl_jax.evaluation.decode import Detections
+from gfl_jax.evaluation.observations import Sides
+from gfl_jax.models import make_anchors
+from gfl_jax.models.representations import bin_grid
+
+NUM_SAMPLES = 12  # images kept for the report
+_CURVE_SIGMAS, _CURVE_POINTS = 4.0, 41  # of a normal distribution
+_NARROWEST = 0.125  # strides; a narrower one is drawn like this, or would dwarf others
+
+
+def choose_samples(ground_truth: Mapping) -> set[int]:
+  """Image ids spread evenly over the images that have a box."""
+  ids = sorted({a['image_id'] for a in ground_truth['annotations']})
+  chosen = np.linspace(0, len(ids) - 1, min(NUM_SAMPLES, len(ids))).round().astype(int)
+  return {ids[i] for i in chosen}
+
+
+def collect_samples(
+  batch: Mapping[str, np.ndarray],
+  found: Detections,
+  sides: Sides,
+  sample_ids: set[int],
+  config: Any,
+) -> list[dict]:
+  """What the report draws of a batch's chosen images, in px of the resized image.
+
+  The distribution of a side is `edge_heights` [n, 4, m] at `edge_positions` [n, 4, m]
+  (x of left and right, y of top and bottom): the probabilities of the bins, the normal
+  density, or, with m = 1, the one place that Dirac knows.
+  """
+  points = make_anchors(config, batch['images'].shape[1:3])
+  samples = []
+  for i, image_id in enumerate(batch['image_ids'].tolist()):
+    if image_id not in sample_ids:
+      continue
+    height, width = batch['image_sizes'][i]
+    scale = np.tile(batch['scales'][i], 2)
+    real, kept = batch['valid'][i], found.valid[i]
+    anchors = found.anchor_index[i][kept]
+    strides, centers = points.strides[anchors], points.centers[anchors]
+    edge_std = found.edge_std[i][kept] * scale
+    distances, heights = _CURVES[config.box.kind](
+      sides.distance[i][kept],
+      edge_std / strides[:, None],
+      sides.outputs[i][kept],
+      config.box,
+    )
+    outward = np.array([-1, -1, 1, 1])[:, None] * strides[:, None, None]
+    samples.append(
+      {
+        'image_id': image_id,
+        'image': batch['images'][i, :height, :width],
+        'true_boxes': batch['boxes'][i][real],
+        'true_classes': batch['labels'][i][real],
+        'boxes': found.boxes[i][kept] * scale,
+        'scores': found.scores[i][kept],
+        'classes': found.classes[i][kept],
+        'edge_std': edge_std,
+        'edge_positions': np.tile(centers, 2)[..., None] + outward * distances,
+        'edge_heights': heights,
+        'strides': strides,
+      }
+    )
+  return samples
+
+
+def pack_samples(samples: list[dict], class_names: list[str]) -> bytes:
+  """The bytes of samples.npz: 'NUMBER/FIELD' arrays, `num_samples`, `class_names`."""
+  arrays = {
+    f'{number}/{field}': value
+    for number, sample in enumerate(samples)
+    for field, value in sample.items()
+  }
+  file = io.BytesIO()
+  np.savez_compressed(
+    file,
+    num_samples=len(samples),
+    class_names=np.array(class_names, np.str_),
+    **arrays,
+  )
+  return file.getvalue()
+
+
+def _dirac(distance, std, outputs, box_config):
+  return distance[..., None], np.ones_like(distance)[..., None]
+
+
+def _gaussian(distance, std, outputs, box_config):
+  std = np.maximum(std, _NARROWEST)[..., None]
+  z = np.linspace(-_CURVE_SIGMAS, _CURVE_SIGMAS, _CURVE_POINTS)
+  heights = np.exp(-0.5 * np.square(z)) / (std * math.sqrt(2 * math.pi))
+  return distance[..., None] + std * z, heights
+
+
+def _general(distance, std, outputs, box_config):
+  weights = np.exp(outputs - outputs.max(-1, keepdims=True))
+  probabilities = weights / weights.sum(-1, keepdims=True)
+  return np.broadcast_to(bin_grid(box_config).values, outputs.shape), probabilities
+
+
+# box.kind -> f(distance and std [n, 4] in strides, outputs, config.box) -> distances in
+# strides and heights, [n, 4, m].
+_CURVES: dict[str, Callable] = {
+  'dirac': _dirac,
+  'gaussian': _gaussian,
+  'general': _general,
+}
