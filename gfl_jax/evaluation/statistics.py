@@ -1,5 +1,6 @@
 """What a few seeds can tell: intervals, paired differences, corrections, orders."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -88,6 +89,7 @@ def student_t_within(t: float, degrees: int) -> float:
   return _within_angle(math.atan(t / math.sqrt(degrees)), degrees)
 
 
+@functools.cache
 def student_t_bound(level: float, degrees: int) -> float:
   """The t with P(|T| <= t) = level: `student_t_within`, inverted by bisection.
 

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gfl_jax import files
-from gfl_jax.evaluation import html_page, statistics, study_plots, study_text
+from gfl_jax.evaluation import (
+  html_page,
+  statistics,
+  study_plots,
+  study_tables,
+  study_text,
+)
 from gfl_jax.evaluation.coco_metrics import METRICS
 from gfl_jax.evaluation.html_page import listing, paragraph, section
 from gfl_jax.evaluation.study_plots import Mark, Panel
@@ -74,7 +80,7 @@ def summary_table(root: str | os.PathLike) -> str:
     parts.append(
       f'**[{escape_markdown(study_text.heading(study))}](<{link}>)**\n\n'
       f'{escape_markdown(study_text.setting(study))}\n\n'
-      f'{study_text.compact(study, comparisons).as_markdown()}\n'
+      f'{study_tables.compact(study, comparisons).as_markdown()}\n'
       f'{escape_markdown(" ".join(lines))}\n'
     )
   return '\n'.join(parts)
@@ -95,16 +101,16 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
     section(
       'Difference to the baseline',
       _forest(study, comparisons),
-      study_text.overview(study, comparisons).as_html(),
+      study_tables.overview(study, comparisons).as_html(),
       *map(paragraph, study_text.method(study)),
     ),
     section("Order of the rows, ours and the paper's", _order(order))
     if has_order
     else '',
-    section('AP by IoU and size', study_text.precision(study).as_html()),
+    section('AP by IoU and size', study_tables.precision(study).as_html()),
     section('Diagnostics', _diagnostics(study)),
-    section('Runs', study_text.runs(study).as_html(), _commands(study)),
-    section('Machine, versions and cost', study_text.environment(study).as_html()),
+    section('Runs', study_tables.runs(study).as_html(), _commands(study)),
+    section('Machine, versions and cost', study_tables.environment(study).as_html()),
   ]
   title = study_text.heading(study)
   return html_page.page(title, ''.join(body), style=study_plots.STYLE)
@@ -117,9 +123,9 @@ def _headline(study: Study, order: Order) -> str:
   tiles['rows'] = str(len(study.rows))
   tiles['seeds'] = str(len(study.seeds))
   if order.tau is not None:
-    tiles["Kendall's tau-b to the paper"] = study_text.signed(order.tau)
+    tiles["Kendall's tau-b to the paper"] = study_tables.signed(order.tau)
   tiles['programs compiled'] = str(study.about.get('compilations', '–'))
-  tiles['wall time'] = study_text.duration(seconds) if seconds else '–'
+  tiles['wall time'] = study_tables.duration(float(seconds)) if seconds else '–'
   return (
     f'<header><h1>{html.escape(study_text.heading(study))}</h1>'
     f'{paragraph(study_text.setting(study))}'
@@ -135,15 +141,18 @@ def _finding(study: Study, comparisons: Mapping, order: Order) -> str:
 
 
 def _problems(study: Study) -> str:
-  table = study_text.problems(study)
+  table = study_tables.problems(study)
   if not table.rows:
     return ''
   return section('Runs that give no AP', table.as_html())
 
 
 def _titles(study: Study) -> list[tuple[str, str]]:
+  """Of each row, with its note, and the word 'baseline' where it is that."""
+  told = [['baseline'] if row is study.baseline else [] for row in study.rows]
   return [
-    (row.title, 'baseline' if row is study.baseline else row.note) for row in study.rows
+    (row.title, '; '.join(word + ([row.note] if row.note else [])))
+    for row, word in zip(study.rows, told, strict=True)
   ]
 
 
@@ -158,13 +167,13 @@ def _precision_panels(study: Study) -> list[Panel]:
       found and found.mean,
       found and found.half_width,
       color,
-      study_text.with_interval(found),
+      study_tables.with_interval(found),
     )
     ours.append(mark)
     ap = row.paper.get('AP')
-    paper.append(Mark([], ap, None, 'noise', study_text.number(ap)))
+    paper.append(Mark([], ap, None, 'noise', study_tables.number(ap)))
   panels = [Panel(f'Ours: {study_text.base(study)}', 'AP', 45, ours)]
-  if any(row.paper for row in study.rows):
+  if study.has_paper:
     panels.append(Panel('Paper: COCO, R-50, 90k', 'AP', 16, paper))
   return panels
 
@@ -182,10 +191,10 @@ def _forest(study: Study, comparisons: Mapping[str, Comparison]) -> str:
     color = verdict if verdict in ('better', 'worse') else 'noise'
     found = against.difference
     mean, half_width = (found.mean, found.half_width) if found else (None, None)
-    text = study_text.difference_text(found)
+    text = study_tables.difference_text(found)
     ours.append(Mark(seeds, mean, half_width, color, text))
     value = against.paper_difference
-    text = study_text.paper_difference(value)
+    text = study_tables.paper_difference(value)
     paper.append(Mark([], value, None, 'noise', text))
     titles.append((row.title, verdict))
   if not titles:
@@ -204,13 +213,13 @@ def _order(order: Order) -> str:
     if found:
       parts.append(
         f'<details{is_open}><summary>Ours {words}: {len(found)}</summary>'
-        f'{study_text.pairs(found).as_html()}</details>'
+        f'{study_tables.pairs(found).as_html()}</details>'
       )
   return ''.join(parts)
 
 
 def _order_notes(order: Order) -> list[str]:
-  tau = study_text.signed(order.tau) if order.tau is not None else 'not defined'
+  tau = study_tables.signed(order.tau) if order.tau is not None else 'not defined'
   notes = [
     f"Kendall's tau-b over the {len(order.rows)} rows with both numbers: {tau} (1: the "
     'same order; 0: no relation; -1: the opposite one).'
@@ -238,7 +247,7 @@ _TRIANGLES = (
 
 
 def _diagnostics(study: Study) -> str:
-  table = study_text.diagnostics(study)
+  table = study_tables.diagnostics(study)
   if not table.rows:
     return '<p>The runs have no diagnostics.</p>'
   return table.as_html() + paragraph(_TRIANGLES)
@@ -259,25 +268,25 @@ def _markdown(study: Study, comparisons: Mapping, order: Order) -> str:
     f'{escape_markdown(study_text.setting(study))}\n',
     f'{escape_markdown(study.about["question"])}\n',
     _markdown_list([*finding, study_text.scope(study)]),
-    study_text.overview(study, comparisons).as_markdown(),
+    study_tables.overview(study, comparisons).as_markdown(),
     _markdown_list([*study_text.method(study), *study_text.notes(study)]),
   ]
-  problems = study_text.problems(study)
+  problems = study_tables.problems(study)
   if problems.rows:
     parts += ['## Runs that give no AP\n', problems.as_markdown()]
   if order.pairs:
     parts += ["## Order of the rows, ours and the paper's\n"]
     parts += [_markdown_list(_order_notes(order))]
-    parts += [study_text.pairs(order.pairs).as_markdown()]
-  parts += ['## AP by IoU and size\n', study_text.precision(study).as_markdown()]
-  table = study_text.diagnostics(study)
+    parts += [study_tables.pairs(order.pairs).as_markdown()]
+  parts += ['## AP by IoU and size\n', study_tables.precision(study).as_markdown()]
+  table = study_tables.diagnostics(study)
   if table.rows:
     parts += ['## Diagnostics\n', table.as_markdown(), f'{_TRIANGLES}\n']
-  parts += ['## Runs\n', study_text.runs(study).as_markdown()]
+  parts += ['## Runs\n', study_tables.runs(study).as_markdown()]
   fence = '\n'.join(study_text.commands(study))
   parts += [f'```\n{fence}\n```\n']
   parts += ['## Machine, versions and cost\n']
-  parts += [study_text.environment(study).as_markdown()]
+  parts += [study_tables.environment(study).as_markdown()]
   return '\n'.join(parts)
 
 

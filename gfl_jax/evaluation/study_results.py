@@ -74,6 +74,10 @@ class Study:
     return sorted({run['seed'] for row in self.rows for run in row.runs})
 
   @property
+  def has_paper(self) -> bool:
+    return any(row.paper for row in self.rows)
+
+  @property
   def runs(self) -> list[tuple[Row, dict[str, Any]]]:
     return [(row, run) for row in self.rows for run in row.runs]
 

@@ -1,0 +1,213 @@
+"""The numbers and the tables of a study, for its page, its Markdown and the README.
+
+APs and their differences are in points, 0 to 100.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from gfl_jax.evaluation import statistics, study_results
+from gfl_jax.evaluation.coco_metrics import METRICS
+from gfl_jax.evaluation.statistics import Estimate
+from gfl_jax.evaluation.study_results import Comparison, Pair, Study
+from gfl_jax.evaluation.tables import Table
+
+RERUN_SPREAD = 0.2  # points; differences of the paper up to here are marked
+_DASH = '–'
+
+
+def duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
+
+
+def number(value: float | None, digits: int = 1) -> str:
+  return _DASH if value is None else f'{value:.{digits}f}'
+
+
+def with_interval(found: Estimate | None, digits: int = 2) -> str:
+  """'64.08 ± 0.61'; the mean alone where one value gives no interval."""
+  if found is None or found.half_width is None:
+    return number(found and found.mean, digits)
+  return f'{found.mean:.{digits}f} ± {found.half_width:.{digits}f}'
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+  """With its sign, a true minus; what rounds to 0 has none."""
+  if value is None:
+    return _DASH
+  text = f'{abs(value):.{digits}f}'
+  if not float(text):
+    return text
+  return f'{"+" if value > 0 else "−"}{text}'
+
+
+def p_value(value: float | None) -> str:
+  return '< 0.001' if value is not None and value < 0.001 else number(value, 3)
+
+
+def difference_text(found: Estimate | None) -> str:
+  """'+0.82 [−0.10, +1.74]'."""
+  if found is None or found.half_width is None:
+    return signed(found and found.mean)
+  low, high = found.mean - found.half_width, found.mean + found.half_width
+  return f'{signed(found.mean)} [{signed(low)}, {signed(high)}]'
+
+
+def overview(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
+  """The main table: AP, difference and both readings, beside the paper's numbers."""
+  head = ['row', 'AP', 'std', 'runs', 'difference to baseline', 'reading']
+  head += ['p (Holm)', 'corrected reading', "paper's AP", "paper's difference"]
+  rows = []
+  for row in study.rows:
+    aps = list(row.points('AP').values())
+    found = statistics.estimate(aps)
+    against = comparisons.get(row.name)
+    cells = [row.title, with_interval(found), number(found and found.std, 2)]
+    cells.append(f'{len(aps)} of {len(row.runs)}')
+    cells += _readings(against)
+    cells.append(number(row.paper.get('AP')))
+    cells.append(paper_difference(against and against.paper_difference))
+    rows.append(cells)
+  table = Table('lrrrrlrlrr', head, rows)
+  return table if study.has_paper else table.only(head[:-2])
+
+
+def _readings(against: Comparison | None) -> list[str]:
+  if against is None:
+    return [_DASH, 'baseline', _DASH, _DASH]
+  difference = difference_text(against.difference)
+  if against.corrected_p is None:
+    return [difference, against.verdict, _DASH, _DASH]
+  is_same = against.corrected_verdict == against.verdict
+  corrected = 'the same' if is_same else against.corrected_verdict
+  return [difference, against.verdict, p_value(against.corrected_p), corrected]
+
+
+def paper_difference(value: float | None) -> str:
+  """Marked where the paper's own noise may explain it."""
+  text = signed(value, 1)
+  is_small = value is not None and abs(value) <= RERUN_SPREAD + 1e-9
+  return f'~ {text}' if is_small else text
+
+
+def compact(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
+  """`overview` without what a README has no room for."""
+  table = overview(study, comparisons)
+  left_out = {'std', 'p (Holm)', 'corrected reading'}
+  return table.only([name for name in table.head if name not in left_out])
+
+
+def precision(study: Study) -> Table:
+  """AP by IoU and size per row, and the paper's where it has them."""
+  names = [name for name in METRICS if name.startswith('AP')]
+  rows = []
+  for row in study.rows:
+    found = [statistics.estimate(list(row.points(name).values())) for name in names]
+    rows.append([row.title, 'ours', *map(with_interval, found)])
+    if row.paper:
+      rows.append([row.title, 'paper', *(number(row.paper.get(n)) for n in names)])
+  return Table('ll' + 'r' * len(names), ['row', 'of', *names], rows)
+
+
+def diagnostics(study: Study) -> Table:
+  """Mean of every diagnostic per row; a triangle where it differs from the baseline."""
+  baseline = study.baseline
+  rows = []
+  for name in study_results.diagnostic_names(study):
+    cells = [name]
+    for row in study.rows:
+      values = row.diagnostics(name)
+      text = with_interval(statistics.estimate(list(values.values())), 3)
+      difference = statistics.paired_difference(values, baseline.diagnostics(name))
+      if difference is not None and difference.is_beyond_noise:
+        text += ' ▲' if difference.mean > 0 else ' ▼'
+      cells.append(text)
+    rows.append(cells)
+  titles = [row.title for row in study.rows]
+  return Table('l' + 'r' * len(titles), ['diagnostic', *titles], rows)
+
+
+def pairs(found: Sequence[Pair]) -> Table:
+  """Pairs of rows that the paper orders, with both differences."""
+  rows = [
+    [
+      f'{pair.higher.title} over {pair.lower.title}',
+      paper_difference(pair.paper_difference),
+      difference_text(pair.difference),
+      pair_reading(pair),
+    ]
+    for pair in found
+  ]
+  head = ['the paper has', "paper's difference", 'our difference', 'ours shows']
+  return Table('lrrl', head, rows)
+
+
+def pair_reading(pair: Pair) -> str:
+  text = study_results.OUTCOMES[pair.outcome]
+  if pair.difference.half_width is None:
+    return text.replace('within noise', 'noise not known (one seed)')
+  if pair.difference.is_beyond_noise and not pair.is_corrected:
+    text += ' (not after Holm)'
+  return text
+
+
+def runs(study: Study) -> Table:
+  """Every run, whatever became of it."""
+  rows = [
+    [
+      row.title,
+      str(run['seed']),
+      run['status'],
+      number(row.points('AP').get(run['seed']), 2),
+      _DASH if run['seconds'] is None else duration(float(run['seconds'])),
+      run['folder'] or _DASH,
+    ]
+    for row, run in study.runs
+  ]
+  head = ['row', 'seed', 'status', 'AP', 'time', 'folder']
+  return Table('lrlrrl', head, rows)
+
+
+def problems(study: Study) -> Table:
+  """The runs that give no AP, and why."""
+  rows = [
+    [row.title, str(run['seed']), run['status'], _reason(run)]
+    for row, run in study.runs
+    if run['seed'] not in row.points('AP')
+  ]
+  return Table('lrll', ['row', 'seed', 'status', 'why'], rows)
+
+
+def _reason(run: Mapping) -> str:
+  if run['status'] == 'missing':
+    return 'not run yet'
+  return ' '.join((run['error'] or 'it has no AP').split())
+
+
+def environment(study: Study) -> Table:
+  """Machine, versions, code and cost."""
+  about = study.about
+  machine = dict(about.get('environment') or {})
+  # Of the one run whose env.json it is; the study has its own.
+  for field in ('command', 'git'):
+    machine.pop(field, None)
+  seconds = about.get('seconds')
+  rows = [
+    ['code (digest of the sources)', str(about.get('code') or 'unknown')],
+    ['git revision', str(about.get('git') or 'unknown')],
+    ['training programs compiled', str(about.get('compilations', 'unknown'))],
+    ['wall time of the study', duration(float(seconds)) if seconds else 'unknown'],
+    *([key, value] for key, value in _flatten(machine)),
+  ]
+  return Table('ll', ['', ''], rows)
+
+
+def _flatten(tree: Mapping, prefix: str = '') -> list[tuple[str, str]]:
+  rows = []
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      rows += _flatten(value, f'{prefix}{key}.')
+    else:
+      rows.append((f'{prefix}{key}', str(value)))
+  return rows
