@@ -101,7 +101,7 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
     section(
       'Difference to the baseline',
       _forest(study, comparisons),
-      study_tables.overview(study, comparisons).as_html(),
+      _readings(study, comparisons),
       *map(paragraph, study_text.method(study)),
     ),
     section("Order of the rows, ours and the paper's", _order(order))
@@ -203,6 +203,12 @@ def _forest(study: Study, comparisons: Mapping[str, Comparison]) -> str:
   if any(mark.mean is not None for mark in paper):
     panels.append(Panel("Paper's difference", 'points', 16, paper, True))
   return study_plots.strips(titles, panels)
+
+
+def _readings(study: Study, comparisons: Mapping[str, Comparison]) -> str:
+  """The main table without what the figures beside it tell."""
+  table = study_tables.overview(study, comparisons)
+  return table.only([name for name in table.head if 'paper' not in name]).as_html()
 
 
 def _order(order: Order) -> str:

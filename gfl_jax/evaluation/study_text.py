@@ -1,13 +1,15 @@
 """The sentences about a study, for its page, its Markdown and the README."""
 
 import statistics as stdlib_statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from gfl_jax.evaluation import study_results
 from gfl_jax.evaluation.study_results import Comparison, Order, Study
 from gfl_jax.evaluation.study_tables import RERUN_SPREAD, signed
 
 _RECIPE = 'gfl_r50_fpn_1x_coco'  # the base whose numbers the paper's are of
+_SHOWN = ('better', 'worse')
+_MAX_LISTED = 4  # rows of which nothing is shown; more are counted
 
 
 def heading(study: Study) -> str:
@@ -66,18 +68,19 @@ def _baseline_findings(
       'One seed says nothing about noise: no row is called better or worse than '
       'another.'
     ]
-  plain = _grouped(study, comparisons, lambda c: c.verdict)
+  plain = _grouped(study, comparisons)
   found = [f'Against the baseline “{study.baseline.title}”: {plain}.']
-  tested = [c.corrected_p for c in comparisons.values() if c.corrected_p is not None]
-  if len(tested) > 1:
-    shown = [c for c in comparisons.values() if c.verdict in ('better', 'worse')]
-    changed = [c for c in shown if c.corrected_verdict != c.verdict]
+  tested = [c for c in comparisons.values() if c.corrected_p is not None]
+  shown = {name: c for name, c in comparisons.items() if c.verdict in _SHOWN}
+  remaining = {name: c for name, c in shown.items() if c.corrected_verdict in _SHOWN}
+  if len(tested) > 1 and shown:
     count = f"Holm's correction for {len(tested)} comparisons"
-    if changed:
-      corrected = _grouped(study, comparisons, lambda c: c.corrected_verdict)
-      found.append(f'After {count}: {corrected}.')
-    elif shown:
-      found.append(f'All of that stands after {count}.')
+    if not remaining:
+      found.append(f'After {count} none of these differences remains.')
+    elif len(remaining) < len(shown):
+      found.append(f'After {count} remains {_grouped(study, remaining)}.')
+    else:
+      found.append(f'{count} changes none of this.')
   widths = [
     c.difference.half_width
     for c in comparisons.values()
@@ -91,16 +94,19 @@ def _baseline_findings(
   return found
 
 
-def _grouped(
-  study: Study, comparisons: Mapping[str, Comparison], read: Callable
-) -> str:
-  """'better: A, B; no difference shown (noise): C'."""
+def _grouped(study: Study, comparisons: Mapping[str, Comparison]) -> str:
+  """'better: A, B; no difference shown (noise): C', by the verdicts."""
   groups: dict[str, list[str]] = {}
   for row in study.rows:
     if row.name in comparisons:
-      groups.setdefault(read(comparisons[row.name]), []).append(row.title)
-  ranked = sorted(groups, key=lambda verdict: verdict not in ('better', 'worse'))
-  return '; '.join(f'{verdict}: {", ".join(groups[verdict])}' for verdict in ranked)
+      groups.setdefault(comparisons[row.name].verdict, []).append(row.title)
+  told = []
+  for verdict in sorted(groups, key=lambda verdict: verdict not in _SHOWN):
+    titles = groups[verdict]
+    is_long = verdict not in _SHOWN and len(titles) > _MAX_LISTED
+    named = f'{len(titles)} rows' if is_long else ', '.join(titles)
+    told.append(f'{verdict}: {named}')
+  return '; '.join(told)
 
 
 def _order_findings(order: Order) -> list[str]:

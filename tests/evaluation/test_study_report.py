@@ -132,7 +132,8 @@ def test_a_difference_that_only_one_comparison_would_show(tmp_path):
   assert found.corrected_p > 0.05
   assert found.corrected_verdict == 'no difference shown (noise)'
   path = write_study_report(tmp_path)
-  assert "After Holm's correction for 3 comparisons: no" in Page(path).text
+  assert "Holm's correction for 3 comparisons none of these" in Page(path).text
+  assert 'the other way, beyond noise (not after Holm)' in Page(path).text
 
 
 def test_pairs_are_sorted_by_what_they_show_of_the_papers_order(tmp_path):
@@ -146,6 +147,9 @@ def test_pairs_are_sorted_by_what_they_show_of_the_papers_order(tmp_path):
   assert found['joint', 'branch'] == ('contradicted', -2.0)
   assert found['strong', 'branch'] == ('reversed', round(-5.5 / 3, 6))
   assert found['joint', 'strong'] == ('reversed', round(-0.5 / 3, 6))
+  corrected = {(p.higher.name, p.lower.name) for p in order.pairs if p.is_corrected}
+  shown = order.of('confirmed', 'contradicted')
+  assert corrected == {(p.higher.name, p.lower.name) for p in shown}
   # Largest difference in the paper first.
   assert [p.paper_difference for p in order.pairs] == sorted(
     (p.paper_difference for p in order.pairs), reverse=True
