@@ -125,7 +125,7 @@ def _headline(study: Study, order: Order) -> str:
   if order.tau is not None:
     tiles["Kendall's tau-b to the paper"] = study_tables.signed(order.tau)
   tiles['programs compiled'] = str(study.about.get('compilations', '–'))
-  tiles['wall time'] = study_tables.duration(float(seconds)) if seconds else '–'
+  tiles['time of all runs'] = study_tables.duration(float(seconds)) if seconds else '–'
   return (
     f'<header><h1>{html.escape(study_text.heading(study))}</h1>'
     f'{paragraph(study_text.setting(study))}'

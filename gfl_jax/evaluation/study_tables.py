@@ -197,7 +197,7 @@ def environment(study: Study) -> Table:
     ['code (digest of the sources)', str(about.get('code') or 'unknown')],
     ['git revision', str(about.get('git') or 'unknown')],
     ['training programs compiled', str(about.get('compilations', 'unknown'))],
-    ['wall time of the study', duration(float(seconds)) if seconds else 'unknown'],
+    ['time of all runs', duration(float(seconds)) if seconds else 'unknown'],
     *([key, value] for key, value in _flatten(machine)),
   ]
   return Table('ll', ['', ''], rows)
