@@ -1,4 +1,4 @@
-"""Non-maximum suppression with outputs of a fixed size."""
+"""Suppression of boxes that say the same, and means of them, in fixed sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,7 @@ def class_aware_nms(
   Raises:
     ValueError: a threshold outside [0, 1] or no output at all.
   """
-  if not 0 <= iou_threshold <= 1 or max_outputs < 1:
-    raise ValueError(f'{iou_threshold=} must be in [0, 1], {max_outputs=} at least 1')
+  _check_nms(iou_threshold, max_outputs)
   boxes, scores, classes = map(jnp.asarray, (boxes, scores, classes))
   if not len(boxes):
     return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
@@ -54,3 +53,121 @@ def class_aware_nms(
   live = jnp.where((scores > 0) & jnp.isfinite(scores), scores, 0)
   _, (indices, valid) = jax.lax.scan(take_best, live, length=max_outputs)
   return indices.astype(jnp.int32), valid
+
+
+def iou_guided_nms(
+  boxes: Float[ArrayLike, 'n 4'],
+  scores: Float[ArrayLike, ' n'],
+  quality: Float[ArrayLike, ' n'],
+  classes: Int[ArrayLike, ' n'],
+  *,
+  iou_threshold: float,
+  max_outputs: int,
+) -> tuple[Int[Array, ' m'], Float[Array, ' m'], Bool[Array, ' m']]:
+  """NMS per class that keeps the best placed box and gives it the best score.
+
+  Boxes are taken by falling quality (equal ones: lowest index first). Each one taken
+  removes the boxes of its class whose IoU with it exceeds the threshold, and its score
+  becomes the highest of its own and theirs. When none is left, the `max_outputs` of
+  highest score are returned. One argmax and one row of IoUs for each box taken, as many
+  as there are: more than `class_aware_nms`, which stops at `max_outputs`. To be vmapped
+  over images.
+
+  Args:
+    boxes: candidates in pixels.
+    scores: positive for candidates; those with a score of 0 or less, nan or infinite,
+      take no part, so 0 marks a padding row.
+    quality: how well each box is placed, such as its predicted IoU; nan ranks last.
+    classes: a box only competes with boxes of its own class.
+    iou_threshold: in [0, 1]; suppression needs an IoU above it (not equal).
+    max_outputs: static size of the result; may exceed n.
+
+  Returns:
+    indices: rows of the kept boxes by falling score, 0 where there is none.
+    scores: of the kept boxes, 0 where there is none.
+    valid: which of the indices are real.
+
+  Raises:
+    ValueError: a threshold outside [0, 1] or no output at all.
+
+  Source: Jiang et al., arXiv:1807.11590, algorithm 1.
+  """
+  _check_nms(iou_threshold, max_outputs)
+  boxes, scores, quality, classes = map(jnp.asarray, (boxes, scores, quality, classes))
+  # Finite, so that what is taken already can rank below all of it.
+  quality = jnp.nan_to_num(quality, nan=jnp.finfo(quality.dtype).min)
+
+  def take_best(state):
+    live, kept_scores = state
+    best = jnp.argmax(jnp.where(live, quality, -jnp.inf))
+    covered = box_ops.iou_matrix(boxes[best][None], boxes)[0] > iou_threshold
+    covered = (covered & (classes == classes[best])).at[best].set(True) & live
+    score = jnp.max(jnp.where(covered, scores, 0))
+    return live & ~covered, kept_scores.at[best].set(score)
+
+  live = (scores > 0) & jnp.isfinite(scores)
+  # Lengthened to the size of the result by rows that no box has.
+  scores_of_all = jnp.zeros(max(len(boxes), max_outputs), scores.dtype)
+  if len(boxes):
+    _, kept = jax.lax.while_loop(
+      lambda state: jnp.any(state[0]), take_best, (live, jnp.zeros_like(scores))
+    )
+    scores_of_all = scores_of_all.at[: len(boxes)].set(kept)
+  best_scores, indices = jax.lax.top_k(scores_of_all, max_outputs)
+  valid = best_scores > 0
+  return jnp.where(valid, indices, 0), best_scores, valid
+
+
+def variance_voting(
+  kept_boxes: Float[ArrayLike, 'm 4'],
+  kept_classes: Int[ArrayLike, ' m'],
+  boxes: Float[ArrayLike, 'n 4'],
+  scores: Float[ArrayLike, ' n'],
+  classes: Int[ArrayLike, ' n'],
+  std: Float[ArrayLike, 'n 4'],
+  *,
+  sigma_t: float,
+) -> Float[Array, 'm 4']:
+  """Each kept box as a mean of the candidates around it, the sure ones counting most.
+
+  Over the candidates of its class that overlap it, itself among them: with
+  p = exp(-(1 - IoU)^2 / sigma_t), coordinate x becomes
+  sum(p * x / std^2) / sum(p / std^2). To be vmapped over images.
+
+  Args:
+    kept_boxes: results of a suppression, in pixels.
+    kept_classes: their classes.
+    boxes: candidates before the suppression, in pixels.
+    scores: positive for candidates; 0 or less, or nan, marks a padding row.
+    classes: of the candidates.
+    std: standard deviation of each candidate's sides in pixels, moved into
+      [1e-6, 1e6]: where all are 0, the means are weighted by p alone.
+    sigma_t: how far a candidate's IoU may be from 1 to count, above 0.
+
+  Returns:
+    The boxes moved; one that no candidate overlaps stays.
+
+  Raises:
+    ValueError: a sigma_t that is not above 0.
+
+  Source: He et al., arXiv:1809.08545, algorithm 1; sigma_t is 0.01 in their code.
+  """
+  if not sigma_t > 0:
+    raise ValueError(f'{sigma_t=} must be above 0')
+  kept_boxes, boxes = jnp.asarray(kept_boxes), jnp.asarray(boxes)
+  if not len(boxes):
+    return kept_boxes
+  boxes = jnp.where(scores[:, None] > 0, boxes, 0)  # padding may be nan
+  iou = box_ops.iou_matrix(kept_boxes, boxes)
+  votes = (iou > 0) & (kept_classes[:, None] == classes[None])
+  # Logarithms of the weights: their softmax is finite, whatever the deviations.
+  precision = -2 * jnp.log(jnp.clip(std, 1e-6, 1e6))
+  weights = (-jnp.square(1 - iou) / sigma_t)[:, :, None] + precision[None]
+  weights = jax.nn.softmax(weights, axis=1, where=votes[:, :, None])
+  moved = jnp.sum(weights * boxes[None], axis=1)
+  return jnp.where(jnp.any(votes, axis=1, keepdims=True), moved, kept_boxes)
+
+
+def _check_nms(iou_threshold, max_outputs):
+  if not 0 <= iou_threshold <= 1 or max_outputs < 1:
+    raise ValueError(f'{iou_threshold=} must be in [0, 1], {max_outputs=} at least 1')
