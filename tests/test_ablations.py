@@ -170,10 +170,11 @@ def test_unknown_names_are_errors_that_list_the_known():
 
 @pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections, on Python 3.11
 def test_a_row_is_a_config_of_the_command_line():
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values)
-  values(['train', '--config=configs/ablations/beta.py:0@bccd', '--config.epochs=3'])
-  config = values.config
+  argv = ['train', '--config=configs/ablations/beta.py:0@bccd', '--config.epochs=3']
+  found = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=found, sys_argv=argv)
+  found(argv)
+  config = found.config
   assert (config.class_loss.beta, config.data.name, config.epochs) == (
     0.0,
     'coco_folder',

@@ -34,7 +34,7 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
   stored_file = folder / 'config.json'
   if stored_file.exists() and any(folder.glob('checkpoints/[0-9]*')):
     stored = json.loads(stored_file.read_text())
-    differing = _differences(stored | _bookkeeping(now), now)
+    differing = _differences(stored | bookkeeping(now), now)
     if differing:
       raise ValueError(
         f'{folder} holds a run of another config, whose numbers these would not'
@@ -104,7 +104,7 @@ class MetricsLog:
       self._events.close()
 
 
-def _bookkeeping(config: dict[str, Any]) -> dict[str, Any]:
+def bookkeeping(config: dict[str, Any]) -> dict[str, Any]:
   """The fields that may change from start to start: they change no parameter."""
   fields = ('log_every_steps', 'checkpoint_every_steps', 'eval_every_epochs')
   return {name: config[name] for name in (*fields, 'tensorboard')}

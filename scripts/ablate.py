@@ -1,0 +1,113 @@
+"""Runs a study: the rows of a table over several seeds, and its report.
+
+  python scripts/ablate.py --study=beta --base=demo_shapes --seeds=3
+
+--list prints the studies and their rows. Started again, the same command goes on:
+finished runs are passed over, one that was cut off resumes, one that failed is tried
+again. Runs land in ROOT/runs, the report in ROOT/STUDY/report.html; studies with the
+same ROOT share the runs that they have in common. Several processes may share a ROOT:
+--jobs=0/2 here and --jobs=1/2 there take every second run each. The exit code is 1 if
+a run failed.
+"""
+
+import pathlib
+import shlex
+
+from absl import app, flags, logging
+
+from gfl_jax import launch
+
+_STUDY = flags.DEFINE_string('study', None, 'Name of the study; --list shows them.')
+_BASE = flags.DEFINE_string('base', 'demo_shapes', 'A config in configs/.')
+_SEEDS = flags.DEFINE_string('seeds', '3', 'How many (3: 0,1,2), or a list: 0,4,7.')
+_ROWS = flags.DEFINE_string('rows', '*', "Only these: '2,2.5', 'atss_*'.")
+_SET = flags.DEFINE_multi_string(
+  'set', [], 'FIELD=VALUE for the base, as epochs=4; may be given often.'
+)
+_ROOT = flags.DEFINE_string(
+  'root', None, 'The results folder; runs/ablations/BASE if not given.'
+)
+_JOBS = flags.DEFINE_string(
+  'jobs', '0/1', 'INDEX/COUNT: every COUNT-th run, from INDEX on.'
+)
+_REPORT = flags.DEFINE_bool('report', False, 'Run nothing, write the report again.')
+_LIST = flags.DEFINE_bool('list', False, 'Print the studies and their rows.')
+
+
+def main(argv: list[str]) -> int:
+  """Checks the flags and runs; returns the exit code."""
+  if argv[1:]:
+    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  if _LIST.value:
+    _print_studies()
+    return 0
+  if _STUDY.value is None:
+    raise app.UsageError('--study=NAME is needed; --list shows the studies')
+  logging.set_verbosity(logging.WARNING)
+  from gfl_jax.training import study, study_options
+
+  asked = _study()
+  launch.use_compilation_cache(asked.root)
+  if _REPORT.value:
+    print(study.write_report(asked))
+    return 0
+  failed = study.run_study(asked, job=study_options.parse_jobs(_JOBS.value))
+  if failed:
+    print(f'\n{len(failed)} failed:', *failed, sep='\n  ')
+  return 1 if failed else 0
+
+
+def _study():
+  from configs.ablations import table
+  from gfl_jax.training import study, study_options
+
+  module = table.load_study(_STUDY.value)
+  table.base_config(_BASE.value)  # an unknown one is an error here
+  names = study_options.select_rows(module.ROWS, _ROWS.value)
+  return study.Study(
+    name=_STUDY.value,
+    title=module.TITLE,
+    table=module.TABLE,
+    question=module.QUESTION,
+    rows={name: module.ROWS[name] for name in names},
+    baseline=module.BASELINE if module.BASELINE in names else names[0],
+    base=_BASE.value,
+    make_base=lambda: table.base_config(_BASE.value),
+    overrides=tuple(_SET.value),
+    seeds=study_options.parse_seeds(_SEEDS.value),
+    root=pathlib.Path(_ROOT.value or f'runs/ablations/{_BASE.value}'),
+    command=_command(),
+  )
+
+
+def _command() -> str:
+  """The command of the whole study, whatever share of it runs here."""
+  given = {'rows': _ROWS, 'root': _ROOT}
+  optional = [f'--{k}={flag.value}' for k, flag in given.items() if flag.present]
+  required = {'study': _STUDY, 'base': _BASE, 'seeds': _SEEDS}
+  return shlex.join(
+    [
+      'python',
+      'scripts/ablate.py',
+      *(f'--{name}={flag.value}' for name, flag in required.items()),
+      *optional,
+      *(f'--set={text}' for text in _SET.value),
+    ]
+  )
+
+
+def _print_studies() -> None:
+  from configs.ablations import table
+
+  for name in table.studies():
+    module = table.load_study(name)
+    where = f'table {module.TABLE} of the paper' if module.TABLE else 'our own'
+    print(f'{name}: {module.TITLE} ({where})')
+    for row, about in module.ROWS.items():
+      paper = f'AP {about.paper[0]}' if about.paper else ''
+      print(f'  {row:24}{paper:10}{about.title}')
+  print(f'\nbases: {", ".join(table.bases())}')
+
+
+if __name__ == '__main__':
+  launch.run(main)

@@ -1,0 +1,477 @@
+"""Studies: what is done stays done, what fails is passed over, nothing is mixed."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from configs.ablations import table
+from gfl_jax.training import loop, run_folder, study, study_options, study_runs
+from gfl_jax.training.parallel import DataParallel
+from tests import tiny
+from tests.data import sets
+
+ROOT = pathlib.Path(__file__).parents[2]
+ROWS = table.load_study('beta').ROWS
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _light_runs():
+  """One device, and no page for each run: others test those."""
+  with pytest.MonkeyPatch.context() as patch:
+    one = lambda mode: DataParallel(mode, jax.devices()[:1])
+    patch.setattr(loop, 'DataParallel', one)
+    patch.setattr(loop.report, 'write_report', lambda workdir: workdir)
+    yield
+
+
+@pytest.fixture(scope='module')
+def data_file(tmp_path_factory):
+  """16 black images with a box each; 2 steps of 8 are an epoch."""
+  boxes = [[(8 + i, 8, 40 + i, 40)] for i in range(16)]
+  path = tmp_path_factory.mktemp('data') / 'tiny.npz'
+  sets.memory_set(sets.annotations([(64, 64)] * 16, boxes)).save(path)
+  return str(path)
+
+
+def make_base(data_file):
+  c = tiny.config()
+  c.data.path = data_file
+  c.model.num_classes = 2
+  c.epochs = 2.0
+  c.eval_every_epochs = 2.0
+  c.checkpoint_every_steps = 2
+  c.schedule.warmup_steps = 1
+  return c
+
+
+def make_study(data_file, root, *, rows=('1', '2'), seeds=(0, 1), **changes):
+  values = dict(
+    name='beta',
+    title='Beta',
+    table='1c',
+    question='Which?',
+    rows={name: ROWS[name] for name in rows},
+    baseline=rows[-1],
+    base='demo_shapes',
+    make_base=lambda: make_base(data_file),
+    overrides=(),
+    seeds=seeds,
+    root=root,
+    command='python scripts/ablate.py --study=beta',
+  )
+  return study.Study(**(values | changes))
+
+
+def read(asked):
+  return json.loads((asked.folder / 'study.json').read_text())
+
+
+def statuses(asked):
+  return [
+    (row['name'], run['seed'], run['status'])
+    for row in read(asked)['rows']
+    for run in row['runs']
+  ]
+
+
+def spy(monkeypatch):
+  """Records what loop.train is called with: beta and seed of each call."""
+  calls = []
+  true = loop.train
+
+  def train(config, workdir, programs=None):
+    calls.append((config.class_loss.beta, config.seed))
+    return true(config, workdir, programs)
+
+  monkeypatch.setattr(loop, 'train', train)
+  return calls
+
+
+def fake_training(monkeypatch, failing=()):
+  """As `spy`, but runs only leave metrics; those of a beta in `failing` fail."""
+  calls = []
+
+  def train(config, workdir, programs=None):
+    calls.append((config.class_loss.beta, config.seed))
+    run_folder.open_run(workdir, config)
+    if config.class_loss.beta in failing:
+      raise FloatingPointError('step 1: loss=nan')
+    (pathlib.Path(workdir) / 'eval').mkdir()
+    metrics = {'step': 4, 'AP': 0.5, 'per_class': {}}
+    (pathlib.Path(workdir) / 'eval' / 'metrics.json').write_text(json.dumps(metrics))
+    return metrics
+
+  monkeypatch.setattr(loop, 'train', train)
+  return calls
+
+
+@pytest.fixture(scope='module')
+def finished(data_file, tmp_path_factory):
+  """A study of two rows and two seeds that nothing disturbed, and its calls."""
+  asked = make_study(data_file, tmp_path_factory.mktemp('root'))
+  with pytest.MonkeyPatch.context() as patch:
+    calls = spy(patch)
+    assert study.run_study(asked) == []
+  return asked, calls
+
+
+def test_a_study_runs_every_row_once_for_a_seed_before_the_next(finished):
+  assert finished[1] == [(1.0, 0), (2.0, 0), (1.0, 1), (2.0, 1)]
+
+
+def test_a_study_leaves_its_numbers_and_its_report(finished):
+  asked, _ = finished
+  content = read(asked)
+  assert {s for *_, s in statuses(asked)} == {'finished'}
+  assert content['environment']['versions']['jax'] and content['git']
+  assert content['code'] == study_runs.code_version()
+  row = content['rows'][1]
+  assert row['paper'] == {'AP': 39.9, 'AP50': 58.5, 'AP75': 43.0}
+  run = row['runs'][1]
+  assert (asked.root / run['folder'] / 'config.json').exists()
+  assert run['metrics']['step'] == 4 and 'per_class' not in run['metrics']
+  assert 0 < run['seconds'] <= content['seconds']
+  assert (asked.folder / 'report.html').exists()
+
+
+def test_rows_that_differ_in_a_traced_number_share_one_compilation(finished):
+  assert read(finished[0])['compilations'] == 1
+
+
+def test_the_traced_number_is_the_rows_own(finished):
+  asked, _ = finished
+  loss = lambda row: [
+    json.loads(line)['loss_class']
+    for line in (asked.root / row['runs'][0]['folder'] / 'metrics.jsonl')
+    .read_text()
+    .splitlines()
+    if '"train"' in line
+  ]
+  one, two = read(asked)['rows']
+  assert len(loss(one)) == len(loss(two)) > 0
+  # |q - p|^beta with a base below 1: less loss with the larger exponent.
+  assert np.all(np.array(loss(two)) < np.array(loss(one)))
+
+
+@pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections, on Python 3.11
+def test_the_command_of_a_run_is_exact(tmp_path):
+  asked = make_study(
+    None,
+    tmp_path,
+    make_base=lambda: table.base_config('demo_shapes'),
+    overrides=('epochs=3', 'batch_size=32', 'data.canvas=(64, 64)', 'box.stop=4'),
+  )
+  run = asked.runs()['2', 1]
+  command = study._command(asked, '2', run)
+  assert '--config.epochs=3.0' in command and '--config.seed=1' in command
+  argv = ['train', *shlex.split(command)[2:]]
+  found = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=found, sys_argv=argv)
+  flags.DEFINE_string('workdir', None, '', flag_values=found)
+  found(argv)
+  assert json.loads(found.config.to_json()) == json.loads(run.config.to_json())
+
+
+def test_what_is_finished_is_passed_over(finished, monkeypatch, data_file):
+  asked, _ = finished
+  calls = spy(monkeypatch)
+  before = read(asked)
+  assert study.run_study(asked) == []
+  assert calls == [] and read(asked) == before
+
+
+def test_another_study_with_the_same_config_shares_the_run(
+  finished, monkeypatch, data_file
+):
+  asked, _ = finished
+  contributions = table.load_study('contributions').ROWS
+  other = make_study(
+    data_file,
+    asked.root,
+    rows=('2',),
+    seeds=(1,),
+    name='contributions',
+    baseline='qfl',
+    overrides=('log_every_steps=7',),  # changes no number
+  )
+  other = dataclasses.replace(other, rows={'qfl': contributions['qfl']})
+  calls = spy(monkeypatch)
+  assert study.run_study(other) == [] and calls == []
+  (run,) = read(other)['rows'][0]['runs']
+  assert run['folder'].startswith('runs/beta.2-seed1-') and run['status'] == 'finished'
+
+
+def test_an_evaluation_of_another_step_is_not_taken_for_the_last(
+  data_file, finished, tmp_path
+):
+  asked, _ = finished
+  run = asked.runs()['1', 0]
+  file = run.folder / 'eval' / 'metrics.json'
+  text = file.read_text()
+  file.write_text(json.dumps(json.loads(text) | {'step': 2}))
+  try:
+    assert run.metrics is None
+  finally:
+    file.write_text(text)
+  assert run.metrics['step'] == 4
+
+
+def test_a_run_that_fails_is_passed_over_and_tried_again(
+  data_file, tmp_path, monkeypatch
+):
+  asked = make_study(data_file, tmp_path, seeds=(0,))
+
+  with monkeypatch.context() as patch:
+    calls = fake_training(patch, failing=[1.0])
+    failed = study.run_study(asked)
+  assert failed == ['beta = 1, seed 0: FloatingPointError: step 1: loss=nan']
+  assert calls == [(1.0, 0), (2.0, 0)]
+  assert statuses(asked) == [('1', 0, 'failed'), ('2', 0, 'finished')]
+  run = read(asked)['rows'][0]['runs'][0]
+  assert run['error'] == 'FloatingPointError: step 1: loss=nan'
+  assert 'Traceback' in (tmp_path / run['folder'] / 'error.txt').read_text()
+  study.write_report(asked)  # of a study with holes
+  calls = fake_training(monkeypatch)
+  assert study.run_study(asked) == [] and calls == [(1.0, 0)]
+  assert statuses(asked) == [('1', 0, 'finished'), ('2', 0, 'finished')]
+  assert read(asked)['rows'][0]['runs'][0]['error'] is None
+
+
+def test_a_run_that_was_cut_off_is_resumed(data_file, tmp_path, monkeypatch, finished):
+  asked = make_study(data_file, tmp_path, seeds=(0,))
+  straight = finished[0].runs()
+  other = straight['2', 0].folder
+  shutil.copytree(other, tmp_path / 'runs' / other.name)
+  with monkeypatch.context() as patch:
+    cut_after(patch, 2)
+    with pytest.raises(KeyboardInterrupt):
+      study.run_study(asked)
+  assert statuses(asked) == [('1', 0, 'missing'), ('2', 0, 'finished')]
+  run = asked.runs()['1', 0]
+  assert run.record['status'] == 'interrupted'
+  assert study.run_study(asked) == []
+  assert statuses(asked) == [('1', 0, 'finished'), ('2', 0, 'finished')]
+  log = lambda run: [
+    (line['step'], line['loss'])
+    for line in map(json.loads, (run.folder / 'metrics.jsonl').read_text().splitlines())
+    if line['kind'] == 'train'
+  ]
+  assert log(run) == log(straight['1', 0]) and log(run)[-1][0] == 4
+
+
+def cut_after(monkeypatch, steps):
+  true = loop.Experiment.train_batches
+
+  def cut(self, first_step):
+    for number, *rest in true(self, first_step):
+      if number > steps:
+        raise KeyboardInterrupt
+      yield number, *rest
+
+  monkeypatch.setattr(loop.Experiment, 'train_batches', cut)
+
+
+def test_jobs_share_the_runs_between_them(data_file, tmp_path, monkeypatch):
+  calls = fake_training(monkeypatch)
+  asked = make_study(data_file, tmp_path, rows=('0', '1', '2'), seeds=(0, 5))
+  study.run_study(asked, job=(1, 2))
+  assert calls == [(1.0, 0), (0.0, 5), (2.0, 5)]
+  study.run_study(asked, job=(0, 2))
+  assert sorted(calls[3:]) == [(0.0, 0), (1.0, 5), (2.0, 0)]
+  assert {status for *_, status in statuses(asked)} == {'finished'}
+
+
+def test_a_run_that_another_process_is_at_is_passed_over(
+  data_file, tmp_path, monkeypatch, caplog
+):
+  calls = fake_training(monkeypatch)
+  asked = make_study(data_file, tmp_path, seeds=(0,))
+  key = asked.runs()['1', 0].key
+  hold = (
+    'import fcntl, sys; f = open(sys.argv[1], "w"); fcntl.flock(f, fcntl.LOCK_EX);'
+    'print("held", flush=True); sys.stdin.read()'
+  )
+  path = tmp_path / 'runs' / '.locks' / key
+  path.parent.mkdir(parents=True)
+  with subprocess.Popen(
+    [sys.executable, '-c', hold, str(path)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  ) as other:
+    assert other.stdout.readline() == b'held\n'
+    with caplog.at_level(logging.INFO, 'gfl_jax'):
+      assert study.run_study(asked) == []
+    other.stdin.close()
+  assert calls == [(2.0, 0)] and 'another process is at it' in caplog.text
+  assert study.run_study(asked) == [] and calls[1:] == [(1.0, 0)]
+
+
+def test_progress_says_which_run_and_the_time_left(
+  data_file, tmp_path, monkeypatch, caplog
+):
+  fake_training(monkeypatch)
+  asked = make_study(data_file, tmp_path)
+  with caplog.at_level(logging.INFO, 'gfl_jax'):
+    study.run_study(asked)
+  assert 'Run 1 of 4: beta = 1, seed 0 (' in caplog.text
+  assert 'Run 4 of 4: beta = 2, seed 1; about 00:00 left for 1' in caplog.text
+
+
+def test_runs_of_another_code_version_are_not_mixed(data_file, tmp_path, monkeypatch):
+  calls = fake_training(monkeypatch)
+  asked = make_study(data_file, tmp_path)
+  monkeypatch.setattr(study_runs, 'code_version', lambda: 'aaaa')
+  study.run_study(asked)
+  monkeypatch.setattr(study_runs, 'code_version', lambda: 'bbbb')
+  for function in (study.run_study, study.write_report):
+    with pytest.raises(
+      ValueError, match='made by code aaaa, this is code bbbb'
+    ) as error:
+      function(asked)
+    assert 'Give another --root' in str(error.value)
+  assert len(calls) == 4
+
+
+def test_the_code_version_follows_the_sources_that_make_numbers(tmp_path, monkeypatch):
+  copied = shutil.copytree(ROOT / 'gfl_jax', tmp_path / 'gfl_jax')
+  monkeypatch.setattr(study_runs, '_PACKAGE', copied)
+  digest = study_runs.code_version.__wrapped__
+  before = digest()
+  assert before == study_runs.code_version()
+
+  def after_a_change_of(name):
+    file = copied / name
+    text = file.read_text()
+    file.write_text(text + '\n')
+    changed = digest()
+    file.write_text(text)
+    return changed
+
+  for name in (
+    'choices.py',
+    'ops/nms.py',
+    'data/shapes.py',  # imported only where it is needed
+    'training/objective.py',
+    'evaluation/coco_metrics.py',
+  ):
+    assert after_a_change_of(name) != before, name
+  for name in ('evaluation/report.py', 'launch.py'):
+    assert after_a_change_of(name) == before, name
+
+
+def test_missing_data_is_an_error_before_any_run(tmp_path, monkeypatch):
+  calls = fake_training(monkeypatch)
+  asked = make_study(str(tmp_path / 'gone.npz'), tmp_path / 'root')
+  with pytest.raises((ValueError, OSError), match='gone.npz'):
+    study.run_study(asked)
+  assert calls == [] and not list((tmp_path / 'root').rglob('config.json'))
+
+
+def test_a_row_that_cannot_run_is_an_error_before_any_run(data_file, tmp_path):
+  asked = make_study(data_file, tmp_path, overrides=('batch_size=0',))
+  with pytest.raises(ValueError, match="row '1' on base 'demo_shapes': .*batch_size=0"):
+    study.run_study(asked)
+
+
+@pytest.mark.parametrize(
+  'text, seeds',
+  [('3', (0, 1, 2)), ('1', (0,)), ('0,4,7', (0, 4, 7)), ('4,', (4,)), ('7, 2', (7, 2))],
+)
+def test_seeds(text, seeds):
+  assert study_options.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('0,4,4', r'\[4\] given twice'),
+    ('0', 'at least one seed'),
+    ('-1', 'give how many'),
+    ('1,x', 'give how many'),
+    ('', 'give how many'),
+    ('1,,2', 'give how many'),
+  ],
+)
+def test_bad_seeds(text, message):
+  with pytest.raises(ValueError, match=message):
+    study_options.parse_seeds(text)
+
+
+def test_jobs():
+  assert study_options.parse_jobs('1/4') == (1, 4)
+  for text in ('4/4', '1', 'a/2', '-1/2', '0/0', ''):
+    with pytest.raises(ValueError, match='INDEX/COUNT'):
+      study_options.parse_jobs(text)
+
+
+def test_rows_are_chosen_by_pattern_in_the_tables_order():
+  names = ('atss_none', 'fcos_none', 'atss_iou')
+  assert study_options.select_rows(names, '*') == list(names)
+  assert study_options.select_rows(names, 'atss_iou,*_none') == list(names)
+  assert study_options.select_rows(names, 'atss_*') == ['atss_none', 'atss_iou']
+  with pytest.raises(ValueError, match="no row is 'x\\*'; the rows: atss_none, fcos"):
+    study_options.select_rows(names, 'atss_*,x*')
+
+
+def override(*texts):
+  c = ConfigDict(
+    dict(epochs=2.0, cache=False, name='x', data=dict(n=3, size=(1, 2), empty=()))
+  )
+  study_options.override(c, texts)
+  return c.to_dict()
+
+
+def test_overrides_are_typed_by_the_field():
+  data = dict(n=800, size=(64, 32), empty=())
+  assert override(
+    'epochs=4', 'data.n=800', 'cache=true', 'name=a=b', 'data.size=(64, 32)'
+  ) == dict(epochs=4.0, cache=True, name='a=b', data=data)
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('epoch=4', "no field 'epoch': did you mean 'epochs'"),
+    ('data.m=4', "no field 'm': "),
+    ('epochs.n=4', "no field 'n'"),
+    ('data=4', 'is a section; its fields'),
+    ('epochs', 'FIELD=VALUE'),
+    ('data.n=4.5', '--set=data.n=4.5: a int is needed, as 3 is'),
+    ('cache=maybe', 'a bool is needed'),
+    ('data.size=3', 'a tuple is needed'),
+    ('seed=3', 'given by --seeds'),
+  ],
+)
+def test_overrides_that_cannot_be_meant(text, message):
+  with pytest.raises(ValueError, match=message):
+    override(text)
+
+
+def ablate(*arguments):
+  return subprocess.run(
+    [sys.executable, 'scripts/ablate.py', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_the_script_names_what_there_is():
+  listed = ablate('--list')
+  assert listed.returncode == 0 and 'beta: Beta of quality focal loss' in listed.stdout
+  assert 'bases: bccd, demo_shapes' in listed.stdout
+  bad = ablate('--study=beta', '--base=demo_shape')
+  assert bad.returncode == 1 and "no base 'demo_shape'; there are: bccd" in bad.stderr
+  assert 'Traceback' not in bad.stderr
