@@ -109,6 +109,32 @@ def test_detections_are_those_of_one_device(num_devices, mode):
   np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
 
 
+def test_numbers_as_arguments_are_those_of_the_config():
+  config = tiny.config()
+  config.class_loss.update(beta=1.0, weight=3.0)
+  settings = sgd_config()
+  settings.learning_rate = 0.1
+  expected, expected_scalars, _ = run_steps(
+    1, optimizer_config=settings, class_loss=config.class_loss
+  )
+  numbers = {
+    'class_loss.beta': 1.0,
+    'class_loss.weight': 3.0,
+    'optimizer.learning_rate': 0.1,
+  }
+  state, scalars, update = run_steps(
+    1, optimizer_config=sgd_config(), numbers=jax.tree.map(jnp.float32, numbers)
+  )
+  for name in (*SCALARS, 'learning_rate'):
+    np.testing.assert_allclose(scalars[name], expected_scalars[name], rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    state.params,
+    expected.params,
+  )
+  assert update._cache_size() == 1
+
+
 def test_run_to_run_nothing_differs():
   again = run_steps(1, optimizer_config=sgd_config(), ema_decay=0.9)
   jax.tree.map(np.testing.assert_array_equal, again[:2], on_one_device()[:2])
