@@ -30,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
   )
   c.box.update(stop=8.0, num_bins=33)  # bins of 2 px at stride 8: a side's spread shows
   c.box_loss.max_positives_per_image = 128
+  c.box.scale = 2.0
   c.points.anchor_scale = 4
   c.model.num_classes = 6
   c.model.backbone.update(

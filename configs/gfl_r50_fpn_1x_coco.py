@@ -69,6 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
     start=0.0,  # general: first and last bin, in strides
     stop=16.0,
     num_bins=17,
+    scale=4.0,  # dirac, gaussian: the distance at output 0, in strides
   )
   c.edge_loss = dict(
     kind='distribution_focal',  # 'none'; of a gaussian box: 'gaussian_nll', 'kl'

@@ -6,8 +6,9 @@ Head, objective and decoding read this one table.
   gaussian  two: the mean distance and the logarithm of its variance
   general   one per bin of a grid: a softmax distribution; its mean is the distance
 
-Dirac's distance and Gaussian's mean are exp(output), as in FCOS: positive, and one
-stride before training. All lengths are in strides of the anchor's level.
+Dirac's distance and Gaussian's mean are box.scale * exp(output): positive, and
+box.scale before training. 1 is FCOS's form; half of anchor_scale begins with the anchor
+itself, as ATSS does. All lengths are in strides of the anchor's level.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 
 from gfl_jax.ops import distributions
 
-_MAX_LOG_DISTANCE = 5.0  # 148 strides: beyond any box of a pyramid, and finite
+_MAX_LOG_SCALE = 5.0  # a factor of 148: beyond any box of a pyramid, and finite
 
 
 class Representation(NamedTuple):
@@ -41,8 +42,7 @@ def bin_grid(box_config: Any) -> distributions.BinGrid:
 
 
 def _exponential(outputs, box_config):
-  del box_config
-  return jnp.exp(jnp.minimum(outputs[..., 0], _MAX_LOG_DISTANCE))
+  return box_config.scale * jnp.exp(jnp.minimum(outputs[..., 0], _MAX_LOG_SCALE))
 
 
 def _gaussian_std(outputs, box_config):

@@ -93,7 +93,7 @@ def side_of(config, outputs):
     p = np.exp(outputs) / np.exp(outputs).sum()
     values = np.linspace(config.box.start, config.box.stop, config.box.num_bins)
     return p @ values, None, p
-  return np.exp(outputs[0]), np.exp(outputs[-1] / 2), None
+  return config.box.scale * np.exp(outputs[0]), np.exp(outputs[-1] / 2), None
 
 
 def edge_entry(config, outputs, target):
