@@ -60,6 +60,6 @@ ROWS = {
 }
 
 
-def get_config(text: str) -> ConfigDict:
+def get_config(text: str = '') -> ConfigDict:
   """The config of 'ROW' or 'ROW@BASE'."""
   return table.row_config(ROWS, text)

@@ -176,7 +176,11 @@ def _programs(study: Study, runs: Mapping[tuple[str, int], Run]) -> dict[str, Pr
 
 
 def _check_data(config: ConfigDict, programs: Programs) -> None:
-  experiment.check_classes(config, programs.dataset(config.data))
+  try:
+    experiment.check_classes(config, programs.dataset(config.data))
+  except (ValueError, OSError) as error:
+    # What it advises is the flag of a single run.
+    raise ValueError(str(error).replace('--config.', '--set=')) from error
 
 
 def _train(run: Run, programs: Programs) -> None:

@@ -370,12 +370,14 @@ def test_the_code_version_follows_the_sources_that_make_numbers(tmp_path, monkey
     assert after_a_change_of(name) == before, name
 
 
-def test_missing_data_is_an_error_before_any_run(tmp_path, monkeypatch):
+def test_missing_data_is_an_error_before_any_run(data_file, tmp_path, monkeypatch):
   calls = fake_training(monkeypatch)
   asked = make_study(str(tmp_path / 'gone.npz'), tmp_path / 'root')
-  with pytest.raises((ValueError, OSError), match='gone.npz'):
+  with pytest.raises(ValueError, match='gone.npz'):
     study.run_study(asked)
-  assert calls == [] and not list((tmp_path / 'root').rglob('config.json'))
+  with pytest.raises(ValueError, match='2 classes .* give --set=model.num_classes=2'):
+    study.run_study(make_study(data_file, tmp_path, overrides=('model.num_classes=3',)))
+  assert calls == [] and not list(tmp_path.rglob('config.json'))
 
 
 def test_a_row_that_cannot_run_is_an_error_before_any_run(data_file, tmp_path):
