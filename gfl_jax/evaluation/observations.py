@@ -21,6 +21,24 @@ POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.1
 MIN_SCORE = 0.05  # of a detection whose sides are judged
 _SAMPLES_PER_IMAGE = 10
 Rows = dict[str, np.ndarray]
+# The shape of a row of each column.
+_IMAGE_COLUMNS = {
+  'pairs': (3,),  # outranking by final score, by class score, of how many
+  'positives': (3,),  # class score, final score, IoU
+  'negatives_seen': (),  # per image
+  'sample': (5,),  # class score, quality, final score, IoU, is positive
+  'detections': (2,),  # score, IoU
+}
+_SIDE_COLUMNS = {
+  'side_error': (4,),  # annotated - predicted distance, strides
+  'side_std': (4,),  # strides
+  'side_cdf': (4,),
+  'side_density': (4,),  # per stride
+  'side_crps': (4,),  # strides
+  'side_px': (4,),  # original px per stride
+  'side_sigma': (4,),  # of the annotation, original px
+  'side_kind': (4,),
+}
 
 
 class Sides(NamedTuple):
@@ -43,6 +61,29 @@ class _Truth(NamedTuple):
   edge_sigma: np.ndarray  # [m, 4] px, nan where unknown
   edge_kind: np.ndarray  # [m, 4] index into the kinds, -1 where unknown
   crowds: np.ndarray  # [k, 4] xyxy
+
+
+class _Matches(NamedTuple):
+  """The matched detections of a batch, and their true boxes."""
+
+  image: np.ndarray  # [k] row of the batch
+  index: np.ndarray  # [k] the detection
+  boxes: np.ndarray  # [k, 4] true, original px
+  edge_sigma: np.ndarray  # [k, 4]
+  edge_kind: np.ndarray  # [k, 4]
+
+  @classmethod
+  def of_image(cls, row: int, pairs: np.ndarray, truth: _Truth) -> '_Matches':
+    index, true = pairs.T
+    image = np.full(len(pairs), row)
+    return cls(
+      image, index, truth.boxes[true], truth.edge_sigma[true], truth.edge_kind[true]
+    )
+
+  @classmethod
+  def none(cls) -> '_Matches':
+    sides = np.zeros((0, 4))
+    return cls(np.zeros(0, int), np.zeros(0, int), sides, sides, sides)
 
 
 class Observations:
@@ -74,24 +115,28 @@ class Observations:
       candidates: [B, `NUM_CANDIDATES` or all, ...].
       sides: [B, N, ...], of the detections.
     """
-    canvas = batch['images'].shape[1:3]
-    if canvas not in self._points:
-      self._points[canvas] = make_anchors(self._config, canvas)
-    points = self._points[canvas]
+    rows, matched = [], [_Matches.none()]
     for i, image_id in enumerate(batch['image_ids'].tolist()):
       if image_id == -1:
         continue
-      truth = self._truths[image_id]
-      found = _row(detections, i)
-      scale = np.tile(batch['scales'][i], 2)
-      rows = _candidate_rows(_row(candidates, i), truth, image_id)
-      rows |= _detection_rows(found, truth)
-      rows |= _side_rows(found, _row(sides, i), truth, points, scale, self._config.box)
-      self._rows.append({k: v.astype(np.float32) for k, v in rows.items()})
+      truth, found = self._truths[image_id], _row(detections, i)
+      iou, _ = overlaps(found.boxes, truth.boxes)
+      pairs = match(found, iou, truth.classes)
+      matched.append(_Matches.of_image(i, pairs, truth))
+      detected = _detection_rows(found, iou, truth)
+      rows.append(_candidate_rows(_row(candidates, i), truth, image_id) | detected)
+    canvas = batch['images'].shape[1:3]
+    if canvas not in self._points:
+      self._points[canvas] = make_anchors(self._config, canvas)
+    joined = _Matches(*map(np.concatenate, zip(*matched, strict=True)))
+    table = join([_no_rows(_IMAGE_COLUMNS), *rows]) | _side_rows(
+      detections, sides, joined, self._points[canvas], batch['scales'], self._config.box
+    )
+    self._rows.append({k: v.astype(np.float32) for k, v in table.items()})
 
   def rows(self) -> Rows:
     """All that was collected, to be joined with that of other processes."""
-    return join([_no_rows(), *self._rows])
+    return join([_no_rows(_IMAGE_COLUMNS | _SIDE_COLUMNS), *self._rows])
 
 
 def join(parts: Sequence[Rows]) -> Rows:
@@ -99,24 +144,9 @@ def join(parts: Sequence[Rows]) -> Rows:
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _no_rows() -> Rows:
-  """The columns of `Rows`, with their shapes, for a process without images."""
-  shapes = {
-    'pairs': (3,),  # outranking by final score, by class score, of how many
-    'positives': (3,),  # class score, final score, IoU
-    'negatives_seen': (),  # per image
-    'sample': (5,),  # class score, quality, final score, IoU, is positive
-    'detections': (2,),  # score, IoU
-    'side_error': (4,),  # annotated - predicted distance, strides
-    'side_std': (4,),  # strides
-    'side_cdf': (4,),
-    'side_density': (4,),  # per stride
-    'side_crps': (4,),  # strides
-    'side_px': (4,),  # original px per stride
-    'side_sigma': (4,),  # of the annotation, original px
-    'side_kind': (4,),
-  }
-  return {name: np.zeros((0, *shape), np.float32) for name, shape in shapes.items()}
+def _no_rows(columns: Mapping[str, tuple]) -> Rows:
+  """An empty table, so that a batch or process without images has all columns."""
+  return {name: np.zeros((0, *shape), np.float32) for name, shape in columns.items()}
 
 
 def _read_truths(ground_truth: Mapping, kinds: Sequence[str]) -> dict[int, _Truth]:
@@ -152,47 +182,56 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndar
 
   `ops.boxes.iou_matrix` for arrays of ever new shapes, which jax would compile anew.
   """
-  low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-  high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-  both = np.maximum(high - low, 0).prod(-1)
-  area = lambda x: (x[:, 2:] - x[:, :2]).prod(-1)
-  own, other = area(boxes)[:, None], area(others)[None]
-  return both / np.maximum(own + other - both, 1e-6), both / np.maximum(own, 1e-6)
+  x1, y1, x2, y2 = (side[:, None] for side in boxes.T)
+  width = np.minimum(x2, others[:, 2]) - np.maximum(x1, others[:, 0])
+  height = np.minimum(y2, others[:, 3]) - np.maximum(y1, others[:, 1])
+  both = np.maximum(width, 0) * np.maximum(height, 0)
+  area = (x2 - x1) * (y2 - y1)
+  other = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1])
+  return both / np.maximum(area + other - both, 1e-6), both / np.maximum(area, 1e-6)
 
 
 def match(
-  detections: Detections, true_boxes: np.ndarray, true_classes: np.ndarray
+  detections: Detections, iou: np.ndarray, true_classes: np.ndarray
 ) -> np.ndarray:
-  """[k, 2] (detection, true box) pairs of one image, greedy by score."""
+  """[k, 2] (detection, true box) pairs of one image, greedy by score.
+
+  Args:
+    detections: [N, ...], by falling score.
+    iou: [N, m] with the true boxes.
+    true_classes: [m].
+  """
   usable = detections.valid & (detections.scores >= MIN_SCORE)
-  iou, _ = overlaps(detections.boxes, true_boxes)
-  fits = usable[:, None] & (detections.classes[:, None] == true_classes[None])
-  iou = np.where(fits & (iou >= POSITIVE_IOU), iou, 0.0)
+  fits = usable[:, None] & (detections.classes[:, None] == true_classes)
+  left = np.where(fits & (iou >= POSITIVE_IOU), iou, 0.0)
   pairs = []
-  order = np.argsort(-detections.scores, kind='stable')
-  for index in order[iou.any(-1)[order]].tolist():
-    best = int(iou[index].argmax())
-    if iou[index, best] > 0:
+  for index in np.flatnonzero(left.any(-1)).tolist():
+    best = int(left[index].argmax())
+    if left[index, best] > 0:
       pairs.append((index, best))
-      iou[:, best] = 0.0
+      left[:, best] = 0.0
   return np.reshape(pairs, (-1, 2)).astype(int)
 
 
-def _judged(boxes, classes, truth: _Truth):
-  """IoU with the best true box of the class and of any class; and what counts."""
-  iou, _ = overlaps(boxes, truth.boxes)
-  best = iou.max(-1, initial=0.0)
-  same = truth.classes[None] == classes[:, None]
-  at_class = np.where(same, iou, 0.0).max(-1, initial=0.0)
-  _, on_crowd = overlaps(boxes, truth.crowds)
-  counts = (boxes[:, 2:] > boxes[:, :2]).all(-1)
-  return at_class, best, counts & ~(on_crowd > 0.5).any(-1)
+def _at_class(iou: np.ndarray, classes: np.ndarray, truth: _Truth) -> np.ndarray:
+  """IoU [n] with the best true box of the class, 0 if there is none."""
+  same = truth.classes == classes[:, None]
+  return np.where(same, iou, 0.0).max(-1, initial=0.0)
+
+
+def _counts(boxes: np.ndarray, truth: _Truth) -> np.ndarray:
+  """[n] bool: the box has an area and does not lie on a crowd."""
+  has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+  if not len(truth.crowds):
+    return has_area
+  return has_area & ~(overlaps(boxes, truth.crowds)[1] > 0.5).any(-1)
 
 
 def _candidate_rows(found: Candidates, truth: _Truth, image_id: int) -> Rows:
-  iou, best, counts = _judged(found.boxes, found.classes, truth)
+  all_iou, _ = overlaps(found.boxes, truth.boxes)
+  iou, counts = _at_class(all_iou, found.classes, truth), _counts(found.boxes, truth)
   positive = counts & (iou >= POSITIVE_IOU)
-  negative = counts & (best < NEGATIVE_IOU)
+  negative = counts & (all_iou.max(-1, initial=0.0) < NEGATIVE_IOU)
   outranking = [
     ranks.exceeding_pairs(scores[negative], scores[positive])
     for scores in (found.scores, found.class_scores)
@@ -214,26 +253,23 @@ def _candidate_rows(found: Candidates, truth: _Truth, image_id: int) -> Rows:
   }
 
 
-def _detection_rows(found: Detections, truth: _Truth) -> Rows:
-  iou, _, counts = _judged(found.boxes, found.classes, truth)
-  kept = counts & found.valid
-  return {'detections': np.stack([found.scores, iou], -1)[kept]}
+def _detection_rows(found: Detections, iou: np.ndarray, truth: _Truth) -> Rows:
+  table = np.stack([found.scores, _at_class(iou, found.classes, truth)], -1)
+  return {'detections': table[found.valid & _counts(found.boxes, truth)]}
 
 
-def _side_rows(found, sides: Sides, truth: _Truth, points, scale, box_config) -> Rows:
-  index, true_index = match(found, truth.boxes, truth.classes).T
-  anchors = found.anchor_index[index]
+def _side_rows(found, sides: Sides, matches: _Matches, points, scales, box) -> Rows:
+  """Rows of a batch's matched detections."""
+  at = matches.image, matches.index
+  anchors, scale = found.anchor_index[at], np.tile(scales[matches.image], 2)
   strides, center = points.strides[anchors][:, None], points.centers[anchors]
-  true_boxes = truth.boxes[true_index] * scale
+  true_boxes = matches.boxes * scale
   targets = np.concatenate(
     [center - true_boxes[:, :2], true_boxes[:, 2:] - center], axis=-1
   )
   targets = targets / strides
-  errors = targets - sides.distance[index]
-  std = found.edge_std[index] * scale / strides
-  fit = densities.FITS[box_config.kind](
-    sides.outputs[index], errors, std, targets, box_config
-  )
+  errors, std = targets - sides.distance[at], found.edge_std[at] * scale / strides
+  fit = densities.FITS[box.kind](sides.outputs[at], errors, std, targets, box)
   return {
     'side_error': errors,
     'side_std': std,
@@ -241,8 +277,8 @@ def _side_rows(found, sides: Sides, truth: _Truth, points, scale, box_config) ->
     'side_density': fit.density,
     'side_crps': fit.crps,
     'side_px': strides / scale,
-    'side_sigma': truth.edge_sigma[true_index],
-    'side_kind': truth.edge_kind[true_index],
+    'side_sigma': matches.edge_sigma,
+    'side_kind': matches.edge_kind,
   }
 
 
