@@ -131,8 +131,9 @@ def corner_radius(
 ) -> Float[Array, '*n']:
   """How far a box's corners may move, along both axes, for it to keep an IoU.
 
-  The smallest of three cases: the box moves by the radius on both axes, or shrinks by
-  it on all sides, or grows by it on all sides.
+  CornerNet takes the smallest radius of three cases: the box moves by it on both axes,
+  grows by it on all sides, or shrinks by it on all sides. Shrinking always allows the
+  least, so r solves (width - 2 r) * (height - 2 r) = min_overlap * width * height.
 
   Args:
     sides: (width, height) in any unit, which is also that of the radius. A side below 0
@@ -142,25 +143,18 @@ def corner_radius(
   Raises:
     ValueError: a min_overlap outside (0, 1).
 
-  Source: Law and Deng, arXiv:1808.01244, section 3.2. Their code takes the larger root
-  (b + sqrt(b^2 - 4 a c)) / 2 in all cases, and never divides by a: its radii are other.
+  Source: Law and Deng, arXiv:1808.01244, section 3.2. Their code takes (b + sqrt(b^2 -
+  4 a c)) / 2 for a root of a r^2 - b r + c in all cases: at an overlap of 0.7 its radii
+  are more than three times these.
   """
   if not 0 < min_overlap < 1:
     raise ValueError(f'{min_overlap=} must be between 0 and 1, without the two')
   sides = jnp.maximum(sides, 0)
   total, product = sides[..., 0] + sides[..., 1], sides[..., 0] * sides[..., 1]
   lost = (1 - min_overlap) * product
-  # Each case is a r^2 - b r + c = 0: its smallest positive root, without cancellation.
-  cases = [
-    (1, total, lost / (1 + min_overlap)),  # moves
-    (4, 2 * total, lost),  # shrinks
-    (-4 * min_overlap, 2 * min_overlap * total, lost),  # grows
-  ]
-  roots = []
-  for a, b, c in cases:
-    root = b + jnp.sqrt(jnp.maximum(jnp.square(b) - 4 * a * c, 0))
-    roots.append(2 * c / jnp.where(root > 0, root, 1))
-  return jnp.minimum(jnp.minimum(roots[0], roots[1]), roots[2])
+  # The smaller root, in the form that subtracts nothing from itself.
+  denominator = total + jnp.sqrt(jnp.maximum(jnp.square(total) - 4 * lost, 0))
+  return lost / jnp.where(denominator > 0, denominator, 1)
 
 
 def _iou(a, b, eps):

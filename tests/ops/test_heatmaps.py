@@ -97,7 +97,7 @@ def test_radius_is_the_largest_that_keeps_the_overlap(min_overlap):
   np.testing.assert_allclose(radius, expected, rtol=1e-5)
 
 
-def test_radius_of_a_square_is_that_of_its_growing_or_shrinking():
+def test_radius_of_a_square_is_the_smallest_of_three():
   # Grown by r on all sides the IoU is (10 / (10 + 2 r))^2, shrunk ((10 - 2 r) / 10)^2,
   # moved on both axes q / (200 - q) with q = (10 - r)^2.
   for min_overlap in (0.2, 0.7):
