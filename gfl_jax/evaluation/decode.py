@@ -171,8 +171,10 @@ def _describer(predictions, points, image_sizes, config, scale_factors):
 
   def describe(pairs):
     def one_image(image_predictions, size, scale):
-      chosen = pairs(image_predictions.class_logits)
-      return _describe(*chosen, image_predictions, points, size, scale, config)
+      scores, classes, anchors = pairs(image_predictions.class_logits)
+      return _describe(
+        scores, classes, anchors, image_predictions, points, size, scale, config
+      )
 
     return jax.vmap(one_image)(predictions, image_sizes, scale_factors)
 

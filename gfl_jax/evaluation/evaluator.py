@@ -188,7 +188,7 @@ def _gather(mine: bytes) -> list[bytes]:
   return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
 
-def _npz(arrays: Rows) -> bytes:
+def _npz(arrays: dict[str, Any]) -> bytes:
   file = io.BytesIO()
   np.savez_compressed(file, **arrays)
   return file.getvalue()

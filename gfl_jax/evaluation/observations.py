@@ -15,6 +15,7 @@ import numpy as np
 from gfl_jax.evaluation import densities, ranks
 from gfl_jax.evaluation.decode import Candidates, Detections
 from gfl_jax.models import make_anchors
+from gfl_jax.ops.types import ArrayLike
 
 NUM_CANDIDATES = 200
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.1
@@ -49,8 +50,8 @@ class Sides(NamedTuple):
     outputs: [*, 4, n] of the head, which the distance was decoded from.
   """
 
-  distance: np.ndarray
-  outputs: np.ndarray
+  distance: ArrayLike
+  outputs: ArrayLike
 
 
 class _Truth(NamedTuple):
@@ -177,7 +178,7 @@ def _xyxy(annotations: list) -> np.ndarray:
   return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], -1)
 
 
-def overlaps(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def overlaps(boxes: Any, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """IoU [n, m], and the share of each of the n boxes' area that lies on the others.
 
   `ops.boxes.iou_matrix` for arrays of ever new shapes, which jax would compile anew.
@@ -191,13 +192,11 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndar
   return both / np.maximum(area + other - both, 1e-6), both / np.maximum(area, 1e-6)
 
 
-def match(
-  detections: Detections, iou: np.ndarray, true_classes: np.ndarray
-) -> np.ndarray:
+def match(detections: Any, iou: np.ndarray, true_classes: np.ndarray) -> np.ndarray:
   """[k, 2] (detection, true box) pairs of one image, greedy by score.
 
   Args:
-    detections: [N, ...], by falling score.
+    detections: Detections [N, ...] by falling score, in NumPy.
     iou: [N, m] with the true boxes.
     true_classes: [m].
   """
@@ -213,13 +212,13 @@ def match(
   return np.reshape(pairs, (-1, 2)).astype(int)
 
 
-def _at_class(iou: np.ndarray, classes: np.ndarray, truth: _Truth) -> np.ndarray:
+def _at_class(iou: np.ndarray, classes, truth: _Truth) -> np.ndarray:
   """IoU [n] with the best true box of the class, 0 if there is none."""
   same = truth.classes == classes[:, None]
   return np.where(same, iou, 0.0).max(-1, initial=0.0)
 
 
-def _counts(boxes: np.ndarray, truth: _Truth) -> np.ndarray:
+def _counts(boxes, truth: _Truth):
   """[n] bool: the box has an area and does not lie on a crowd."""
   has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)
   if not len(truth.crowds):
@@ -227,7 +226,7 @@ def _counts(boxes: np.ndarray, truth: _Truth) -> np.ndarray:
   return has_area & ~(overlaps(boxes, truth.crowds)[1] > 0.5).any(-1)
 
 
-def _candidate_rows(found: Candidates, truth: _Truth, image_id: int) -> Rows:
+def _candidate_rows(found, truth: _Truth, image_id: int) -> Rows:
   all_iou, _ = overlaps(found.boxes, truth.boxes)
   iou, counts = _at_class(all_iou, found.classes, truth), _counts(found.boxes, truth)
   positive = counts & (iou >= POSITIVE_IOU)
@@ -253,7 +252,7 @@ def _candidate_rows(found: Candidates, truth: _Truth, image_id: int) -> Rows:
   }
 
 
-def _detection_rows(found: Detections, iou: np.ndarray, truth: _Truth) -> Rows:
+def _detection_rows(found, iou: np.ndarray, truth: _Truth) -> Rows:
   table = np.stack([found.scores, _at_class(iou, found.classes, truth)], -1)
   return {'detections': table[found.valid & _counts(found.boxes, truth)]}
 

@@ -30,7 +30,8 @@ NUM_ANCHORS = len(TINY.strides)
 def make_config(threshold, candidates, nms_iou, kept, min_size, *, num_bins=17):
   return ConfigDict({
     'box': {
-      'kind': 'general', 'start': 0.0, 'stop': num_bins - 1.0, 'num_bins': num_bins
+      'kind': 'general', 'start': 0.0, 'stop': num_bins - 1.0, 'num_bins': num_bins,
+      'scale': 2.0,
     },
     'score': {'kind': 'joint'},
     'decode': {
@@ -286,6 +287,11 @@ def test_rejects_what_the_score_or_the_box_does_not_have(changes, message):
 WHOLE = np.array([[64, 64]], np.int32)
 
 
+def decode(predictions, config):
+  run = lambda p: decode_detections(p, TINY, WHOLE, config)
+  return jax.jit(run)(predictions)
+
+
 def scene(pairs, outputs, quality=None):
   """One image: {(anchor, class): class score}, [A, 4, n] outputs, {anchor: quality}."""
   logit = lambda p: np.log(p / (1 - p))
@@ -305,14 +311,14 @@ def scene(pairs, outputs, quality=None):
 def gaussian_outputs(distances=2.0, std=0.5):
   """The same for all anchors, in strides: [A, 4, 2]."""
   sides = np.ones((NUM_ANCHORS, 4))
-  return np.stack([np.log(distances * sides), 2 * np.log(std * sides)], -1)
+  return np.stack([np.log(distances / 2 * sides), 2 * np.log(std * sides)], -1)
 
 
 def test_dirac_sides_lie_at_the_exponential_and_have_no_spread():
   outputs = np.zeros((NUM_ANCHORS, 4, 1))
-  outputs[27] = np.log([[1.0], [2.0], [3.0], [0.5]])
+  outputs[27] = np.log([[0.5], [1.0], [1.5], [0.25]])  # box.scale is 2
   predictions = scene({(27, 1): 0.9}, outputs)  # cell (3, 3) of stride 8
-  found = decode_detections(predictions, TINY, WHOLE, changed(box__kind='dirac'))
+  found = decode(predictions, changed(box__kind='dirac'))
   np.testing.assert_allclose(found.boxes[0, 0], [16, 8, 48, 28], rtol=1e-5)
   assert not np.asarray(found.edge_std).any()
 
@@ -321,7 +327,7 @@ def test_gaussian_sides_have_their_mean_and_deviation():
   outputs = gaussian_outputs()
   outputs[27, :, 1] = 2 * np.log([0.25, 0.5, 1.0, 2.0])
   predictions = scene({(27, 1): 0.9}, outputs)
-  found = decode_detections(predictions, TINY, WHOLE, changed(box__kind='gaussian'))
+  found = decode(predictions, changed(box__kind='gaussian'))
   np.testing.assert_allclose(found.boxes[0, 0], [8, 8, 40, 40], rtol=1e-5)
   np.testing.assert_allclose(found.edge_std[0, 0], [2, 4, 8, 16], rtol=1e-5)
 
@@ -335,12 +341,12 @@ def test_uncertainty_costs_its_mean_in_strides_before_suppression():
   config = changed(
     box__kind='gaussian', decode__uncertainty_penalty=True, decode__nms_iou=0.3
   )
-  found = decode_detections(scene(pairs, outputs), TINY, WHOLE, config)
+  found = decode(scene(pairs, outputs), config)
   # The neighbour at 28 covers 27 now; the box at 54 is nowhere sure.
   assert found.valid[0].tolist() == [True] + [False] * 9
   assert found.anchor_index[0, 0] == 28
   np.testing.assert_allclose(found.scores[0, 0], 0.8 * 0.9, rtol=1e-5)
-  alone = decode_detections(scene({(27, 1): 0.9}, outputs), TINY, WHOLE, config)
+  alone = decode(scene({(27, 1): 0.9}, outputs), config)
   np.testing.assert_allclose(alone.scores[0, 0], 0.9 * (1 - 1.8 / 4), rtol=1e-5)
 
 
@@ -353,7 +359,7 @@ def test_iou_guided_suppression_ranks_by_quality_and_passes_the_class_score_on()
     decode__nms='iou_guided',
     decode__nms_iou=0.3,
   )
-  found = decode_detections(predictions, TINY, WHOLE, config)
+  found = decode(predictions, config)
   assert found.anchor_index[0, :3].tolist() == [28, 0, 28]
   assert found.classes[0, :3].tolist() == [1, 0, 2]
   # Not multiplied by the quality, and the first has that of the box it suppressed.
@@ -369,7 +375,7 @@ def test_voting_moves_a_box_towards_what_is_sure_around_it():
   config = changed(
     box__kind='gaussian', decode__variance_voting=sigma_t, decode__nms_iou=0.3
   )
-  found = decode_detections(scene(pairs, outputs), TINY, WHOLE, config)
+  found = decode(scene(pairs, outputs), config)
   first, second = np.array([8.0, 8, 40, 40]), np.array([16.0, 8, 48, 40])
   weights = np.array([1.0 / 4**2, np.exp(-((1 - 0.6) ** 2) / sigma_t) / 2**2])
   want = (weights[0] * first + weights[1] * second) / weights.sum()
@@ -393,7 +399,7 @@ def test_saturated_outputs_stay_finite_in_every_representation(kind, n, options)
     changes |= {'decode__nms': 'iou_guided'}
   if options == 'uncertain':
     changes |= {'decode__variance_voting': 0.01, 'decode__uncertainty_penalty': True}
-  found = decode_detections(predictions, TINY, WHOLE, changed(**changes))
+  found = decode(predictions, changed(**changes))
   for values in found:
     assert np.isfinite(np.asarray(values)).all()
 
@@ -404,9 +410,11 @@ def test_strongest_candidates_are_the_best_class_of_the_best_anchors():
   predictions = predictions._replace(quality_logits=quality)
   sizes, scales = np.array([[64, 64]] * 2), np.array([[2.0, 0.5]] * 2, np.float32)
   config = changed(score__kind='iou', decode__score_threshold=0.99)
-  found = strongest_candidates(
-    predictions, TINY, sizes, config, count=20, scale_factors=scales
-  )
+  found = jax.jit(
+    lambda p: strongest_candidates(
+      p, TINY, sizes, config, count=20, scale_factors=scales
+    )
+  )(predictions)
   sigmoid = lambda x: 1 / (1 + np.exp(-np.asarray(x, np.float64)))
   scores = sigmoid(predictions.class_logits)
   for i in range(2):
@@ -418,9 +426,10 @@ def test_strongest_candidates_are_the_best_class_of_the_best_anchors():
     np.testing.assert_allclose(found.quality[i], sigmoid(quality[i, order, 0]), 1e-5)
     np.testing.assert_allclose(found.scores[i], found.quality[i] * want, rtol=1e-5)
   # The same boxes as those of the detections, where an anchor gives both.
-  kept = decode_detections(
-    predictions, TINY, sizes, changed(score__kind='iou'), scale_factors=scales
-  )
+  loose = changed(score__kind='iou')
+  kept = jax.jit(
+    lambda p: decode_detections(p, TINY, sizes, loose, scale_factors=scales)
+  )(predictions)
   shared = 0
   for i in range(2):
     for slot, anchor in enumerate(kept.anchor_index[i].tolist()):

@@ -1,0 +1,294 @@
+"""Observations and the measures made of them, on scenes whose answer is known."""
+
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from gfl_jax.evaluation import diagnostics, observations
+from gfl_jax.evaluation.decode import Candidates, Detections
+from gfl_jax.evaluation.observations import Observations, Sides
+from gfl_jax.models import make_anchors
+
+KINDS = ['blurred', 'sharp']
+
+
+def config(kind='general', **box):
+  return ConfigDict({
+    'box': {'kind': kind, 'start': 0.0, 'stop': 8.0, 'num_bins': 9} | box,
+    'points': {'offset': 0.0, 'anchor_scale': 4},
+    'model': {'neck': {'num_levels': 1}},
+  })  # fmt: skip
+
+
+def ground_truth(boxes, *, labels=None, crowd=(), sides=None):
+  """One image, id 5; boxes xyxy."""
+  annotations = []
+  for i, (x1, y1, x2, y2) in enumerate(boxes):
+    annotation = {
+      'id': i + 1, 'image_id': 5, 'category_id': 10 + (labels[i] if labels else 0),
+      'bbox': [x1, y1, x2 - x1, y2 - y1], 'iscrowd': int(i in crowd),
+    }  # fmt: skip
+    annotations.append(annotation | (sides or {}))
+  categories = [{'id': 10, 'name': 'a'}, {'id': 11, 'name': 'b'}]
+  return {
+    'images': [{'id': 5}], 'annotations': annotations, 'categories': categories
+  }  # fmt: skip
+
+
+def candidates(boxes, scores, *, classes=None, quality=np.nan):
+  n = len(boxes)
+  scores = np.array(scores, np.float32)
+  return Candidates(
+    class_scores=scores,
+    quality=np.broadcast_to(np.float32(quality), (n,)),
+    scores=scores if np.isnan(quality).all() else scores * quality,
+    classes=np.zeros(n, int) if classes is None else np.array(classes),
+    boxes=np.reshape(boxes, (-1, 4)).astype(np.float32),
+    edge_std=np.ones((n, 4), np.float32),
+    anchor_index=np.zeros(n, int),
+  )
+
+
+def detections(boxes, scores, *, classes=None, std=1.0, anchors=None):
+  n = len(boxes)
+  return Detections(
+    boxes=np.reshape(boxes, (-1, 4)).astype(np.float32),
+    scores=np.array(scores, np.float32),
+    classes=np.zeros(n, int) if classes is None else np.array(classes),
+    valid=np.array(scores) > 0,
+    edge_std=np.broadcast_to(np.float32(std), (n, 4)),
+    anchor_index=np.zeros(n, int) if anchors is None else np.array(anchors),
+  )
+
+
+def observe(truth, found, cands=None, *, sides=None, kind='general', scale=(1.0, 1.0)):
+  """The rows of a batch of one image, and a padding image."""
+  cands = candidates([], []) if cands is None else cands
+  n = len(found.scores)
+  sides = sides or Sides(np.ones((n, 4)), np.zeros((n, 4, 9), np.float32))
+  two = lambda tree: type(tree)(*(np.stack([v, v]) for v in tree))
+  batch = {
+    'images': np.zeros((2, 64, 96, 3), np.uint8),
+    'image_ids': np.array([5, -1]),
+    'scales': np.array([scale, (1, 1)], np.float32),
+  }
+  observed = Observations(truth, config(kind))
+  observed.add(batch, two(found), two(cands), two(sides))
+  return observed
+
+
+def measure(observed, kind='general'):
+  scalars, arrays = diagnostics.summarize(observed.rows(), kind, observed.edge_kinds)
+  json.dumps(scalars, allow_nan=False)  # floats and None alone
+  return scalars, arrays
+
+
+NOTHING = detections([], [])
+BOX = (10, 10, 30, 30)  # against it: IoU 1, 0.6, 0.25, 0
+SHIFTED = {1.0: BOX, 0.6: (15, 10, 35, 30), 0.25: (22, 10, 42, 30), 0.0: (60, 0, 70, 9)}
+
+
+def test_overlaps_by_hand():
+  others = np.array([BOX, (0, 0, 20, 20.0)])
+  iou, share = observations.overlaps(np.array([(0, 0, 10, 40.0), BOX]), others)
+  np.testing.assert_allclose(iou, [[0, 200 / 600], [1, 100 / 700]])
+  np.testing.assert_allclose(share, [[0, 0.5], [1, 0.25]])
+  assert np.isfinite(observations.overlaps(np.zeros((1, 4)), np.zeros((2, 4)))).all()
+
+
+def test_true_positives_and_negatives_and_who_outranks_whom():
+  boxes = [SHIFTED[k] for k in (1.0, 0.6, 0.25, 0.0, 0.0, 1.0)]
+  classes = [0, 0, 0, 0, 1, 1]  # the last is at the right place with the wrong class
+  scores = [0.5, 0.9, 0.99, 0.6, 0.5, 0.95]
+  truth = ground_truth([BOX])
+  found = candidates(boxes, scores, classes=classes)
+  scalars, _ = measure(observe(truth, NOTHING, found))
+  assert (scalars['true_positives'], scalars['true_negatives']) == (2, 2)
+  # Pairs: .6 > .5, .6 < .9, .5 = .5, .5 < .9.
+  assert scalars['outranking_negatives'] == 1.5 / 4
+  assert scalars['score_iou_correlation'] == pytest.approx(-1)
+  quality = np.array([1.0, 0.1, 1.0, 0.1, 0.1, 1.0])
+  found = candidates(boxes, scores, classes=classes, quality=quality)
+  scalars, arrays = measure(observe(truth, NOTHING, found))
+  assert scalars['outranking_negatives'] == 0
+  assert scalars['outranking_negatives_class_score'] == 1.5 / 4
+  assert scalars['score_iou_correlation'] == pytest.approx(1)
+  assert scalars['class_score_iou_correlation'] == pytest.approx(-1)
+  sample = arrays['sample'][np.lexsort(arrays['sample'].T)]
+  want = [[0.5, 0.1, 0.05, 0, 0], [0.6, 0.1, 0.06, 0, 0]]
+  want += [[0.9, 0.1, 0.09, 0.6, 1], [0.5, 1, 0.5, 1, 1]]
+  np.testing.assert_allclose(sample, want, rtol=1e-6)
+
+
+def test_pairs_are_those_of_one_image_on_many_random_images():
+  rng = np.random.default_rng(0)
+  total, wins, rows = 0, 0.0, []
+  for _ in range(5):
+    near = rng.integers(0, 2, 12)
+    scores = rng.integers(1, 6, 12) / 5
+    boxes = [SHIFTED[1.0] if x else SHIFTED[0.0] for x in near]
+    rows.append(observe(ground_truth([BOX]), NOTHING, candidates(boxes, scores)).rows())
+    for a in scores[near == 0]:
+      for b in scores[near == 1]:
+        total, wins = total + 1, wins + (a > b) + 0.5 * (a == b)
+  scalars, _ = diagnostics.summarize(observations.join(rows), 'general', [])
+  assert scalars['outranking_negatives'] == pytest.approx(wins / total)
+
+
+def test_crowds_are_no_boxes_and_excuse_what_lies_on_them():
+  crowd = (50, 0, 96, 64)
+  truth = ground_truth([BOX, crowd], crowd=[1])
+  boxes = [BOX, (60, 10, 80, 30), crowd, (5, 40, 25, 60), (7, 7, 7, 20)]
+  found = candidates(boxes, [0.9, 0.8, 0.7, 0.6, 0.5])
+  scalars, _ = measure(observe(truth, detections(boxes, [0.9] * 5), found))
+  assert (scalars['true_positives'], scalars['true_negatives']) == (1, 1)
+  assert scalars['matched_detections'] == 1
+  assert scalars['calibration_error'] == pytest.approx(abs(0.9 - 1 / 2))
+
+
+def test_each_true_box_is_matched_once_by_the_best_score():
+  truth = np.array([BOX, (50, 10, 70, 30), (14, 10, 34, 30)], float)
+  boxes = [SHIFTED[0.6], BOX, BOX, (50, 10, 70, 30), (50, 10, 70, 30)]
+  found = detections(boxes, [0.9, 0.8, 0.7, 0.6, 0.04], classes=[0, 0, 0, 1, 0])
+  iou, _ = observations.overlaps(found.boxes, truth)
+  pairs = observations.match(found, iou, np.zeros(3, int))
+  # The first takes the third box (IoU 0.9), the second the first, none is left for the
+  # third; the fourth has the wrong class, the fifth too low a score.
+  assert pairs.tolist() == [[0, 2], [1, 0]]
+
+
+def test_scores_that_are_the_iou_are_calibrated():
+  boxes = [SHIFTED[k] for k in (1.0, 0.6, 0.25)]
+  found = detections(boxes, [1.0, 0.6, 0.25])
+  scalars, arrays = measure(observe(ground_truth([BOX]), found))
+  assert scalars['calibration_error'] == pytest.approx(0, abs=1e-6)
+  assert scalars['detection_score_iou_correlation'] == pytest.approx(1)
+  np.testing.assert_allclose(arrays['reliability'][:, 0].sum(), 3)
+
+
+def test_sides_are_judged_in_strides_and_told_in_original_pixels():
+  # Canvas px are 2 x 0.5 original px; the anchor 13 lies at (8, 8) of the canvas.
+  scale = (2.0, 0.5)
+  point = make_anchors(config(), (64, 96)).centers[13]
+  assert point.tolist() == [8, 8]
+  truth_box = (2.0, 4.0, 8.0, 40.0)  # on the canvas (4, 2, 16, 20)
+  sides = {'edge_sigma': [0.5, 4, 1, 8], 'edge_kind': ['sharp', *['blurred'] * 3]}
+  found = detections(
+    [truth_box], [0.9], std=[[1.0, 16.0, 0.5, 4.0]], anchors=[13]
+  )  # px: strides 0.25, 1, 0.125, 0.25
+  predicted = np.array([[1.0, 1.0, 1.0, 1.0]])
+  observed = observe(
+    ground_truth([truth_box], sides=sides), found,
+    sides=Sides(predicted, np.zeros((1, 4, 2))), kind='gaussian', scale=scale,
+  )  # fmt: skip
+  rows = observed.rows()
+  np.testing.assert_allclose(rows['side_error'], [[-0.5, -0.25, 0, 0.5]])
+  np.testing.assert_allclose(rows['side_std'], [[0.25, 1, 0.125, 0.25]])
+  np.testing.assert_allclose(rows['side_px'], [[4, 16, 4, 16]])
+  scalars, arrays = measure(observed, 'gaussian')
+  assert scalars['side_error'] == pytest.approx((2 + 4 + 0 + 8) / 4)
+  assert scalars['spread_correlation'] == pytest.approx(0.6)  # ranks 2 4 1 3, 1 3 2 4
+  assert scalars['spread_correlation_ambiguous'] == pytest.approx(0.5)
+  assert scalars['spread_ratio_sharp'] == pytest.approx(2)
+  assert scalars['spread_ratio_blurred'] == pytest.approx((16 + 0.5 + 4) / 13)
+  z = np.array([-2, -0.25, 0, 2])
+  pixels = np.array([1, 16, 0.5, 4])
+  nll = 0.5 * z**2 + np.log(pixels * np.sqrt(2 * np.pi))
+  assert scalars['side_nll'] == pytest.approx(nll.mean(), rel=1e-5)
+  assert scalars['coverage_50'] == 0.5 and scalars['coverage_95'] == 0.5
+  assert arrays['edge_kinds'].tolist() == ['sharp', 'blurred']  # by true spread
+  np.testing.assert_allclose(arrays['kind_table'][:, 0], [1, 3])
+  order = np.argsort(arrays['spread_sample'][:, 0])
+  np.testing.assert_array_equal(arrays['spread_sample'][order, 2], [0, 1, 1, 1])
+
+
+def synthetic_sides(kind, count=4000):
+  """Rows of sides whose errors are drawn from the very distributions predicted."""
+  rng = np.random.default_rng(0)
+  shape = (count, 4)
+  std = rng.uniform(0.3, 0.8, shape)
+  # Within 3 deviations, so that no density is at the floor.
+  errors = std * np.clip(rng.standard_normal(shape), -3, 3)
+  fit = observations.densities.normal(errors, std)
+  if kind == 'dirac':
+    fit = observations.densities.FITS['dirac'](None, errors, None, None, None)
+  columns = observations._no_rows(observations._IMAGE_COLUMNS)
+  return columns | {
+    'side_error': errors, 'side_std': std, 'side_cdf': fit.cdf,
+    'side_density': fit.density, 'side_crps': fit.crps, 'side_px': np.full(shape, 8.0),
+    'side_sigma': 8 * std, 'side_kind': rng.integers(0, 2, shape),
+  }  # fmt: skip
+
+
+def test_right_distributions_have_nominal_coverage():
+  scalars, _ = diagnostics.summarize(synthetic_sides('gaussian'), 'gaussian', KINDS)
+  for level in (50, 80, 95):
+    assert scalars[f'coverage_{level}'] == pytest.approx(level / 100, abs=0.01)
+  assert scalars['spread_correlation'] == pytest.approx(1)
+  assert scalars['spread_ratio_blurred'] == pytest.approx(1)
+  assert scalars['constant_std'] is None
+
+
+def test_dirac_gets_the_one_deviation_of_its_errors():
+  rows = synthetic_sides('dirac')
+  scalars, arrays = diagnostics.summarize(rows, 'dirac', KINDS)
+  rms = np.sqrt(np.square(rows['side_error']).mean())
+  assert scalars['constant_std'] == pytest.approx(rms)
+  # The mean negative log likelihood of a normal at its own best deviation, per px.
+  want = 0.5 * np.log(2 * np.pi * np.e * (8 * rms) ** 2)
+  assert scalars['side_nll'] == pytest.approx(want, rel=1e-4)
+  assert scalars['side_crps'] == pytest.approx(scalars['side_error'])
+  assert scalars['spread_correlation'] is None and scalars['spread_ratio_sharp'] is None
+  assert len(arrays['spread_sample']) == 0
+  better, _ = diagnostics.summarize(synthetic_sides('gaussian'), 'gaussian', KINDS)
+  assert better['side_nll'] < scalars['side_nll']
+  assert better['side_crps'] < scalars['side_crps']
+
+
+def test_a_side_beyond_the_grid_costs_the_floor_and_is_counted():
+  far = (
+    0,
+    10,
+    95,
+    30,
+  )  # from (8, 8) its right side is 10.9 strides away, the grid ends at 8
+  observed = observe(ground_truth([far]), detections([far], [0.9], anchors=[13]))
+  scalars, _ = measure(observed)
+  assert scalars['sides_at_floor'] == 0.5  # the top side is 0.25 strides before 0
+  # Left is at 1 stride, bottom at 2.75: inside, at 1/9 per stride of 8 px.
+  want = (2 * -np.log(1e-6) + 2 * np.log(9 * 8)) / 4
+  assert scalars['side_nll'] == pytest.approx(want)
+
+
+@pytest.mark.parametrize('kind, n', [('dirac', 1), ('gaussian', 2), ('general', 9)])
+def test_nothing_to_measure_gives_none(kind, n):
+  sides = Sides(np.zeros((0, 4)), np.zeros((0, 4, n), np.float32))
+  for truth in (ground_truth([]), ground_truth([BOX])):
+    scalars, arrays = measure(observe(truth, NOTHING, sides=sides, kind=kind), kind)
+    counts = ('true_positives', 'true_negatives', 'matched_detections')
+    assert [scalars.pop(name) for name in counts] == [0, 0, 0]
+    assert set(scalars.values()) == {None}
+    assert arrays['sample'].shape == (0, 5)
+  # Detections, but of no true box; and without any knowledge of the sides.
+  found, sides = detections([BOX], [0.9]), Sides(np.ones((1, 4)), np.zeros((1, 4, n)))
+  scalars, _ = measure(
+    observe(ground_truth([]), found, candidates([BOX], [0.9]), sides=sides, kind=kind),
+    kind,
+  )
+  assert (scalars['true_negatives'], scalars['matched_detections']) == (1, 0)
+  scalars, _ = measure(
+    observe(ground_truth([BOX]), found, sides=sides, kind=kind), kind
+  )
+  assert scalars['matched_detections'] == 1 and scalars['spread_correlation'] is None
+  assert scalars['side_crps'] > 0
+
+
+def test_the_sample_does_not_depend_on_the_order_of_images_drawn_from():
+  boxes = [SHIFTED[1.0]] * 30 + [SHIFTED[0.0]] * 30
+  found = candidates(boxes, np.linspace(0.1, 0.9, 60))
+  rows = [observe(ground_truth([BOX]), NOTHING, found).rows() for _ in range(2)]
+  np.testing.assert_array_equal(rows[0]['sample'], rows[1]['sample'])
+  assert len(rows[0]['sample']) == 20  # ten of each: memory is bounded
+  assert rows[0]['sample'][:, 4].sum() == 10
