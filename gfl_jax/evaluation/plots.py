@@ -4,40 +4,19 @@ They hold no text from the data (class names): matplotlib's font lacks most scri
 '$' starts a formula there. The page writes such text.
 """
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from gfl_jax.evaluation import pictures
+from gfl_jax.evaluation import figures
 from gfl_jax.ops import boxes as box_ops
 
-_INK, _TRUTH, _DASHES = '#1f2937', '#111827', (0, (4, 3))
-_SERIES = ('#2563eb', '#dc2626', '#059669', '#d97706', '#7c3aed', '#0891b2', '#be185d')
+_TRUTH, _DASHES = '#111827', (0, (4, 3))
 _SIDE_COLORS = ('#2563eb', '#7c3aed', '#dc2626', '#c2570c')  # left, top, right, bottom
-_STYLE: dict[Any, Any] = {
-  'font.size': 10,
-  'axes.edgecolor': '#d1d5db',
-  'axes.labelcolor': _INK,
-  'axes.titlecolor': _INK,
-  'axes.titlesize': 11,
-  'axes.titleweight': 'bold',
-  'axes.titlelocation': 'left',
-  'axes.spines.top': False,
-  'axes.spines.right': False,
-  'xtick.color': '#6b7280',
-  'ytick.color': '#6b7280',
-  'legend.frameon': False,
-  'legend.fontsize': 9,
-  'svg.hashsalt': 'gfl_jax',  # the same run gives the same file
-}
 
 
 def training_curves(lines: Sequence[Mapping]) -> str:
@@ -48,10 +27,10 @@ def training_curves(lines: Sequence[Mapping]) -> str:
   """
   steps = [line['step'] for line in lines]
   terms = [key for key in lines[-1] if key.startswith('loss')]
-  with matplotlib.rc_context(_STYLE):
+  with figures.style():
     figure = Figure(figsize=(11, 3.4), layout='constrained')
     loss, rate, speed = figure.subplots(1, 3, width_ratios=(2, 1, 1))
-    for term, color in zip(terms, itertools.cycle(_SERIES), strict=False):
+    for term, color in zip(terms, itertools.cycle(figures.SERIES), strict=False):
       values = _column(lines, term)
       label = 'total' if term == 'loss' else term.removeprefix('loss_')
       if len(steps) >= 20:
@@ -66,18 +45,21 @@ def training_curves(lines: Sequence[Mapping]) -> str:
     loss.set_title('Loss terms (log scale)')
     loss.legend(ncols=len(terms), loc='upper right', columnspacing=1.2)
     rate.plot(
-      steps, _column(lines, 'learning_rate'), color=_SERIES[0], **_marker(steps)
+      steps, _column(lines, 'learning_rate'), color=figures.SERIES[0], **_marker(steps)
     )
     rate.set_title('Learning rate')
     speed.plot(
-      steps, _column(lines, 'images_per_second'), color=_SERIES[2], **_marker(steps)
+      steps,
+      _column(lines, 'images_per_second'),
+      color=figures.SERIES[2],
+      **_marker(steps),
     )
     speed.set_title('Images per second')
     rate.set_ylim(bottom=0)
     speed.set_ylim(bottom=0)
     for axes in (loss, rate, speed):
       _finish(axes)
-    return _svg(figure)
+    return figures.svg(figure)
 
 
 def ap_curves(lines: Sequence[Mapping]) -> str:
@@ -87,39 +69,36 @@ def ap_curves(lines: Sequence[Mapping]) -> str:
     lines: the 'eval' lines of metrics.jsonl, by rising step; None leaves a gap.
   """
   steps = [line['step'] for line in lines]
-  with matplotlib.rc_context(_STYLE):
+  with figures.style():
     figure = Figure(figsize=(11, 3.2), layout='constrained')
     axes = figure.subplots()
-    for name, color in zip(('AP', 'AP50', 'AP75'), _SERIES, strict=False):
+    for name, color in zip(('AP', 'AP50', 'AP75'), figures.SERIES, strict=False):
       values = _column(lines, name)
       axes.plot(steps, values, color=color, marker='o', markersize=4, label=name)
     axes.set_ylim(0, 1)
     axes.legend(ncols=3, loc='upper left')
     _finish(axes)
-    return _svg(figure)
+    return figures.svg(figure)
 
 
-def edge_distributions(sample: Mapping, index: int, bin_values: np.ndarray) -> str:
+def edge_distributions(sample: Mapping, index: int) -> str:
   """One detection and the distributions of its four sides, as an img element.
 
   Left and right are drawn above the picture along x, top and bottom beside it along y:
-  a side that the detector is sure of is a peak, an ambiguous one a broad hill. Dashed:
-  the `matching_truth`, if there is one.
+  a side that the detector is sure of is a peak, an ambiguous one a broad hill; a line
+  of full height is a side without a distribution. Dashed: the `matching_truth`, if
+  there is one.
 
   Args:
-    sample: as in `annotated_image`, with 'edge_probabilities' [n, 4, bins] (left, top,
-      right, bottom), 'edge_std' [n, 4] px, 'centers' [n, 2] px and 'strides' [n].
+    sample: as in `annotated_image`, with 'edge_positions' px and 'edge_heights'
+      [n, 4, m] (left, top, right, bottom; see `samples.collect_samples`) and 'edge_std'
+      [n, 4] px.
     index: the detection.
-    bin_values: [bins] distances from the centre in strides.
   """
   box, deviations = sample['boxes'][index], sample['edge_std'][index]
-  probabilities = sample['edge_probabilities'][index]
-  distances = bin_values * sample['strides'][index]
-  positions = np.tile(sample['centers'][index], 2)[:, None] + np.outer(
-    [-1, -1, 1, 1], distances
-  )
+  positions, heights = sample['edge_positions'][index], sample['edge_heights'][index]
   truth = matching_truth(box, sample['true_boxes'])
-  with matplotlib.rc_context(_STYLE):
+  with figures.style():
     figure = Figure(figsize=(3.6, 3.6))
     grid = figure.add_gridspec(
       2, 2, left=0.01, right=0.99, bottom=0.01, top=0.99, wspace=0.03, hspace=0.03,
@@ -139,15 +118,18 @@ def edge_distributions(sample: Mapping, index: int, bin_values: np.ndarray) -> s
       _hill(
         along_x if horizontal else along_y,
         positions[side],
-        probabilities[side],
+        heights[side],
         color,
         flipped=not horizontal,
         truth=None if truth is None else truth[side],
       )
-    peak = 1.05 * probabilities.max()
+    peak = 1.05 * heights.max()
     along_x.set_ylim(0, peak)
     along_y.set_xlim(0, peak)
-    _list_deviations(figure.add_subplot(grid[0, 1]), deviations)
+    corner = figure.add_subplot(grid[0, 1])
+    corner.set_axis_off()
+    if deviations.any():
+      _list_deviations(corner, deviations)
     for axes in (picture, along_x, along_y):
       axes.tick_params(
         length=0, labelbottom=False, labelleft=False, bottom=False, left=False
@@ -155,7 +137,7 @@ def edge_distributions(sample: Mapping, index: int, bin_values: np.ndarray) -> s
       axes.spines[['top', 'right']].set_visible(axes is picture)
     along_x.spines['left'].set_visible(False)
     along_y.spines['bottom'].set_visible(False)
-    return _webp(figure)
+    return figures.webp(figure)
 
 
 def _show_around(axes: Axes, image: np.ndarray, box, deviations) -> None:
@@ -198,13 +180,12 @@ def _hill(axes: Axes, positions, heights, color, *, flipped: bool, truth) -> Non
 
 def _list_deviations(axes: Axes, deviations) -> None:
   """The four standard deviations as text, in the corner that holds no picture."""
-  axes.set_axis_off()
   names = ('left', 'top', 'right', 'bottom')
   for row, (name, deviation) in enumerate(zip(names, deviations, strict=True)):
     style = {'color': _SIDE_COLORS[row], 'fontsize': 9, 'fontweight': 'bold'}
     axes.text(0.1, 0.7 - 0.2 * row, name, **style)
     axes.text(0.97, 0.7 - 0.2 * row, f'{deviation:.1f}', ha='right', **style)
-  axes.text(0.97, 0.9, 'σ in px', fontsize=9, color=_INK, ha='right')
+  axes.text(0.97, 0.9, 'σ in px', fontsize=9, color=figures.INK, ha='right')
 
 
 def matching_truth(box, true_boxes) -> np.ndarray | None:
@@ -241,18 +222,3 @@ def _finish(axes: Axes) -> None:
   axes.grid(axis='y', color='#eef0f3')
   axes.set_axisbelow(True)
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-
-
-def _svg(figure: Figure) -> str:
-  FigureCanvasAgg(figure)
-  file = io.StringIO()
-  figure.savefig(file, format='svg', metadata={'Date': None})
-  text = file.getvalue()
-  return text[text.index('<svg') :]  # without the XML heading, which HTML does not have
-
-
-def _webp(figure: Figure) -> str:
-  FigureCanvasAgg(figure)
-  file = io.BytesIO()
-  figure.savefig(file, format='webp', dpi=170, pil_kwargs={'quality': 92})
-  return f'<img alt="" src="{pictures.data_uri("image/webp", file.getvalue())}">'

@@ -10,42 +10,25 @@ from pathlib import Path
 import numpy as np
 
 from gfl_jax import files
-from gfl_jax.evaluation import pictures, plots
+from gfl_jax.evaluation import (
+  diagnostic_sections,
+  html_page,
+  plots,
+  sample_sections,
+)
 from gfl_jax.evaluation.coco_metrics import METRICS
-from gfl_jax.ops import boxes as box_ops
+from gfl_jax.evaluation.diagnostic_sections import number
+from gfl_jax.evaluation.html_page import section
 
-_MIN_SCORE = 0.3  # of a detection that is drawn
-_NUM_AMBIGUOUS, _NUM_SHARP = 6, 3  # figures of edge distributions
-_SAME_PLACE = 0.7  # IoU above which two detections would give the same figure
-
+# Figure 12 of the paper, over the positives of a trained GFL with ResNet-50.
+_LABELS = {
+  'positive_iou': ('IoU with the true box', '0.84 ± 0.14'),
+  'positive_centerness': ('centerness', '0.64 ± 0.18'),
+}
 _STYLE = """
-:root { --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --accent: #2563eb; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f6f7f9; color: var(--ink); line-height: 1.5;
-  font-family: system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 1.7rem; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 0 0 12px; }
-h3 { font-size: .95rem; margin: 18px 0 8px; }
-p { margin: 0 0 14px; color: var(--soft); }
-header p { margin: 4px 0 20px; }
-section { background: white; border: 1px solid var(--line); border-radius: 12px;
-  padding: 20px 22px; margin-top: 20px; }
-section > :last-child { margin-bottom: 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr));
-  gap: 12px; }
-.tile { background: white; border: 1px solid var(--line); border-radius: 12px;
-  padding: 12px 16px; }
-.tile b { display: block; font-size: 1.55rem; font-weight: 650; line-height: 1.3; }
-.tile span { color: var(--soft); font-size: .85rem; }
 .tile.main b { color: var(--accent); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 5px 18px 5px 0; vertical-align: top;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-th { font-weight: 600; } td.number { text-align: right; }
-.wide { overflow-x: auto; margin-bottom: 16px; }
 .wide svg { width: 100%; min-width: 680px; height: auto; display: block; }
-.wide table { white-space: nowrap; }
+.wide table { white-space: nowrap; } .wide table td.text { white-space: normal; }
 .classes { columns: 320px; column-gap: 36px; }
 .class { display: grid; grid-template-columns: 9.5em 1fr 3em; gap: 10px;
   align-items: center; break-inside: avoid; font-size: .9rem; padding: 2px 0; }
@@ -64,9 +47,6 @@ figure svg text { font-family: inherit; font-weight: 600; }
 figcaption { color: var(--soft); font-size: .85rem; padding-top: 6px;
   overflow-wrap: anywhere; }
 .edges figure { border: 1px solid var(--line); border-radius: 8px; padding: 10px; }
-pre { background: #f6f7f9; border-radius: 8px; padding: 14px; overflow-x: auto;
-  font-size: .82rem; }
-summary { cursor: pointer; font-weight: 600; }
 """
 
 
@@ -77,8 +57,8 @@ def write_report(workdir: str | os.PathLike) -> Path:
   Parts that do not exist yet (no step logged, not evaluated) are named as such.
 
   Args:
-    workdir: the run's folder. Reads config.json, env.json, metrics.jsonl,
-      eval/metrics.json and eval/samples.npz.
+    workdir: the run's folder. Reads config.json, env.json, metrics.jsonl and, in
+      eval/, metrics.json, diagnostics.npz and samples.npz.
 
   Raises:
     FileNotFoundError: the folder has no config.json.
@@ -90,24 +70,20 @@ def write_report(workdir: str | os.PathLike) -> Path:
   env = _read_json(workdir / 'env.json')
   train, evals = _by_step(read_log(workdir / 'metrics.jsonl'))
   metrics = _read_json(workdir / 'eval' / 'metrics.json')
-  name = html.escape(workdir.resolve().name)
+  name = workdir.resolve().name
+  evaluation = workdir / 'eval'
   body = [
     _headline(name, config, train, metrics),
-    _section('Training', _training(train)),
-    _section('Average precision', _precision(evals, metrics)),
-    _section('Average precision per class', _per_class(metrics)),
-    *_sample_sections(workdir / 'eval' / 'samples.npz'),
-    _section('Machine and versions', _environment(env)),
-    _section('Configuration', _configuration(config)),
+    section('Training', _training(train)),
+    section('Average precision', _precision(evals, metrics)),
+    section('Average precision per class', _per_class(metrics)),
+    *diagnostic_sections.sections(metrics, evaluation / 'diagnostics.npz', config),
+    *sample_sections.sections(evaluation / 'samples.npz'),
+    section('Machine and versions', _environment(env)),
+    section('Configuration', _configuration(config)),
   ]
-  page = (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f'<title>{name}</title><style>{_STYLE}</style></head>\n'
-    f'<body><main>{"".join(body)}</main></body></html>\n'
-  )
   path = workdir / 'report.html'
-  files.write_whole(path, page)
+  files.write_whole(path, html_page.page(name, ''.join(body), style=_STYLE))
   return path
 
 
@@ -143,17 +119,6 @@ def _by_step(lines: list[dict]) -> tuple[list[dict], list[dict]]:
   return train, evals
 
 
-def _section(title: str, content: str) -> str:
-  return f'<section><h2>{title}</h2>{content}</section>\n'
-
-
-def _number(value, digits: int = 3) -> str:
-  """A figure of the page; a dash for what is unknown or not a number."""
-  if value is None or not np.isfinite(value):
-    return '–'
-  return f'{value:.{digits}f}'
-
-
 def _duration(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
@@ -161,7 +126,7 @@ def _duration(seconds: float) -> str:
 
 
 def _headline(name: str, config: Mapping, train: list, metrics: Mapping) -> str:
-  tiles = [(key, _number(metrics.get(key))) for key in ('AP', 'AP50', 'AP75')]
+  tiles = [(key, number(metrics.get(key))) for key in ('AP', 'AP50', 'AP75')]
   tiles.append(('images evaluated', str(metrics.get('num_images', '–'))))
   if train:
     tiles.append(('training steps', f'{train[-1]["step"]:,}'))
@@ -179,7 +144,7 @@ def _headline(name: str, config: Mapping, train: list, metrics: Mapping) -> str:
   )
   data = html.escape(config['data']['name'])
   return (
-    f'<header><h1>{name}</h1><p>Data {data} · {choices}</p>'
+    f'<header><h1>{html.escape(name)}</h1><p>Data {data} · {choices}</p>'
     f'<div class="tiles">{boxes}</div></header>\n'
   )
 
@@ -195,14 +160,27 @@ def _training_seconds(config: Mapping, train: list) -> float:
 def _training(train: list) -> str:
   if not train:
     return '<p>No step is logged yet.</p>'
-  return f'<div class="wide">{plots.training_curves(train)}</div>'
+  curves = f'<div class="wide">{plots.training_curves(train)}</div>'
+  last = train[-1]
+  labels = [
+    f'{what} {number(last[key], 2)} ± {number(last[f"{key}_std"], 2)} '
+    f'(GFL, ResNet-50, COCO: {published})'
+    for key, (what, published) in _LABELS.items()
+    if f'{key}_std' in last
+  ]
+  if not labels:
+    return curves
+  return (
+    f'{curves}<p>What a positive could have as its label of quality, mean ± standard '
+    f'deviation over the last logged steps: {"; ".join(labels)}.</p>'
+  )
 
 
 def _precision(evals: list, metrics: Mapping) -> str:
   if not metrics:
     return '<p>Not evaluated yet.</p>'
   head = ''.join(f'<th>{name}</th>' for name in METRICS)
-  row = ''.join(f'<td>{_number(metrics[name])}</td>' for name in METRICS)
+  row = ''.join(f'<td>{number(metrics[name])}</td>' for name in METRICS)
   table = f'<div class="wide"><table><tr>{head}</tr><tr>{row}</tr></table></div>'
   note = (
     f'<p>COCO metrics after step {metrics["step"]:,}: AP is the mean over IoU 0.50 to '
@@ -221,122 +199,10 @@ def _per_class(metrics: Mapping) -> str:
   )
   bars = ''.join(
     f'<div class="class"><span title="{html.escape(name)}">{html.escape(name)}</span>'
-    f'<div><i style="width:{100 * (ap or 0):.1f}%"></i></div><b>{_number(ap)}</b></div>'
+    f'<div><i style="width:{100 * (ap or 0):.1f}%"></i></div><b>{number(ap)}</b></div>'
     for name, ap in rows
   )
   return f'<div class="classes">{bars}</div>'
-
-
-def _sample_sections(path: Path) -> list[str]:
-  """The gallery and the edge distributions."""
-  title = 'Detections and ground truth'
-  if not path.exists():
-    return [_section(title, '<p>Not evaluated yet.</p>')]
-  with np.load(path) as arrays:
-    names, bins = arrays['class_names'].tolist(), arrays['bin_values']
-    samples = [
-      {key.split('/')[1]: arrays[key] for key in arrays if key.startswith(f'{i}/')}
-      for i in range(int(arrays['num_samples']))
-    ]
-  if not samples:
-    return [_section(title, '<p>The evaluation set has no image with a box.</p>')]
-  return [
-    _section(title, _gallery(samples, names)),
-    _section('Distributions of the sides', _edges(samples, names, bins)),
-  ]
-
-
-def _drawn(sample: Mapping) -> list[int]:
-  """Indices of the detections that are drawn, best first."""
-  return np.flatnonzero(sample['scores'] >= _MIN_SCORE).tolist()
-
-
-def _distinct(sample: Mapping) -> list[int]:
-  """`_drawn` without those at the place of a better one, of whatever class."""
-  ious = np.asarray(box_ops.iou_matrix(sample['boxes'], sample['boxes']))
-  kept: list[int] = []
-  for index in _drawn(sample):
-    if not (ious[index, kept] > _SAME_PLACE).any():
-      kept.append(index)
-  return kept
-
-
-def _gallery(samples: list, names: list[str]) -> str:
-  figures = []
-  for sample in samples:
-    drawn = _drawn(sample)
-    figures.append(
-      f'<figure>{pictures.annotated_image(sample, names, drawn)}<figcaption>Image '
-      f'{int(sample["image_id"])} · true boxes {len(sample["true_boxes"])}, detected '
-      f'{len(drawn)}</figcaption></figure>'
-    )
-  return (
-    f'<p>Detections with a score of at least {_MIN_SCORE} in the colour of their '
-    'class; ground truth dashed. Point at a box for its name: images with more than '
-    f'{pictures.MAX_LABELED} detections have no labels.</p>'
-    f'<div class="photos">{"".join(figures)}</div>'
-  )
-
-
-def _edges(samples: list, names: list[str], bins: np.ndarray) -> str:
-  ambiguous, sharp = _choose_edges(samples)
-  if not ambiguous:
-    return f'<p>No detection scores {_MIN_SCORE} or more.</p>'
-  groups = ''.join(
-    f'<h3>{heading}</h3><div class="edges">'
-    f'{"".join(_edge_figure(*entry, names, bins) for entry in chosen)}</div>'
-    for heading, chosen in (('Most ambiguous', ambiguous), ('Sharpest', sharp))
-    if chosen
-  )
-  return (
-    '<p>What the detector says about each side of a box: left and right along x, above '
-    'the picture; top and bottom along y, beside it. A clear side gives a peak, an '
-    'ambiguous one a broad hill with a large standard deviation σ. A curve that drops '
-    'straight down is at the end of its grid of distances, mostly at the anchor point: '
-    'no distance is below the first. Dashed: the ground truth; grey: beyond the image. '
-    '“No object here”: no true box overlaps the detection by an IoU of 0.5.</p>'
-    f'{groups}'
-  )
-
-
-def _edge_figure(sample: Mapping, index: int, names: list[str], bins) -> str:
-  note = '' if _is_matched(sample, index) else ' · no object here'
-  return (
-    f'<figure>{plots.edge_distributions(sample, index, bins)}<figcaption>'
-    f'{html.escape(names[sample["classes"][index]])}, score '
-    f'{sample["scores"][index]:.2f}, image {int(sample["image_id"])}{note}'
-    '</figcaption></figure>'
-  )
-
-
-def _is_matched(sample: Mapping, index: int) -> bool:
-  truth = plots.matching_truth(sample['boxes'][index], sample['true_boxes'])
-  return truth is not None
-
-
-def _choose_edges(samples: list) -> list[list[tuple[Mapping, int]]]:
-  """Detections to draw: those with one side far broader than another, and all sharp.
-
-  Those that match a true box come first. At most two per image, and only the best of
-  those at the same place.
-  """
-  pool = [(sample, index) for sample in samples for index in _distinct(sample)]
-
-  def in_bins(entry) -> np.ndarray:
-    sample, index = entry
-    return sample['edge_std'][index] / sample['strides'][index]
-
-  by_contrast = sorted(pool, key=lambda e: (not _is_matched(*e), -np.ptp(in_bins(e))))
-  by_sharpness = sorted(pool, key=lambda e: (not _is_matched(*e), in_bins(e).max()))
-  groups: list[list[tuple[Mapping, int]]] = []
-  for candidates, limit in ((by_contrast, _NUM_AMBIGUOUS), (by_sharpness, _NUM_SHARP)):
-    group: list[tuple[Mapping, int]] = []
-    groups.append(group)
-    for sample, index in candidates:
-      same_image = [i for chosen in groups for other, i in chosen if other is sample]
-      if len(group) < limit and len(same_image) < 2 and index not in same_image:
-        group.append((sample, index))
-  return groups
 
 
 def _environment(env: Mapping) -> str:

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from gfl_jax.evaluation import pictures, plots
+from gfl_jax.evaluation import diagnostics, figures, pictures, plots
 from gfl_jax.evaluation.report import read_log, write_report
 
 CONFIG = {
@@ -38,9 +38,40 @@ def make_run(folder, *, lines=(), evaluated=True, num_detections=3):
     metrics = {key: 0.25 for key in keys} | {'APl': None, 'AR1': float('nan')}
     metrics |= {'per_class': dict(zip(NAMES, (0.1, None, 0.875), strict=True))}
     metrics |= {'step': 20, 'num_images': 9, 'seconds': 1.0}
+    metrics['diagnostics'] = write_diagnostics(folder / 'eval' / 'diagnostics.npz')
     (folder / 'eval' / 'metrics.json').write_text(json.dumps(metrics))
     write_samples(folder / 'eval' / 'samples.npz', num_detections)
   return folder
+
+
+def write_diagnostics(path, kind='general', *, num_sides=40, branch=False):
+  """Those of random sides and candidates, half of them positives; the scalars."""
+  rng = np.random.default_rng(0)
+  n = num_sides
+  sides = lambda low, high: rng.uniform(low, high, (n, 4))
+  dirac = kind == 'dirac'
+  sample = rng.uniform(0, 1, (2 * n, 5))
+  sample[:, 4] = np.arange(2 * n) % 2
+  if not branch:
+    sample[:, 1] = np.nan
+  rows = {
+    'pairs': np.array([[n * n / 4, n * n / 2, n * n]]),
+    'positives': sample[1::2, [0, 2, 3]],
+    'negatives_seen': np.array([n]),
+    'sample': sample,
+    'detections': rng.uniform(0, 1, (n, 2)),
+    'side_error': sides(-1, 1),
+    'side_std': sides(0.1, 1),
+    'side_cdf': np.full((n, 4), np.nan) if dirac else sides(0, 1),
+    'side_density': np.full((n, 4), np.nan) if dirac else sides(0.1, 1),
+    'side_crps': sides(0.1, 1),
+    'side_px': np.full((n, 4), 8.0),
+    'side_sigma': sides(1, 8),
+    'side_kind': rng.integers(0, 2, (n, 4)),
+  }
+  scalars, arrays = diagnostics.summarize(rows, kind, ['faded', 'sharp $x$'])
+  np.savez(path, **arrays)
+  return scalars
 
 
 def write_samples(path, num_detections):
@@ -58,15 +89,14 @@ def write_samples(path, num_detections):
     'scores': np.linspace(0.9, 0.4, n, dtype=np.float32),
     'classes': np.arange(n) % 3,
     'edge_std': rng.uniform(0.5, 4, (n, 4)).astype(np.float32),
-    'edge_probabilities': probabilities,
-    'centers': (corner + side / 2).astype(np.float32),
+    'edge_positions': np.sort(rng.uniform(0, 64, (n, 4, 9)), -1).astype(np.float32),
+    'edge_heights': probabilities,
     'strides': np.full(n, 8, np.float32),
   }
   np.savez(
     path,
     num_samples=1,
     class_names=np.array(NAMES),
-    bin_values=np.arange(9.0),
     **{f'0/{key}': value for key, value in sample.items()},
   )
 
@@ -149,7 +179,7 @@ def test_the_same_run_gives_the_same_page(tmp_path):
 
 def test_a_run_without_evaluation_or_steps(tmp_path):
   page = Page(write_report(make_run(tmp_path, evaluated=False)))
-  assert page.text.count('Not evaluated yet.') == 3
+  assert page.text.count('Not evaluated yet.') == 5
   assert 'No step is logged yet.' in page.text
   (tmp_path / 'env.json').unlink()
   (tmp_path / 'metrics.jsonl').unlink()
@@ -249,7 +279,7 @@ def test_many_boxes_keep_their_names_but_no_labels(num_boxes, num_labels):
 
 def test_step_axes_start_at_zero(monkeypatch):
   drawn = []
-  monkeypatch.setattr(plots, '_svg', lambda figure: drawn.extend(figure.axes) or '')
+  monkeypatch.setattr(figures, 'svg', lambda figure: drawn.extend(figure.axes) or '')
   plots.ap_curves([{'step': 500, 'AP': 0.1}, {'step': 1000, 'AP': 0.2}])
   plots.training_curves([train_line(50), train_line(100)])
   assert [axes.get_xlim()[0] for axes in drawn] == [0, 0, 0, 0]
@@ -266,3 +296,60 @@ def test_figures_leave_matplotlibs_settings_alone():
   before = dict(matplotlib.rcParams)
   plots.training_curves([train_line(1), train_line(2)])
   assert dict(matplotlib.rcParams) == before
+
+
+def change_diagnostics(folder, *, config=None, **arguments):
+  path = folder / 'eval' / 'metrics.json'
+  scalars = write_diagnostics(folder / 'eval' / 'diagnostics.npz', **arguments)
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'diagnostics': scalars}))
+  changed = CONFIG | {'box': {'kind': arguments.get('kind', 'general')}}
+  (folder / 'config.json').write_text(json.dumps(changed))
+  return Page(write_report(folder)).text
+
+
+def test_the_diagnostics_are_told_with_their_meaning(tmp_path):
+  text = Page(write_report(make_run(tmp_path))).text
+  score, sides = text.split('Is the score the quality?')[1].split('Do the distrib')
+  assert '40 true positives' in score and '40 true negatives' in score
+  for value in ('outranking negatives0.250', 'outranking negatives class score0.500'):
+    assert value in score.replace('\n', '')
+  assert 'Box: general' in sides and 'sides of 40 detections' in sides
+  assert 'sharp $x$' in sides and 'constant std' not in sides
+
+
+@pytest.mark.parametrize('kind', ['dirac', 'gaussian', 'general'])
+@pytest.mark.parametrize('branch', [False, True])
+def test_diagnostics_of_every_representation(tmp_path, kind, branch):
+  make_run(tmp_path)
+  text = change_diagnostics(tmp_path, kind=kind, branch=branch)
+  assert ('constant std' in text) == (kind == 'dirac')
+  assert ('spread correlation' in text) == (kind != 'dirac')
+  assert 'nan' not in text.lower()
+
+
+def test_diagnostics_of_nothing(tmp_path):
+  make_run(tmp_path)
+  text = change_diagnostics(tmp_path, num_sides=0)
+  assert 'There is no candidate to judge.' in text
+  assert 'No detection matches a true box.' in text
+
+
+def test_the_labels_of_the_positives_stand_beside_the_papers(tmp_path):
+  labels = {'positive_iou': 0.71, 'positive_iou_std': 0.2}
+  labels |= {'positive_centerness': 0.5, 'positive_centerness_std': 0.125}
+  lines = [train_line(10), train_line(20, **labels)]
+  text = Page(write_report(make_run(tmp_path, lines=lines))).text
+  assert '0.71 ± 0.20 (GFL, ResNet-50, COCO: 0.84 ± 0.14)' in text
+  assert 'centerness 0.50 ± 0.12 (GFL, ResNet-50, COCO: 0.64 ± 0.18)' in text
+
+
+def test_sides_without_a_distribution_are_lines(tmp_path):
+  make_run(tmp_path)
+  change_samples(
+    tmp_path,
+    edge_std=np.zeros((3, 4), np.float32),
+    edge_positions=np.full((3, 4, 1), 20.0),
+    edge_heights=np.ones((3, 4, 1)),
+  )
+  text = Page(write_report(tmp_path)).text
+  assert 'knows one place for a side' in text and 'Most ambiguous' not in text
