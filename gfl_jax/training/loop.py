@@ -77,6 +77,8 @@ def train(
     metrics = run.evaluate(state, workdir, first_step)
   if jax.process_index() == 0:
     _LOG.info('Report: %s', report.write_report(workdir))
+  if stop.number:  # a study must not begin its next run
+    raise Stopped('Stopped after the last step: this run is done.', stop.number)
   return metrics
 
 

@@ -11,6 +11,17 @@ from gfl_jax.evaluation import evaluator
 from gfl_jax.training import step
 from gfl_jax.training.parallel import DataParallel
 
+# Programs are told apart by the parts of a config that they read.
+_READ_BY_PREDICT = ('data', 'decode', 'model', 'points')
+_NOT_READ_BY_UPDATE = (
+  'seed',
+  'decode',
+  'log_every_steps',
+  'eval_every_epochs',
+  'checkpoint_every_steps',
+  'tensorboard',
+)
+
 
 class Parts(NamedTuple):
   """What a config says to compute; compiled at the first call.
@@ -44,7 +55,8 @@ class Programs:
       raise ValueError(f'{unknown} are no numbers of {list(step.TRACEABLE)}')
     self._traced = tuple(traced)
     self._datasets: dict[str, data.Dataset] = {}
-    self._programs: dict[str, tuple[Any, Callable, Callable]] = {}
+    self._updates: dict[str, Callable] = {}
+    self._predicts: dict[str, Callable] = {}
 
   def dataset(self, data_config: Any) -> data.Dataset:
     """`data.load` of a config's `data`, read once."""
@@ -55,42 +67,34 @@ class Programs:
 
   def parts(self, config: Any, devices: DataParallel, steps_per_epoch: int) -> Parts:
     """The programs of a config on some devices."""
-    numbers = {name: _lookup(config, name) for name in self._traced}
-    key = self._key(config, devices, steps_per_epoch)
-    if key not in self._programs:
-      detector = models.build_detector(config.model)
+    values = config.to_dict()
+    numbers = {}
+    for name in self._traced:
+      section, field = name.split('.')
+      numbers[name] = jnp.float32(values[section].pop(field))
+    where = [devices.mode, [str(device) for device in devices.devices]]
+    read = {name: values[name] for name in _READ_BY_PREDICT}
+    trained = {k: v for k, v in values.items() if k not in _NOT_READ_BY_UPDATE}
+    predict_key = json.dumps([read, where], sort_keys=True)
+    update_key = json.dumps([trained, steps_per_epoch, where], sort_keys=True)
+
+    detector = models.build_detector(config.model)
+    if update_key not in self._updates:
       train_step = step.make_train_step(
         detector, config, steps_per_epoch=steps_per_epoch
       )
+      self._updates[update_key] = devices.update(train_step)
+    if predict_key not in self._predicts:
       predict = evaluator.make_predict(detector, config)
-      self._programs[key] = (
-        detector,
-        devices.update(train_step),
-        devices.predict(predict),
-      )
-    detector, update, predict = self._programs[key]
-    arguments = {name: jnp.float32(number) for name, number in numbers.items()}
+      self._predicts[predict_key] = devices.predict(predict)
+    update = self._updates[update_key]
     return Parts(
-      detector, lambda state, batch: update(state, batch, arguments), predict
+      detector,
+      lambda state, batch: update(state, batch, numbers),
+      self._predicts[predict_key],
     )
 
   @property
   def num_compiled(self) -> int:
     """Training steps compiled so far, over all canvases."""
-    return sum(update._cache_size() for _, update, _ in self._programs.values())
-
-  def _key(self, config, devices, steps_per_epoch) -> str:
-    values = config.to_dict()
-    values.pop('seed')  # of the first parameters and the data's order alone
-    for name in self._traced:
-      section, field = name.split('.')
-      values[section].pop(field)
-    return json.dumps(
-      [values, devices.mode, [str(d) for d in devices.devices], steps_per_epoch],
-      sort_keys=True,
-    )
-
-
-def _lookup(config, name: str) -> float:
-  section, field = name.split('.')
-  return config[section][field]
+    return sum(update._cache_size() for update in self._updates.values())

@@ -36,6 +36,20 @@ def test_runs_that_differ_in_traced_numbers_alone_share_a_program():
   assert shared.num_compiled == 2
 
 
+def test_the_decoding_is_no_part_of_the_step():
+  devices = parallel.DataParallel('jit', jax.devices()[:1])
+  shared = programs.Programs()
+  first = shared.parts(tiny.config(), devices, steps_per_epoch=10)
+  same = shared.parts(tiny.config(), devices, steps_per_epoch=10)
+  assert same.predict is first.predict
+  config = tiny.config()
+  config.decode.nms_iou = 0.5
+  one_step(shared, devices, tiny.config())
+  one_step(shared, devices, config)
+  assert shared.num_compiled == 1
+  assert shared.parts(config, devices, steps_per_epoch=10).predict is not first.predict
+
+
 def test_a_single_run_has_its_numbers_in_the_program():
   devices = parallel.DataParallel('jit', jax.devices()[:1])
   shared = programs.Programs()
