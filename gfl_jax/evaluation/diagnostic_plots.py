@@ -80,12 +80,12 @@ def spread_figure(
   names = arrays['edge_kinds'].tolist()
   has_spread = bool(names) and len(arrays['spread_sample']) > 0
   with figures.style():
-    figure = Figure(figsize=(11 if has_spread else 5, 3.8), layout='constrained')
-    panels = figure.subplots(1, 3 if has_spread else 1, squeeze=False)[0]
+    figure = Figure(figsize=(11, 3.8), layout='constrained')
+    grid = figure.add_gridspec(1, 3)
     if has_spread:
-      _spreads(panels[0], arrays['spread_sample'], names)
-      _mean_spreads(panels[1], arrays['kind_table'], names)
-    _coverage(panels[-1], coverage)
+      _spreads(figure.add_subplot(grid[0]), arrays['spread_sample'], names)
+      _mean_spreads(figure.add_subplot(grid[1]), arrays['kind_table'], names)
+    _coverage(figure.add_subplot(grid[2 if has_spread else 0]), coverage)
     return figures.svg(figure)
 
 

@@ -9,6 +9,7 @@ from gfl_jax.evaluation import diagnostic_plots
 from gfl_jax.evaluation.diagnostics import LEVELS
 from gfl_jax.evaluation.html_page import paragraph, section
 from gfl_jax.evaluation.tables import Table
+from gfl_jax.models.scores import SCORES
 
 _TITLES = ('Is the score the quality?', 'Do the distributions mean anything?')
 _SCORE_ROWS = {
@@ -23,6 +24,7 @@ _SCORE_ROWS = {
   'calibration_error': 'how far the score of a detection is from its IoU, over ten '
   'bins of scores; 0 if the score is an IoU (expected calibration error)',
 }
+_BY_CLASS_SCORE = ('outranking_negatives_class_score', 'class_score_iou_correlation')
 _SIDE_ROWS = {
   'side_error': 'mean distance of the predicted from the annotated side, px',
   'side_crps': 'continuous ranked probability score of the distribution, px: as the '
@@ -77,7 +79,10 @@ def _scores(scalars: Mapping, arrays: Mapping, config: Mapping) -> list[str]:
   if not len(arrays['sample']) and not arrays['reliability'][:, 0].any():
     return [paragraph('There is no candidate to judge.')]
   figure = f'<div class="wide">{diagnostic_plots.score_figure(arrays)}</div>'
-  return [paragraph(note), figure, _table(scalars, _SCORE_ROWS)]
+  # Without a branch they would only repeat the final score's.
+  by_class = {} if SCORES[config['score']['kind']].use == 'branch' else _BY_CLASS_SCORE
+  rows = {name: text for name, text in _SCORE_ROWS.items() if name not in by_class}
+  return [paragraph(note), figure, _table(scalars, rows)]
 
 
 def _sides(scalars: Mapping, arrays: Mapping, config: Mapping) -> list[str]:
@@ -100,7 +105,7 @@ def _sides(scalars: Mapping, arrays: Mapping, config: Mapping) -> list[str]:
 
 def _table(scalars: Mapping, meanings: Mapping[str, str]) -> str:
   rows = [
-    [name.replace('_', ' '), number(scalars[name]), meaning]
+    [name, number(scalars[name]), meaning]
     for name, meaning in meanings.items()
     if scalars[name] is not None
   ]

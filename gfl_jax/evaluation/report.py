@@ -28,7 +28,6 @@ _LABELS = {
 _STYLE = """
 .tile.main b { color: var(--accent); }
 .wide svg { width: 100%; min-width: 680px; height: auto; display: block; }
-.wide table { white-space: nowrap; } .wide table td.text { white-space: normal; }
 .classes { columns: 320px; column-gap: 36px; }
 .class { display: grid; grid-template-columns: 9.5em 1fr 3em; gap: 10px;
   align-items: center; break-inside: avoid; font-size: .9rem; padding: 2px 0; }

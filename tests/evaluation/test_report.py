@@ -298,11 +298,12 @@ def test_figures_leave_matplotlibs_settings_alone():
   assert dict(matplotlib.rcParams) == before
 
 
-def change_diagnostics(folder, *, config=None, **arguments):
+def change_diagnostics(folder, **arguments):
   path = folder / 'eval' / 'metrics.json'
   scalars = write_diagnostics(folder / 'eval' / 'diagnostics.npz', **arguments)
   path.write_text(json.dumps(json.loads(path.read_text()) | {'diagnostics': scalars}))
   changed = CONFIG | {'box': {'kind': arguments.get('kind', 'general')}}
+  changed['score'] = {'kind': 'iou' if arguments.get('branch') else 'none'}
   (folder / 'config.json').write_text(json.dumps(changed))
   return Page(write_report(folder)).text
 
@@ -311,10 +312,10 @@ def test_the_diagnostics_are_told_with_their_meaning(tmp_path):
   text = Page(write_report(make_run(tmp_path))).text
   score, sides = text.split('Is the score the quality?')[1].split('Do the distrib')
   assert '40 true positives' in score and '40 true negatives' in score
-  for value in ('outranking negatives0.250', 'outranking negatives class score0.500'):
-    assert value in score.replace('\n', '')
+  assert 'outranking_negatives0.250' in score.replace('\n', '')
+  assert 'class_score' not in score
   assert 'Box: general' in sides and 'sides of 40 detections' in sides
-  assert 'sharp $x$' in sides and 'constant std' not in sides
+  assert 'sharp $x$' in sides and 'constant_std' not in sides
 
 
 @pytest.mark.parametrize('kind', ['dirac', 'gaussian', 'general'])
@@ -322,8 +323,9 @@ def test_the_diagnostics_are_told_with_their_meaning(tmp_path):
 def test_diagnostics_of_every_representation(tmp_path, kind, branch):
   make_run(tmp_path)
   text = change_diagnostics(tmp_path, kind=kind, branch=branch)
-  assert ('constant std' in text) == (kind == 'dirac')
-  assert ('spread correlation' in text) == (kind != 'dirac')
+  assert ('outranking_negatives_class_score0.500' in text) == branch
+  assert ('constant_std' in text) == (kind == 'dirac')
+  assert ('spread_correlation' in text) == (kind != 'dirac')
   assert 'nan' not in text.lower()
 
 
