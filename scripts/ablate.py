@@ -2,7 +2,8 @@
 
   python scripts/ablate.py --study=beta --base=demo_shapes --seeds=3
 
---list prints the studies and their rows. Started again, the same command goes on:
+--list prints the studies and their rows, --summary=FOLDER the results of all studies
+below a folder, in Markdown. Started again, the same command goes on:
 finished runs are passed over, one that was cut off resumes, one that failed is tried
 again. Runs land in ROOT/runs, the report in ROOT/STUDY/report.html; studies with the
 same ROOT share the runs that they have in common. Several processes may share a ROOT:
@@ -31,6 +32,9 @@ _JOBS = flags.DEFINE_string(
   'jobs', '0/1', 'INDEX/COUNT: every COUNT-th run, from INDEX on.'
 )
 _REPORT = flags.DEFINE_bool('report', False, 'Run nothing, write the report again.')
+_SUMMARY = flags.DEFINE_string(
+  'summary', None, 'Print tables of all studies below this folder, and run nothing.'
+)
 _LIST = flags.DEFINE_bool('list', False, 'Print the studies and their rows.')
 
 
@@ -40,6 +44,11 @@ def main(argv: list[str]) -> int:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   if _LIST.value:
     _print_studies()
+    return 0
+  if _SUMMARY.value is not None:
+    from gfl_jax.evaluation import study_report
+
+    print(study_report.summary_table(_SUMMARY.value), end='')
     return 0
   if _STUDY.value is None:
     raise app.UsageError('--study=NAME is needed; --list shows the studies')
