@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from gfl_jax.evaluation import evaluator, samples
+from gfl_jax.evaluation import evaluator, observations, samples
 from gfl_jax.models import Predictions, make_anchors
 
 CONFIG = ConfigDict({
@@ -181,3 +181,80 @@ def test_no_annotation_at_all(tmp_path):
   assert metrics['AP'] is None
   with np.load(tmp_path / 'eval' / 'samples.npz') as arrays:
     assert arrays['num_samples'] == 0
+
+
+def half(start, stop):
+  """What one process has of 14 images, as it would hand it over."""
+  observed = observations.Observations(ground_truth(14), CONFIG)
+  ids = []
+  for batch in list(batches(14, 1))[start:stop]:
+    output = jax.tree.map(np.asarray, predict(table(14), batch))
+    observed.add(batch, output.detections, output.candidates, output.sides)
+    ids += batch['image_ids'].tolist()
+  return [{'image_id': i} for i in ids], ids, observed.rows()
+
+
+def test_processes_join_what_they_have(monkeypatch):
+  first, second, whole = (half(*part) for part in ((0, 9), (9, 14), (0, 14)))
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  sent = []
+  monkeypatch.setattr(evaluator, '_gather', lambda mine: sent.append(mine) or [mine])
+  evaluator._gather_processes(*second)
+  monkeypatch.setattr(evaluator, '_gather', lambda mine: [mine, sent.pop(0)])
+  results, ids, rows = evaluator._gather_processes(*first)
+  assert (results, ids) == whole[:2]
+  assert rows.keys() == whole[2].keys()
+  for name in rows:
+    np.testing.assert_array_equal(rows[name], whole[2][name], err_msg=name)
+
+
+def test_gathered_bytes_may_differ_in_length(monkeypatch):
+  other = iter([np.array(2), np.array([7, 8, 0, 0], np.uint8)])
+
+  def allgather(mine):
+    return np.stack([mine, next(other)])
+
+  monkeypatch.setattr(evaluator.multihost_utils, 'process_allgather', allgather)
+  assert evaluator._gather(b'abcd') == [b'abcd', bytes([7, 8])]
+
+
+def test_diagnostics_stand_in_the_metrics_and_their_arrays_beside(tmp_path):
+  found = evaluate(tmp_path, batches(14, 4), 14)['diagnostics']
+  # And of class 0, whose boxes all anchors share, those above (7) and, beside the
+  # border, to the left (4) that the border cuts to half of the true box.
+  assert found['true_positives'] == 14 + 7 + 4
+  assert found['matched_detections'] == 14
+  assert found['side_error'] == pytest.approx(0, abs=1e-5)
+  score = 1 / (1 + np.exp(-3))
+  assert found['calibration_error'] == pytest.approx(1 - score, abs=1e-5)
+  # Each distribution is one tent of a stride (4 or 8 px) on either side.
+  np.testing.assert_allclose(found['side_nll'], np.log([4, 8, 4, 8]).mean(), rtol=1e-4)
+  with np.load(tmp_path / 'eval' / 'diagnostics.npz') as arrays:
+    assert arrays['reliability'][9, 0] == 14
+    assert arrays['sample'].shape[1] == 5
+
+
+@pytest.mark.parametrize('kind', ['dirac', 'gaussian'])
+def test_samples_of_the_other_representations(tmp_path, kind):
+  config = ConfigDict(CONFIG.to_dict())
+  config.box.update(kind=kind, scale=1.0)
+  outputs = np.zeros((4, NUM_CELLS, 4, 1 if kind == 'dirac' else 2), np.float32)
+  outputs[..., 1:] = 2 * np.log(0.5)
+  variables = table(4)._replace(box_logits=jnp.array(outputs))
+  evaluator.evaluate(
+    jax.jit(evaluator.make_predict(Seer(), config)), variables, batches(4, 4),
+    ground_truth(4), config=config, workdir=tmp_path, step=0,
+  )  # fmt: skip
+  with np.load(tmp_path / 'eval' / 'samples.npz') as arrays:
+    kept = dict(arrays)
+  positions, heights = kept['0/edge_positions'][0], kept['0/edge_heights'][0]
+  middle = positions.shape[-1] // 2
+  np.testing.assert_allclose(positions[:, middle], true_box(0))
+  if kind == 'dirac':
+    assert positions.shape == (4, 1) and not kept['0/edge_std'].any()
+    return
+  np.testing.assert_allclose(kept['0/edge_std'], 4)  # half a stride, in canvas px
+  # The area under the curve over px is a stride's worth of probability.
+  steps = np.abs(np.diff(positions, axis=-1))
+  area = ((heights[:, 1:] + heights[:, :-1]) / 2 * steps).sum(-1) / 8
+  np.testing.assert_allclose(area, 1, atol=1e-3)
