@@ -15,6 +15,7 @@ Cases (a word stands for all cases that begin with it; without any, all are run)
   input       640 x 480 JPEGs to batches on a 512 x 512 canvas, read or from memory
   evaluate    COCO metrics of 5,000 images x 100 detections, 80 classes
   switches    step/demo in processes with and without the launcher's settings
+  study       a five-row study of beta on the demo, and its runs one by one; minutes
 
 The first line, case 'machine', says where: processor, cores, versions, settings, and
 `matmul_gflops` of float32, by which speeds of different machines can be compared. Each

@@ -16,7 +16,8 @@ import numpy as np
 from benchmark_cases import Options, interleaved, random_boxes, spread
 from PIL import Image
 
-from configs import gfl_r50_fpn_1x_coco
+from configs import demo_shapes, gfl_r50_fpn_1x_coco
+from configs.ablations import beta
 from gfl_jax import data
 from gfl_jax.evaluation import coco_metrics
 from gfl_jax.evaluation.decode import Detections
@@ -198,8 +199,50 @@ def switches(options: Options) -> Iterator[dict]:
     yield line | {'case': 'switches', 'variant': given or 'neither'}
 
 
+def study(options: Options) -> Iterator[dict]:
+  """A study of beta with five rows, and the five runs by themselves, once each.
+
+  Both begin without compiled programs and share them within themselves, as users do.
+  """
+  del options
+  root = Path(__file__).parents[1]
+  length = {'epochs': 1.0, 'checkpoint_every_steps': 1000}
+  config = demo_shapes.get_config().data
+  config.data_dir = str(root / config.data_dir)
+  data.load(config)  # drawn before the clocks run
+  with tempfile.TemporaryDirectory() as folder:
+    plain = [
+      [
+        'scripts/train.py',
+        f'--config=configs/ablations/beta.py:{row}@demo_shapes',
+        f'--workdir={folder}/plain/{row}',
+        *(f'--config.{name}={value}' for name, value in length.items()),
+      ]
+      for row in beta.ROWS
+    ]
+    together = [
+      'scripts/ablate.py',
+      '--study=beta',
+      '--base=demo_shapes',
+      '--seeds=1',
+      f'--root={folder}/study',
+      *(f'--set={name}={value}' for name, value in length.items()),
+    ]
+    variants = {'five plain runs': plain, 'study of five rows': [together]}
+    for name, commands in variants.items():
+      start = time.perf_counter()
+      for command in commands:
+        subprocess.run(
+          [sys.executable, *command], cwd=root, capture_output=True, check=True
+        )
+      seconds = time.perf_counter() - start
+      print(f'{name}: {seconds:.0f} s', file=sys.stderr)
+      yield {'variant': name, **spread([seconds])}
+
+
 CASES: dict[str, Callable[[Options], Iterator[dict]]] = {
   'input': read_input,
   'evaluate': evaluate,
   'switches': switches,
+  'study': study,
 }

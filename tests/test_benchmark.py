@@ -46,7 +46,7 @@ def test_a_case_prints_json_lines_with_the_documented_keys(run):
 
 
 def test_an_unknown_case_is_an_error_that_names_the_cases(run):
-  with pytest.raises(app.UsageError, match=r"no case 'step/r101'.*step/r50.*switches"):
+  with pytest.raises(app.UsageError, match=r"no case 'step/r101'.*step/r50.*study"):
     run('nms', 'step/r101')
 
 
