@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from gfl_jax.evaluation import statistics
 from gfl_jax.evaluation.statistics import Estimate
 
-STATUSES = ('finished', 'failed', 'missing')
+STATUSES = ('finished', 'failed', 'running', 'interrupted', 'missing')
 _ALPHA = 1 - statistics.LEVEL
 
 
@@ -28,6 +28,7 @@ class Row:
     note: what is approximated; may be empty.
     paper: the paper's AP, AP50, ... in points; empty if it has no such row.
     runs: as in study.json, one per seed.
+    baseline: name of the row that this one is compared with; None: the study's.
   """
 
   name: str
@@ -35,6 +36,7 @@ class Row:
   note: str
   paper: Mapping[str, float]
   runs: list[dict[str, Any]]
+  baseline: str | None = None
 
   def points(self, metric: str) -> dict[int, float]:
     """A COCO metric of the finished runs in points, by seed."""
@@ -67,7 +69,14 @@ class Study:
 
   @property
   def baseline(self) -> Row:
-    return next(row for row in self.rows if row.name == self.about['baseline'])
+    return self._row(self.about['baseline'])
+
+  def baseline_of(self, row: Row) -> Row:
+    """The row that `row` is compared with: its own baseline, or the study's."""
+    return self._row(row.baseline or self.about['baseline'])
+
+  def _row(self, name: str) -> Row:
+    return next(row for row in self.rows if row.name == name)
 
   @property
   def seeds(self) -> list[int]:
@@ -87,8 +96,8 @@ def load_study(folder: str | os.PathLike) -> Study:
 
   Raises:
     FileNotFoundError: there is none.
-    ValueError: it is not JSON, a field is missing, the baseline is not a row, a row or
-      a seed of a row is there twice, or a status is unknown.
+    ValueError: it is not JSON, a field is missing, a baseline is not a row, a row or a
+      seed of a row is there twice, or a status is unknown.
   """
   path = Path(folder) / 'study.json'
   if not path.exists():
@@ -107,15 +116,17 @@ def load_study(folder: str | os.PathLike) -> Study:
 def _read_row(row: dict) -> Row:
   paper = row['paper'] or {}
   points = {name: float(value) for name, value in paper.items() if value is not None}
-  return Row(row['name'], row['title'], row['note'] or '', points, row['runs'])
+  note, baseline = row['note'] or '', row.get('baseline')  # older ones lack it
+  return Row(row['name'], row['title'], note, points, row['runs'], baseline)
 
 
 def _check(about: dict, rows: list[Row]) -> None:
   for field in ('study', 'title', 'table', 'question', 'base', 'overrides', 'command'):
     about[field]
   names = [row.name for row in rows]
-  if about['baseline'] not in names:
-    raise ValueError(f'baseline {about["baseline"]!r} is not one of the rows {names}')
+  for baseline in (about['baseline'], *(row.baseline for row in rows if row.baseline)):
+    if baseline not in names:
+      raise ValueError(f'baseline {baseline!r} is not one of the rows {names}')
   if len(set(names)) < len(names):
     raise ValueError(f'two rows share a name: {names}')
   for row in rows:
@@ -128,7 +139,7 @@ def _check(about: dict, rows: list[Row]) -> None:
 
 
 class Comparison(NamedTuple):
-  """A row against the baseline.
+  """A row against its baseline.
 
   Attributes:
     difference: of AP in points, paired by seed; None without a common seed.
@@ -147,13 +158,16 @@ class Comparison(NamedTuple):
 
 
 def compare_rows(study: Study) -> dict[str, Comparison]:
-  """Each row's `Comparison`, by its name, without the baseline's own."""
-  baseline = study.baseline
-  others = [row for row in study.rows if row is not baseline]
-  differences = {row.name: _difference(row, baseline) for row in others}
+  """Each row's `Comparison`, by its name, without the study's baseline's own."""
+  baselines = {
+    row.name: study.baseline_of(row) for row in study.rows if row is not study.baseline
+  }
+  others = [row for row in study.rows if row.name in baselines]
+  differences = {row.name: _difference(row, baselines[row.name]) for row in others}
   corrected = _holm(differences)
   comparisons = {}
   for row in others:
+    baseline = baselines[row.name]
     difference, p_value = differences[row.name], corrected.get(row.name)
     plain = _verdict(row, baseline, difference)
     survives = p_value is not None and p_value < _ALPHA

@@ -119,6 +119,28 @@ def test_rows_are_read_by_their_paired_difference(tmp_path):
   assert found['none'].paper_difference == pytest.approx(-2.3)
 
 
+def test_a_row_may_have_a_baseline_of_its_own(tmp_path):
+  study = make_study()
+  study['rows'][3]['baseline'] = 'branch'
+  study['rows'][1]['baseline'] = None
+  found = compare_rows(load_study(write(tmp_path, study)))
+  aps = {
+    row['name']: [run['metrics']['AP'] for run in row['runs']] for row in study['rows']
+  }
+  ours = [100 * (a - b) for a, b in zip(aps['strong'], aps['branch'], strict=True)]
+  assert found['strong'].difference.mean == pytest.approx(sum(ours) / 3)
+  assert found['strong'].paper_difference == pytest.approx(39.7 - 39.0)
+  assert found['branch'].paper_difference == pytest.approx(39.0 - 39.9)
+
+
+@pytest.mark.parametrize('status', ['running', 'interrupted'])
+def test_a_run_that_is_not_done_counts_nowhere(tmp_path, status):
+  study = make_study()
+  study['rows'][0]['runs'][0] |= {'status': status, 'metrics': None, 'seconds': None}
+  found = load_study(write(tmp_path, study))
+  assert [len(row.finished) for row in found.rows] == [2, 3, 3, 3]
+
+
 def test_a_difference_that_only_one_comparison_would_show(tmp_path):
   study = make_study()
   for seed, ap in enumerate((0.51, 0.556, 0.4943)):  # +1.0, +1.6 and +1.43 points
@@ -332,6 +354,7 @@ def test_the_summary_holds_every_study_below_a_folder(tmp_path):
     (lambda s: s['rows'].append(s['rows'][0]), 'two rows share a name'),
     (lambda s: s['rows'][0]['runs'][0].update(seed=1), "row 'none' has a seed twice"),
     (lambda s: s['rows'][0]['runs'][0].update(status='ok'), "status 'ok' is not one"),
+    (lambda s: s['rows'][0].update(baseline='gone'), "baseline 'gone' is not one of"),
     (lambda s: s.pop('question'), "has no field 'question'"),
     (lambda s: s['rows'][0].pop('paper'), "has no field 'paper'"),
   ],
