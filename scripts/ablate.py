@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     _print_studies()
     return 0
   if _SUMMARY.value is not None:
-    from gfl_jax.evaluation import study_report
+    from gfl_jax.reports import study_report
 
     print(study_report.summary_table(_SUMMARY.value), end='')
     return 0

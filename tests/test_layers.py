@@ -16,8 +16,9 @@ BELOW = {
   'models': {'ops'},
   'data': set(),
   'evaluation': {'ops', 'models'},
+  'reports': {'ops', 'models', 'evaluation'},
   'deploy': {'ops', 'models', 'evaluation'},
-  'training': {'ops', 'models', 'data', 'evaluation', 'deploy'},
+  'training': {'ops', 'models', 'data', 'evaluation', 'reports', 'deploy'},
 }
 
 

@@ -1,1 +1,1 @@
-"""From predictions to detections, COCO metrics and the report of a run."""
+"""From predictions to detections, COCO metrics and diagnostics."""

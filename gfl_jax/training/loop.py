@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from gfl_jax.evaluation import report
+from gfl_jax.reports import report
 from gfl_jax.training import run_folder
 from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.experiment import Experiment, check_config

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import ml_collections
 
-from gfl_jax.evaluation import report
 from gfl_jax.files import write_whole
+from gfl_jax.reports import report
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'gfl-jax')
 

@@ -19,9 +19,9 @@ from typing import Any
 import tqdm
 from ml_collections import ConfigDict
 
-from gfl_jax.evaluation import study_report
 from gfl_jax.evaluation.coco_metrics import METRICS
 from gfl_jax.files import write_whole
+from gfl_jax.reports import study_report
 from gfl_jax.training import experiment, loop, step, study_options, study_runs
 from gfl_jax.training.programs import Programs
 from gfl_jax.training.study_runs import Run

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gfl_jax.evaluation import diagnostic_plots
 from gfl_jax.evaluation.diagnostics import LEVELS
-from gfl_jax.evaluation.html_page import paragraph, section
-from gfl_jax.evaluation.tables import Table
 from gfl_jax.models.scores import SCORES
+from gfl_jax.reports import diagnostic_plots
+from gfl_jax.reports.html_page import paragraph, section
+from gfl_jax.reports.tables import Table
 
 _TITLES = ('Is the score the quality?', 'Do the distributions mean anything?')
 _SCORE_ROWS = {

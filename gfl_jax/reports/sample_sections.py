@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gfl_jax.evaluation import pictures, plots
-from gfl_jax.evaluation.html_page import section
 from gfl_jax.ops import boxes as box_ops
+from gfl_jax.reports import pictures, plots
+from gfl_jax.reports.html_page import section
 
 _MIN_SCORE = 0.3  # of a detection that is drawn
 _NUM_AMBIGUOUS, _NUM_SHARP = 6, 3  # figures of edge distributions

@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gfl_jax.evaluation import pictures
+from gfl_jax.reports import pictures
 
 INK = '#1f2937'
 SERIES = ('#2563eb', '#dc2626', '#059669', '#d97706', '#7c3aed', '#0891b2', '#be185d')

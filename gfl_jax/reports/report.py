@@ -10,15 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from gfl_jax import files
-from gfl_jax.evaluation import (
-  diagnostic_sections,
-  html_page,
-  plots,
-  sample_sections,
-)
 from gfl_jax.evaluation.coco_metrics import METRICS
-from gfl_jax.evaluation.diagnostic_sections import number
-from gfl_jax.evaluation.html_page import section
+from gfl_jax.reports import diagnostic_sections, html_page, plots, sample_sections
+from gfl_jax.reports.diagnostic_sections import number
+from gfl_jax.reports.html_page import section
 
 # Figure 12 of the paper, over the positives of a trained GFL with ResNet-50.
 _LABELS = {

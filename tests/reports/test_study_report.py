@@ -7,11 +7,11 @@ import re
 
 import pytest
 
-from gfl_jax.evaluation import study_plots
-from gfl_jax.evaluation.study_plots import Mark, Panel
-from gfl_jax.evaluation.study_report import summary_table, write_study_report
-from gfl_jax.evaluation.study_results import compare_order, compare_rows, load_study
-from gfl_jax.evaluation.tables import Table
+from gfl_jax.reports import study_plots
+from gfl_jax.reports.study_plots import Mark, Panel
+from gfl_jax.reports.study_report import summary_table, write_study_report
+from gfl_jax.reports.study_results import compare_order, compare_rows, load_study
+from gfl_jax.reports.tables import Table
 
 SHIFTS = (0.0, 0.04, -0.02)  # what a seed does to all rows
 WOBBLE = (0.001, -0.001, 0.0)

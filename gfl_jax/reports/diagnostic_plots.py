@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from gfl_jax.evaluation import figures
 from gfl_jax.evaluation.diagnostics import LEVELS
+from gfl_jax.reports import figures
 
 _BLUE, _RED = figures.SERIES[:2]
 _GREY, _PALE = '#9ca3af', '#eef0f3'

@@ -5,11 +5,11 @@ APs and their differences are in points, 0 to 100.
 
 from collections.abc import Mapping, Sequence
 
-from gfl_jax.evaluation import statistics, study_results
 from gfl_jax.evaluation.coco_metrics import METRICS
-from gfl_jax.evaluation.statistics import Estimate
-from gfl_jax.evaluation.study_results import Comparison, Pair, Study
-from gfl_jax.evaluation.tables import Table
+from gfl_jax.reports import statistics, study_results
+from gfl_jax.reports.statistics import Estimate
+from gfl_jax.reports.study_results import Comparison, Pair, Study
+from gfl_jax.reports.tables import Table
 
 RERUN_SPREAD = 0.2  # points; differences of the paper up to here are marked
 _DASH = '–'

@@ -8,17 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gfl_jax import files
-from gfl_jax.evaluation import (
-  html_page,
-  statistics,
-  study_plots,
-  study_tables,
-  study_text,
-)
 from gfl_jax.evaluation.coco_metrics import METRICS
-from gfl_jax.evaluation.html_page import listing, paragraph, section
-from gfl_jax.evaluation.study_plots import Mark, Panel
-from gfl_jax.evaluation.study_results import (
+from gfl_jax.reports import html_page, statistics, study_plots, study_tables, study_text
+from gfl_jax.reports.html_page import listing, paragraph, section
+from gfl_jax.reports.study_plots import Mark, Panel
+from gfl_jax.reports.study_results import (
   OUTCOMES,
   Comparison,
   Order,
@@ -27,7 +21,7 @@ from gfl_jax.evaluation.study_results import (
   compare_rows,
   load_study,
 )
-from gfl_jax.evaluation.tables import escape_markdown
+from gfl_jax.reports.tables import escape_markdown
 
 _CSV_HEAD = ('study', 'base', 'row', 'title', 'seed', 'status', 'error', 'run_seconds')
 

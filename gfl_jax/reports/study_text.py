@@ -3,9 +3,9 @@
 import statistics as stdlib_statistics
 from collections.abc import Mapping
 
-from gfl_jax.evaluation import study_results
-from gfl_jax.evaluation.study_results import Comparison, Order, Study
-from gfl_jax.evaluation.study_tables import RERUN_SPREAD, signed
+from gfl_jax.reports import study_results
+from gfl_jax.reports.study_results import Comparison, Order, Study
+from gfl_jax.reports.study_tables import RERUN_SPREAD, signed
 
 _RECIPE = 'gfl_r50_fpn_1x_coco'  # the base whose numbers the paper's are of
 _SHOWN = ('better', 'worse')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gfl_jax.evaluation import statistics
+from gfl_jax.reports import statistics
 
 
 def density(t, degrees):

@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from gfl_jax.evaluation import diagnostics, figures, pictures, plots
-from gfl_jax.evaluation.report import read_log, write_report
+from gfl_jax.evaluation import diagnostics
+from gfl_jax.reports import figures, pictures, plots
+from gfl_jax.reports.report import read_log, write_report
 
 CONFIG = {
   'batch_size': 8,

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from gfl_jax.evaluation import figures
 from gfl_jax.ops import boxes as box_ops
+from gfl_jax.reports import figures
 
 _TRUTH, _DASHES = '#111827', (0, (4, 3))
 _SIDE_COLORS = ('#2563eb', '#7c3aed', '#dc2626', '#c2570c')  # left, top, right, bottom

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gfl_jax.evaluation import statistics
-from gfl_jax.evaluation.statistics import Estimate
+from gfl_jax.reports import statistics
+from gfl_jax.reports.statistics import Estimate
 
 STATUSES = ('finished', 'failed', 'running', 'interrupted', 'missing')
 _ALPHA = 1 - statistics.LEVEL

@@ -1,0 +1,1 @@
+"""Pages about runs and studies, made from the files in their folders alone."""
