@@ -13,6 +13,8 @@ from gfl_jax.ops.types import ArrayLike
 
 BACKGROUND = -1
 IGNORED = -2
+# A point learns distances to the sides: it must lie inside by more, in px (mmdet's).
+_LEAST_DISTANCE = 0.01
 
 
 class Assignment(NamedTuple):
@@ -76,7 +78,7 @@ def atss(
   inside = box_ops.boxes_to_distances(
     centers, jnp.broadcast_to(boxes[:, None], anchors.shape)
   )
-  inside = jnp.min(inside, axis=-1) > 0.01
+  inside = jnp.min(inside, axis=-1) > _LEAST_DISTANCE
   positive = chosen & inside & (iou >= _threshold(iou, chosen))
   return _resolve(index, iou, positive, point_valid)
 
@@ -159,11 +161,13 @@ def max_iou(
 ) -> Assignment:
   """RetinaNet's rule for one image; to be vmapped over images.
 
-  An anchor whose best IoU is at least `positive_iou` gets that box; it is background if
-  the best is below `negative_iou`, and ignored between the two. Then each box that any
-  anchor overlaps is given its best anchor, however low their IoU, and all that are as
-  good to a part in a million; an anchor given to several boxes gets the last of them,
-  and loses the box that it had.
+  An anchor may learn a box that contains its point by more than 0.01 px on all sides.
+  Of those it gets the one of highest IoU, if that is at least `positive_iou`. Without
+  one it is background if its IoU with every box is below `negative_iou`, and ignored
+  otherwise. Then each box is given the best of the anchors that may learn it, however
+  low their IoU, and all that are as good to a part in a million; an anchor given to
+  several boxes gets the last of them, and loses the box that it had. A box that
+  contains no point gets no anchor.
 
   Args:
     boxes: ground truth in pixels of the network input, padded to a fixed number.
@@ -177,8 +181,11 @@ def max_iou(
     ValueError: thresholds outside their bounds; numbers of boxes, flags or points that
       differ.
 
-  Source: Lin et al., arXiv:1708.02002; mmdet's MaxIoUAssigner with min_pos_iou=0, where
-  a box that no anchor overlaps would take all of them.
+  Source: Lin et al., arXiv:1708.02002; mmdet's MaxIoUAssigner with min_pos_iou=0, which
+  lets any anchor learn any box: theirs are offsets from the anchor's sides. Ours are
+  distances from its point, and none describe a box that the point is not in. Around a
+  box of 16 px, 36 anchors of 64 px may tie for the best IoU, and 4 have their points
+  in it.
   """
   if not 0 <= negative_iou <= positive_iou <= 1 or not positive_iou > 0:
     raise ValueError(
@@ -189,12 +196,16 @@ def max_iou(
 
   iou = box_ops.iou_matrix(points.anchors, boxes)
   iou = jnp.where(valid[None] & point_valid[:, None], iou, -1)
-  best = jnp.max(iou, axis=1)
-  matched = jnp.where(best < negative_iou, BACKGROUND, IGNORED)
-  matched = jnp.where(best >= positive_iou, jnp.argmax(iou, axis=1), matched)
-  best_of_box = jnp.max(iou, axis=0, keepdims=True)
+  x, y = points.centers.T[:, :, None]
+  x1, y1, x2, y2 = boxes.T[:, None]
+  room = jnp.minimum(jnp.minimum(x - x1, x2 - x), jnp.minimum(y - y1, y2 - y))
+  own = jnp.where(room > _LEAST_DISTANCE, iou, -1)
+  matched = jnp.where(jnp.max(iou, axis=1) < negative_iou, BACKGROUND, IGNORED)
+  positive = jnp.max(own, axis=1) >= positive_iou
+  matched = jnp.where(positive, jnp.argmax(own, axis=1), matched)
+  best_of_box = jnp.max(own, axis=0, keepdims=True)
   # Not ==: the compiler may compute an IoU twice, with different roundings.
-  given = (best_of_box > 0) & (iou >= best_of_box * (1 - 1e-6))
+  given = (best_of_box > 0) & (own >= best_of_box * (1 - 1e-6))
   last = jnp.max(jnp.where(given, np.arange(len(boxes))[None], -1), axis=1)
   matched = jnp.where(last >= 0, last, matched)
   iou = jnp.take_along_axis(iou, jnp.maximum(matched, 0)[:, None], axis=1)[:, 0]

@@ -86,30 +86,40 @@ def fcos_definition(boxes, points, point_valid, regress_range, center_radius):
 
 
 def max_iou_definition(boxes, points, point_valid, positive_iou, negative_iou):
-  """Assignment by mmdet's loop, and how near its closest decision was."""
+  """Assignment by mmdet's loop, to boxes that contain the point, and how near its
+  closest decision was."""
   num_points = len(point_valid)
   matched, margin = np.where(point_valid, -1, -2), np.inf
   if not len(boxes):
     return matched, margin
   iou = np.array([[overlap(box, anchor) for anchor in points.anchors] for box in boxes])
   iou[:, ~point_valid] = -1
+  own = np.full_like(iou, -1)
+  for g, (x1, y1, x2, y2) in enumerate(boxes):
+    for i, (x, y) in enumerate(points.centers):
+      room = min(x - x1, x2 - x, y - y1, y2 - y)
+      margin = min(margin, abs(room - 0.01))
+      if room > 0.01:
+        own[g, i] = iou[g, i]
   for i in range(num_points):
     if not point_valid[i]:
       continue
-    best = iou[:, i].argmax()
-    if iou[best, i] >= positive_iou:
+    best = own[:, i].argmax()
+    if own[best, i] >= positive_iou:
       matched[i] = best
-    elif iou[best, i] >= negative_iou:
+    elif iou[:, i].max() >= negative_iou:
       matched[i] = -2
-    near = np.sort(iou[:, i])[-2:]
-    margin = min(margin, np.min(np.abs(near[-1] - [positive_iou, negative_iou])))
+    near = np.sort(own[:, i])[-2:]
+    margin = min(
+      margin, abs(near[-1] - positive_iou), abs(iou[:, i].max() - negative_iou)
+    )
     if near[-1] >= positive_iou and len(near) > 1 and near[0] < near[1]:
       margin = min(margin, near[1] - near[0])
   for g in range(len(boxes)):
-    if iou[g].max() > 0:
-      matched[np.isclose(iou[g], iou[g].max(), rtol=1e-9, atol=0)] = g
-      others = iou[g][~np.isclose(iou[g], iou[g].max(), rtol=1e-9, atol=0)]
-      margin = min(margin, (iou[g].max() - others.max()) / iou[g].max())
+    if own[g].max() > 0:
+      matched[np.isclose(own[g], own[g].max(), rtol=1e-9, atol=0)] = g
+      others = own[g][~np.isclose(own[g], own[g].max(), rtol=1e-9, atol=0)]
+      margin = min(margin, (own[g].max() - others.max()) / own[g].max())
   return matched, margin
 
 
@@ -164,14 +174,17 @@ def random_boxes(seed, count, size=SIZE):
   return boxes.astype(np.float32)
 
 
+# No box reaches an IoU above 0.5 with an anchor whose point is outside.
+@pytest.mark.parametrize('thresholds', [(0.5, 0.4), (0.3, 0.2)])
 @pytest.mark.parametrize('seed', range(8))
-def test_max_iou_equals_its_definition(seed):
+def test_max_iou_equals_its_definition(seed, thresholds):
   boxes, valid = padded(random_boxes(seed, seed))
   image_size = [SIZE, (60, 136), (104, 33)][seed % 3]
-  points, _ = compiled(max_iou)
+  numbers = dict(zip(('positive_iou', 'negative_iou'), thresholds, strict=True))
+  points, _ = compiled(max_iou, **numbers)
   on_image = np.asarray(point_validity(points, np.array(image_size)))
-  matched, iou = assigned(max_iou, boxes, valid, image_size)
-  expected, margin = max_iou_definition(boxes[valid], points, on_image, 0.5, 0.4)
+  matched, iou = assigned(max_iou, boxes, valid, image_size, **numbers)
+  expected, margin = max_iou_definition(boxes[valid], points, on_image, *thresholds)
   assert margin > 3e-6
   np.testing.assert_array_equal(matched, expected)
   check_iou(points, boxes, matched, iou)
@@ -309,15 +322,44 @@ def test_max_iou_keeps_a_band_between_its_thresholds():
   np.testing.assert_allclose(iou[4:8], [1, 7 / 9, 6 / 10, 0], rtol=1e-6)
 
 
-def test_max_iou_gives_a_small_box_all_of_its_equal_best_anchors():
-  # IoU 64 / 4096 with every anchor of stride 8 around it, far below both thresholds.
-  boxes, valid = padded([(64, 48, 72, 56)])
+def test_max_iou_gives_a_small_box_all_of_its_equal_best_anchors_with_points_in_it():
+  # IoU 256 / 4096 with 36 anchors of stride 8 around it, far below both thresholds.
+  box = (60, 44, 76, 60)
+  boxes, valid = padded([box])
   points, _ = compiled(max_iou)
   matched, iou = assigned(max_iou, boxes, valid)
-  contains = (points.anchors[:, :2] <= (64, 48)) & (points.anchors[:, 2:] >= (72, 56))
-  best = contains.all(axis=1) & (points.strides == 8)
-  np.testing.assert_array_equal(matched, np.where(best, 0, -1))
-  np.testing.assert_allclose(iou, np.where(best, 1 / 64, 0), rtol=1e-6)
+  best = np.isclose([overlap(box, anchor) for anchor in points.anchors], 1 / 16)
+  inside = [(x, y) for y in (48, 56) for x in (64, 72)]
+  assert best.sum() == 36
+  assert list(map(tuple, points.centers[matched == 0])) == inside
+  assert (matched >= 0).sum() == 4 and best[matched == 0].all()
+  np.testing.assert_allclose(iou, np.where(matched == 0, 1 / 16, 0), rtol=1e-6)
+
+
+def test_max_iou_ignores_an_anchor_near_a_box_that_its_point_is_not_in():
+  # The box is the right half of the anchor at (64, 48), but for `gap` px.
+  points, _ = compiled(max_iou, positive_iou=0.4, negative_iou=0.3)
+  anchor = np.flatnonzero((points.centers == (64, 48)).all(axis=1))[0]
+  for gap, expected in ((-0.02, 0), (-0.005, -2), (2, -2)):
+    boxes, valid = padded([(64 + gap, 16, 96, 80)])
+    numbers = dict(positive_iou=0.4, negative_iou=0.3)
+    matched, iou = assigned(max_iou, boxes, valid, **numbers)
+    assert overlap(boxes[0], points.anchors[anchor]) > 0.45
+    assert matched[anchor] == expected and (iou[anchor] > 0) == (expected == 0)
+    assert (points.centers[matched == 0] > (64 + gap, 16)).all()
+
+
+def test_max_iou_gives_an_anchor_the_better_of_the_boxes_that_contain_its_point():
+  # The anchor at (64, 48) overlaps the first box more, but its point is not in it.
+  numbers = dict(positive_iou=0.4, negative_iou=0.3)
+  points, _ = compiled(max_iou, **numbers)
+  anchor = np.flatnonzero((points.centers == (64, 48)).all(axis=1))[0]
+  boxes, valid = padded([(65, 16, 96, 80), (40, 20, 84, 58)])
+  first, second = (overlap(box, points.anchors[anchor]) for box in boxes[valid])
+  assert first > second > 0.4
+  matched, iou = assigned(max_iou, boxes, valid, **numbers)
+  assert matched[anchor] == 1
+  np.testing.assert_allclose(iou[anchor], second, rtol=1e-6)
 
 
 def test_max_iou_lets_the_last_box_take_an_anchor_from_a_better_one():
@@ -331,8 +373,9 @@ def test_max_iou_lets_the_last_box_take_an_anchor_from_a_better_one():
     np.testing.assert_allclose(iou[anchor], overlap(boxes[1], exact), rtol=1e-6)
 
 
-def test_max_iou_gives_no_anchor_to_a_box_that_none_overlaps():
-  boxes, valid = padded([(-900, -900, -800, -800)])
+@pytest.mark.parametrize('box', [(-900, -900, -800, -800), (65, 49, 71, 55)])
+def test_max_iou_gives_no_anchor_to_a_box_without_a_point(box):
+  boxes, valid = padded([box])
   matched, _ = assigned(max_iou, boxes, valid)
   np.testing.assert_array_equal(matched, np.full(len(matched), -1))
 
