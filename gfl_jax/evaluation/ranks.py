@@ -1,5 +1,8 @@
 """Agreement of two lists of numbers: by rank, and as a calibrated forecast."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -20,6 +23,22 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
   ranks -= ranks.mean(-1, keepdims=True)
   lengths = np.sqrt(np.square(ranks).sum(-1))
   return float((ranks[0] * ranks[1]).sum() / lengths.prod()) if lengths.all() else None
+
+
+def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
+  """Kendall's tau-b of two equally long lists: 1 the same order, -1 the opposite.
+
+  None if one of the lists is all ties or shorter than 2: there is no order.
+  """
+  signs = [
+    (np.sign(first[i] - first[j]), np.sign(second[i] - second[j]))
+    for i in range(len(first))
+    for j in range(i)
+  ]
+  untied = [sum(abs(pair[k]) for pair in signs) for k in (0, 1)]
+  if not all(untied):
+    return None
+  return float(sum(a * b for a, b in signs) / math.sqrt(untied[0] * untied[1]))
 
 
 def exceeding_pairs(below: np.ndarray, above: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""What a few seeds can tell: intervals, paired differences, corrections, orders."""
+"""What a few seeds can tell: intervals, paired differences, corrections."""
 
 import functools
 import math
@@ -141,19 +141,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     floor = max(floor, (len(p_values) - rank) * p_values[index])
     corrected[index] = min(1.0, floor)
   return corrected
-
-
-def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
-  """Kendall's tau-b of two equally long lists: 1 the same order, -1 the opposite.
-
-  None if one of the lists is all ties or shorter than 2: there is no order.
-  """
-  signs = [
-    (np.sign(first[i] - first[j]), np.sign(second[i] - second[j]))
-    for i in range(len(first))
-    for j in range(i)
-  ]
-  untied = [sum(abs(pair[k]) for pair in signs) for k in (0, 1)]
-  if not all(untied):
-    return None
-  return float(sum(a * b for a, b in signs) / math.sqrt(untied[0] * untied[1]))

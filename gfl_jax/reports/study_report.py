@@ -21,7 +21,7 @@ from gfl_jax.reports.study_results import (
   compare_rows,
   load_study,
 )
-from gfl_jax.reports.tables import escape_markdown
+from gfl_jax.reports.tables import DASH, duration, escape_markdown, number
 
 _CSV_HEAD = ('study', 'base', 'row', 'title', 'seed', 'status', 'error', 'run_seconds')
 
@@ -118,8 +118,8 @@ def _headline(study: Study, order: Order) -> str:
   tiles['seeds'] = str(len(study.seeds))
   if order.tau is not None:
     tiles["Kendall's tau-b to the paper"] = study_tables.signed(order.tau)
-  tiles['programs compiled'] = str(study.about.get('compilations', '–'))
-  tiles['time of all runs'] = study_tables.duration(float(seconds)) if seconds else '–'
+  tiles['programs compiled'] = str(study.about.get('compilations', DASH))
+  tiles['time of all runs'] = duration(float(seconds)) if seconds else DASH
   return (
     f'<header><h1>{html.escape(study_text.heading(study))}</h1>'
     f'{paragraph(study_text.setting(study))}'
@@ -165,7 +165,7 @@ def _precision_panels(study: Study) -> list[Panel]:
     )
     ours.append(mark)
     ap = row.paper.get('AP')
-    paper.append(Mark([], ap, None, 'noise', study_tables.number(ap)))
+    paper.append(Mark([], ap, None, 'noise', number(ap, 1)))
   panels = [Panel(f'Ours: {study_text.base(study)}', 'AP', 45, ours)]
   if study.has_paper:
     panels.append(Panel('Paper: COCO, R-50, 90k', 'AP', 16, paper))

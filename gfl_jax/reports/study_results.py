@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gfl_jax.evaluation import ranks
 from gfl_jax.reports import statistics
 from gfl_jax.reports.statistics import Estimate
 
@@ -290,7 +291,7 @@ def compare_order(study: Study) -> Order:
     pairs.append(Pair(high, low, gap, difference, outcome, is_corrected))
   rows = [row for row in in_paper if row.points('AP')]
   means = [statistics.estimate(list(row.points('AP').values())) for row in rows]
-  tau = statistics.kendall_tau(
+  tau = ranks.kendall_tau(
     [row.paper['AP'] for row in rows], [mean.mean for mean in means if mean]
   )
   return Order(rows, tau, pairs, len(ordered) - len(pairs))

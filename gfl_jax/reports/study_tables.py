@@ -9,20 +9,9 @@ from gfl_jax.evaluation.coco_metrics import METRICS
 from gfl_jax.reports import statistics, study_results
 from gfl_jax.reports.statistics import Estimate
 from gfl_jax.reports.study_results import Comparison, Pair, Study
-from gfl_jax.reports.tables import Table
+from gfl_jax.reports.tables import DASH, Table, duration, flatten, number
 
 RERUN_SPREAD = 0.2  # points; differences of the paper up to here are marked
-_DASH = '–'
-
-
-def duration(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
-
-
-def number(value: float | None, digits: int = 1) -> str:
-  return _DASH if value is None else f'{value:.{digits}f}'
 
 
 def with_interval(found: Estimate | None, digits: int = 2) -> str:
@@ -35,7 +24,7 @@ def with_interval(found: Estimate | None, digits: int = 2) -> str:
 def signed(value: float | None, digits: int = 2) -> str:
   """With its sign, a true minus; what rounds to 0 has none."""
   if value is None:
-    return _DASH
+    return DASH
   text = f'{abs(value):.{digits}f}'
   if not float(text):
     return text
@@ -66,7 +55,7 @@ def overview(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
     cells = [row.title, with_interval(found), number(found and found.std, 2)]
     cells.append(f'{len(aps)} of {len(row.runs)}')
     cells += _readings(against)
-    cells.append(number(row.paper.get('AP')))
+    cells.append(number(row.paper.get('AP'), 1))
     cells.append(paper_difference(against and against.paper_difference))
     rows.append(cells)
   table = Table('lrrrrlrlrr', head, rows)
@@ -75,10 +64,10 @@ def overview(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
 
 def _readings(against: Comparison | None) -> list[str]:
   if against is None:
-    return [_DASH, 'baseline', _DASH, _DASH]
+    return [DASH, 'baseline', DASH, DASH]
   difference = difference_text(against.difference)
   if against.corrected_p is None:
-    return [difference, against.verdict, _DASH, _DASH]
+    return [difference, against.verdict, DASH, DASH]
   is_same = against.corrected_verdict == against.verdict
   corrected = 'the same' if is_same else against.corrected_verdict
   return [difference, against.verdict, p_value(against.corrected_p), corrected]
@@ -106,7 +95,7 @@ def precision(study: Study) -> Table:
     found = [statistics.estimate(list(row.points(name).values())) for name in names]
     rows.append([row.title, 'ours', *map(with_interval, found)])
     if row.paper:
-      rows.append([row.title, 'paper', *(number(row.paper.get(n)) for n in names)])
+      rows.append([row.title, 'paper', *(number(row.paper.get(n), 1) for n in names)])
   return Table('ll' + 'r' * len(names), ['row', 'of', *names], rows)
 
 
@@ -160,8 +149,8 @@ def runs(study: Study) -> Table:
       str(run['seed']),
       run['status'],
       number(row.points('AP').get(run['seed']), 2),
-      _DASH if run['seconds'] is None else duration(float(run['seconds'])),
-      run['folder'] or _DASH,
+      DASH if run['seconds'] is None else duration(float(run['seconds'])),
+      run['folder'] or DASH,
     ]
     for row, run in study.runs
   ]
@@ -198,16 +187,6 @@ def environment(study: Study) -> Table:
     ['git revision', str(about.get('git') or 'unknown')],
     ['training programs compiled', str(about.get('compilations', 'unknown'))],
     ['time of all runs', duration(float(seconds)) if seconds else 'unknown'],
-    *([key, value] for key, value in _flatten(machine)),
+    *flatten(machine),
   ]
   return Table('ll', ['', ''], rows)
-
-
-def _flatten(tree: Mapping, prefix: str = '') -> list[tuple[str, str]]:
-  rows = []
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      rows += _flatten(value, f'{prefix}{key}.')
-    else:
-      rows.append((f'{prefix}{key}', str(value)))
-  return rows

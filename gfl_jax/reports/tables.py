@@ -1,9 +1,12 @@
-"""A table of text, as HTML and as Markdown."""
+"""Tables of text, as HTML and as Markdown, and how their values are written."""
 
 import html
+import math
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
+DASH = '–'  # what is not known
 _MARKDOWN_ALIGNMENT = {'l': '---', 'r': '--:'}
 
 
@@ -57,3 +60,28 @@ def escape_markdown(text: str) -> str:
   """Text that Markdown (GitHub's) shows as it is, in one line."""
   # An underscore within a word is only itself, and names are full of them.
   return re.sub(r'([\\`*|<\[$~]|\b_|_\b)', r'\\\1', ' '.join(text.split()))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+  """With so many digits after the point; a dash for None and what is not finite."""
+  if value is None or not math.isfinite(value):
+    return DASH
+  return f'{value:.{digits}f}'
+
+
+def duration(seconds: float) -> str:
+  """'3 min 55 s', from an hour on '2 h 7 min'."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
+
+
+def flatten(tree: Mapping, prefix: str = '') -> list[list[str]]:
+  """Rows of a nested dict: 'a.b' and the value as text."""
+  rows = []
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      rows += flatten(value, f'{prefix}{key}.')
+    else:
+      rows.append([f'{prefix}{key}', str(value)])
+  return rows

@@ -44,6 +44,19 @@ def test_no_order_has_no_correlation(values):
   assert ranks.spearman(np.arange(len(values)), values) is None
 
 
+def test_kendalls_tau():
+  rising = [1.0, 2.0, 3.0, 4.0]
+  assert ranks.kendall_tau(rising, rising) == pytest.approx(1)
+  assert ranks.kendall_tau(rising, rising[::-1]) == pytest.approx(-1)
+  # One swap of neighbours: 5 pairs agree, 1 does not.
+  assert ranks.kendall_tau(rising, [1.0, 3.0, 2.0, 4.0]) == pytest.approx(4 / 6)
+  # Ties: 2 agree, none differs, of 2 and 3 pairs without a tie.
+  tied = ranks.kendall_tau([1.0, 1.0, 2.0], [1.0, 2.0, 3.0])
+  assert tied == pytest.approx(2 / np.sqrt(2 * 3))
+  assert ranks.kendall_tau([1.0, 1.0], [1.0, 2.0]) is None
+  assert ranks.kendall_tau([1.0], [1.0]) is None
+
+
 def test_reliability_by_hand():
   scores = np.array([0.05, 0.1, 0.15, 1.0, 0.95])
   outcomes = np.array([0.0, 0.4, 0.2, 1.0, 0.5])

@@ -123,16 +123,3 @@ def test_holm_rejects_as_the_stepwise_rule_does():
       rejected.add(int(index))
     corrected = statistics.holm(p_values)
     assert {i for i, p in enumerate(corrected) if p <= 0.05} == rejected
-
-
-def test_kendalls_tau():
-  rising = [1.0, 2.0, 3.0, 4.0]
-  assert statistics.kendall_tau(rising, rising) == pytest.approx(1)
-  assert statistics.kendall_tau(rising, rising[::-1]) == pytest.approx(-1)
-  # One swap of neighbours: 5 pairs agree, 1 does not.
-  assert statistics.kendall_tau(rising, [1.0, 3.0, 2.0, 4.0]) == pytest.approx(4 / 6)
-  # Ties: 2 agree, none differs, of 2 and 3 pairs without a tie.
-  tied = statistics.kendall_tau([1.0, 1.0, 2.0], [1.0, 2.0, 3.0])
-  assert tied == pytest.approx(2 / math.sqrt(2 * 3))
-  assert statistics.kendall_tau([1.0, 1.0], [1.0, 2.0]) is None
-  assert statistics.kendall_tau([1.0], [1.0]) is None
