@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs.ablations import table
+from configs.ablations import changes, table
 from gfl_jax.training.experiment import check_config
 from tests import tiny
 
@@ -19,7 +19,8 @@ PAPER_TABLES = {
   'beta': ('1c', 5),
   'representation': ('2a', 8),
   'bins': ('2b', 4),
-  'bin_width': ('2c', 7),
+  'bin_width': ('2c', 4),
+  'bin_width_count': ('2c', 4),
   'contributions': ('3', 4),
   'class_loss': ('', 5),
   'uncertainty': ('', 9),
@@ -35,6 +36,8 @@ def test_every_table_is_there_with_its_rows_and_a_baseline_among_them():
   assert found == PAPER_TABLES
   for study in STUDIES.values():
     assert study.BASELINE in study.ROWS
+    assert study.ROWS[study.BASELINE].baseline in (None, study.BASELINE)
+    assert {row.baseline for row in study.ROWS.values()} <= {None, *study.ROWS}
     assert study.TITLE and study.QUESTION.endswith('?')
     rows_of_paper = [row for row in study.ROWS.values() if row.paper]
     assert len(rows_of_paper) == len(study.ROWS) or not study.TABLE
@@ -59,7 +62,8 @@ def test_no_two_rows_of_a_study_are_the_same(study):
 def test_gfl_is_the_base_itself_value_for_value(base):
   recipe = table.base_config(base).to_dict()
   same = [('contributions', 'both'), ('bins', '16'), ('bin_width', '1')]
-  assert [values(*row, base) for row in same] == [recipe] * 3
+  same.append(('bin_width_count', '1'))
+  assert [values(*row, base) for row in same] == [recipe] * 4
 
 
 def test_rows_of_several_tables_that_mean_the_same_are_the_same():
@@ -91,23 +95,111 @@ def test_rows_of_several_tables_that_mean_the_same_are_the_same():
     assert len({STUDIES[study].ROWS[row].paper[:3] for study, row in same}) == 1
 
 
-@pytest.mark.parametrize(
-  'row, expected',
-  [
-    ('score:fcos_iou', (38.7, 56.7, 42.0, 21.6, 43.0, 50.3)),
-    ('score:atss_centerness_guided', (38.2, 56.2, 41.0, 21.5, 41.9, 49.7)),
-    ('detectors:retinanet_qfl', (36.4, 56.3, 39.1, 20.4, 40.0, 48.7)),
-    ('beta:2.5', (39.7, 58.1, 42.7)),
-    ('representation:fcos_general', (38.8, 56.6, 42.0, 22.5, 42.9, 49.8)),
-    ('bins:14', (40.2, 58.3, 43.6, 23.3, 44.2, 52.2)),
-    ('bin_width:count_4', (39.8, 58.5, 42.8, 22.8, 43.4, 52.3)),
-    ('contributions:dfl', (39.5, 57.3, 42.8)),
-    ('class_loss:varifocal', None),
-  ],
-)
-def test_the_papers_numbers(row, expected):
-  study, row = row.split(':')
-  assert STUDIES[study].ROWS[row].paper == expected
+# As the paper prints them, study by study.
+PAPER = {
+  'score': {
+    'fcos_none': (37.8, 56.2, 40.8, 21.2, 42.1, 48.2),
+    'fcos_centerness': (38.5, 56.8, 41.6, 22.4, 42.4, 49.1),
+    'fcos_iou': (38.7, 56.7, 42.0, 21.6, 43.0, 50.3),
+    'fcos_centerness_guided': (37.9, 56.7, 40.7, 21.2, 42.1, 49.4),
+    'fcos_iou_guided': (38.2, 57.0, 41.1, 22.5, 42.2, 48.9),
+    'fcos_joint': (39.0, 57.8, 41.9, 22.0, 43.1, 51.0),
+    'atss_none': (38.0, 56.5, 40.7, 20.6, 42.1, 49.1),
+    'atss_centerness': (39.2, 57.4, 42.2, 23.0, 42.8, 51.1),
+    'atss_iou': (39.6, 57.6, 43.0, 23.3, 43.7, 51.2),
+    'atss_centerness_guided': (38.2, 56.2, 41.0, 21.5, 41.9, 49.7),
+    'atss_iou_guided': (38.9, 57.4, 41.8, 22.8, 42.4, 50.6),
+    'atss_joint': (39.9, 58.5, 43.0, 22.4, 43.9, 52.7),
+  },
+  'detectors': {
+    'retinanet': (35.6, 55.5, 38.1, 20.1, 39.4, 46.8),
+    'retinanet_qfl': (36.4, 56.3, 39.1, 20.4, 40.0, 48.7),
+    'foveabox': (36.4, 55.8, 38.8, 19.4, 40.4, 47.7),
+    'foveabox_qfl': (37.0, 55.7, 39.6, 20.2, 41.2, 48.8),
+  },
+  'beta': {
+    '0': (37.6, 55.4, 40.3),
+    '1': (39.0, 58.1, 41.7),
+    '2': (39.9, 58.5, 43.0),
+    '2.5': (39.7, 58.1, 42.7),
+    '4': (38.2, 55.4, 41.6),
+  },
+  'representation': {
+    'fcos_dirac': (38.5, 56.8, 41.6, 22.4, 42.4, 49.1),
+    'fcos_gaussian': (38.6, 56.5, 41.6, 21.7, 42.5, 50.0),
+    'fcos_general': (38.8, 56.6, 42.0, 22.5, 42.9, 49.8),
+    'fcos_general_dfl': (39.0, 57.0, 42.3, 22.6, 43.0, 50.6),
+    'atss_dirac': (39.2, 57.4, 42.2, 23.0, 42.8, 51.1),
+    'atss_gaussian': (39.3, 57.0, 42.4, 23.6, 42.9, 51.0),
+    'atss_general': (39.3, 57.1, 42.5, 23.5, 43.0, 51.2),
+    'atss_general_dfl': (39.5, 57.3, 42.8, 23.6, 43.2, 51.2),
+  },
+  'bins': {
+    '12': (40.1, 58.4, 43.1, 23.1, 43.8, 52.5),
+    '14': (40.2, 58.3, 43.6, 23.3, 44.2, 52.2),
+    '16': (40.2, 58.6, 43.4, 23.0, 44.3, 53.0),
+    '18': (40.1, 58.1, 43.1, 22.6, 43.9, 52.6),
+  },
+  'bin_width': {
+    '0.5': (40.2, 58.4, 43.0, 22.3, 43.8, 53.1),
+    '1': (40.2, 58.6, 43.4, 23.0, 44.3, 53.0),
+    '2': (39.9, 58.3, 42.9, 22.5, 43.8, 51.8),
+    '4': (39.8, 58.5, 42.8, 22.8, 43.4, 52.3),
+  },
+  'contributions': {
+    'none': (39.2, 57.4, 42.2),
+    'qfl': (39.9, 58.5, 43.0),
+    'dfl': (39.5, 57.3, 42.8),
+    'both': (40.2, 58.6, 43.4),
+  },
+  # Not tables of the paper: rows that its tables 1a and 2a have, too.
+  'class_loss': {
+    'focal': (38.0, 56.5, 40.7, 20.6, 42.1, 49.1),
+    'focal_iou': (39.6, 57.6, 43.0, 23.3, 43.7, 51.2),
+    'gaussian_focal': None,
+    'quality_focal': (39.9, 58.5, 43.0, 22.4, 43.9, 52.7),
+    'varifocal': None,
+  },
+  'uncertainty': {
+    'dirac': (39.2, 57.4, 42.2, 23.0, 42.8, 51.1),
+    'kl': None,
+    'kl_voting': None,
+    'gaussian_nll': (39.3, 57.0, 42.4, 23.6, 42.9, 51.0),
+    'gaussian_nll_penalty': None,
+    'general_dfl': (39.5, 57.3, 42.8, 23.6, 43.2, 51.2),
+    'general_dfl_voting': None,
+    'iou': (39.6, 57.6, 43.0, 23.3, 43.7, 51.2),
+    'iou_guided_nms': None,
+  },
+}
+PAPER['bin_width_count'] = PAPER['bin_width']
+
+
+@pytest.mark.parametrize('study', STUDIES)
+def test_the_papers_numbers(study):
+  found = {name: row.paper for name, row in STUDIES[study].ROWS.items()}
+  assert found == PAPER[study]
+
+
+def test_a_row_is_compared_with_the_one_that_lacks_what_it_adds():
+  found = {
+    f'{study}:{name}': row.baseline
+    for study, module in STUDIES.items()
+    for name, row in module.ROWS.items()
+    if row.baseline not in (None, module.BASELINE)
+  }
+  scores = ('none', 'centerness', 'iou', 'centerness_guided', 'iou_guided', 'joint')
+  boxes = ('dirac', 'gaussian', 'general', 'general_dfl')
+  assert found == {
+    **{f'score:fcos_{name}': 'fcos_centerness' for name in scores},
+    **{f'representation:fcos_{name}': 'fcos_dirac' for name in boxes},
+    'detectors:foveabox': 'foveabox',
+    'detectors:foveabox_qfl': 'foveabox',
+    'uncertainty:kl_voting': 'kl',
+    'uncertainty:gaussian_nll_penalty': 'gaussian_nll',
+    'uncertainty:general_dfl_voting': 'general_dfl',
+    'uncertainty:iou_guided_nms': 'iou',
+  }
 
 
 @pytest.mark.parametrize(
@@ -115,10 +207,10 @@ def test_the_papers_numbers(row, expected):
   [
     ('bins:12', 12.0, 13),
     ('bins:18', 18.0, 19),
-    ('bin_width:range_0.5', 16.0, 33),
-    ('bin_width:range_4', 16.0, 5),
-    ('bin_width:count_0.5', 8.0, 17),
-    ('bin_width:count_4', 64.0, 17),
+    ('bin_width:0.5', 16.0, 33),
+    ('bin_width:4', 16.0, 5),
+    ('bin_width_count:0.5', 8.0, 17),
+    ('bin_width_count:4', 64.0, 17),
   ],
 )
 def test_bins_on_the_papers_grid(row, stop, num_bins):
@@ -148,6 +240,19 @@ def test_fcos_learns_as_far_as_the_bases_anchors_are_large():
   )
   assert (r50.assignment.regress_range, r50.points.offset) == (8.0, 0.5)
   assert (demo.assignment.regress_range, demo.points.offset) == (4.0, 0.5)
+
+
+def test_retinanets_anchors_are_half_of_atsss():
+  r50, demo = (
+    STUDIES['detectors'].get_config(f'retinanet@{base}')
+    for base in ('gfl_r50_fpn_1x_coco', 'demo_shapes')
+  )
+  assert (r50.points.anchor_scale, r50.box.scale) == (4, 2.0)
+  assert (demo.points.anchor_scale, demo.box.scale) == (2, 1.0)
+  odd = tiny.config()
+  odd.points.anchor_scale = 5
+  changes.max_iou(odd)
+  assert odd.points.anchor_scale == 2.5
 
 
 def test_a_gaussian_is_trained_on_its_sides_alone():

@@ -34,15 +34,23 @@ def fcos(c: ConfigDict) -> None:
   """Positives by FCOS: points at the cells' centres, ranges of size, a centre region.
 
   A level learns distances up to as many strides as an anchor has: 8, FCOS's own
-  64, 128, 256, 512 px, with the R-50 base.
+  64, 128, 256, 512 px, with the R-50 base. Distances start at the base's box.scale,
+  half an anchor; FCOS's start at 1 stride.
   """
   c.assignment.update(kind='fcos', regress_range=float(c.points.anchor_scale))
   c.points.offset = 0.5
 
 
 def max_iou(c: ConfigDict) -> None:
-  """Positives by RetinaNet's IoU thresholds."""
+  """Positives by RetinaNet's IoU thresholds, on anchors half as large as ATSS's.
+
+  RetinaNet's octaves begin at 4 strides, ATSS's one anchor has 8. Distances start at
+  half of the anchor, as the base's do.
+  """
   c.assignment.update(kind='max_iou', positive_iou=0.5, negative_iou=0.4)
+  with c.points.ignore_type():  # half of an odd whole number
+    c.points.anchor_scale = c.points.anchor_scale / 2
+  c.box.scale = c.box.scale / 2
 
 
 # Score and class loss.

@@ -9,6 +9,11 @@ ATSS with four distances in all rows. CornerNet's labels fall off around the cen
 a box, QFL's and varifocal's are the IoU of the predicted box; focal loss has hard
 labels, alone or with an IoU branch beside it. Rows that Table 1a has, too, show its
 numbers, and share its runs.
+
+Two things vary: focal rows and the row of CornerNet's labels weigh a positive in the
+box loss by centerness, as FCOS and ATSS do, joint rows by its class score, as GFL
+does: each system as its authors have it. So all rows but the joint ones know
+centerness in these weights, the one with an IoU branch too.
 """
 
 from ml_collections import ConfigDict

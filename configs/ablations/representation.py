@@ -7,7 +7,8 @@
 
 Focal loss and a centerness branch in all rows, as in the paper. Its Gaussian has no
 released code: ours follows its Table 5, a likelihood of each side and no box loss;
-the weight 1 of that likelihood is our choice.
+the weight 1 of that likelihood is our choice. Dirac's and Gaussian's distances start at
+the base's box.scale on FCOS, too, not at FCOS's 1.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ from configs.ablations.table import Row
 TITLE = 'Box representation'
 TABLE = '2a'
 QUESTION = 'Is a general distribution better than a number or a Gaussian for a side?'
-BASELINE = 'atss_dirac'
+BASELINE = 'atss_dirac'  # of the ATSS rows; of the FCOS rows the same with FCOS
 
 _BOXES = {
   'dirac': ('Dirac delta', changes.dirac, ''),
@@ -46,6 +47,7 @@ ROWS = {
     _PAPER[f'{assigner.__name__}_{name}'],
     changes.together(assigner, changes.separate('centerness'), box),
     note,
+    baseline=f'{assigner.__name__}_dirac',
   )
   for assigner in (changes.atss, changes.fcos)
   for name, (title, box, note) in _BOXES.items()

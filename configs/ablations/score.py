@@ -6,8 +6,14 @@
 
 Six ways on FCOS and on ATSS, boxes as four distances without an edge loss. Ours
 differs from the paper's rows in this: both have the base's box loss and weight (FCOS's
-own code has weight 1), and ATSS regresses the four distances of FCOS instead of
-offsets to an anchor, for one head to serve all rows.
+own code has weight 1), ATSS regresses the four distances of FCOS instead of offsets to
+an anchor, for one head to serve all rows, and on FCOS these start at the base's
+box.scale, not at FCOS's 1.
+
+Two things vary between a joint row and the others: the score, and what weighs a
+positive in the box loss. Joint rows weigh it by its class score, all others by
+centerness, each as its authors have it (GFL; FCOS and ATSS). So the rows without
+quality, with an IoU branch and IoU-guided know centerness too: in these weights.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +24,7 @@ from configs.ablations.table import Row
 TITLE = 'Quality estimate: separate, guiding, joint'
 TABLE = '1a'
 QUESTION = 'Is a joint score better than none, a separate branch, or a guided loss?'
-BASELINE = 'atss_centerness'
+BASELINE = 'atss_centerness'  # of the ATSS rows; of the FCOS rows the same with FCOS
 
 _SCORES = {
   'none': ('no quality', changes.separate('none')),
@@ -47,6 +53,7 @@ ROWS = {
     f'{assigner.__name__.upper()}, {title}',
     _PAPER[f'{assigner.__name__}_{name}'],
     changes.together(assigner, score, changes.dirac),
+    baseline=f'{assigner.__name__}_centerness',
   )
   for assigner in (changes.atss, changes.fcos)
   for name, (title, score) in _SCORES.items()

@@ -1,8 +1,8 @@
 """Tables of rows: what a study's module is made of, and how its rows are named.
 
 A study is a module beside this one: TITLE, TABLE (its number in the paper, or ''),
-QUESTION, BASELINE (a row's name), ROWS and `get_config('ROW')` or
-`get_config('ROW@BASE')`, where BASE is any config in configs/.
+QUESTION, BASELINE (the name of the row that others are compared with), ROWS and
+`get_config('ROW')` or `get_config('ROW@BASE')`, where BASE is any config in configs/.
 """
 
 import importlib
@@ -26,12 +26,15 @@ class Row(NamedTuple):
       a row that the paper does not have.
     change: alters a base's config in place.
     note: what differs from the paper's row, or where it comes from.
+    baseline: name of the row that this one is compared with; None: the study's. Its
+      own name: with none.
   """
 
   title: str
   paper: tuple[float, ...] | None
   change: Callable[[ml_collections.ConfigDict], None]
   note: str = ''
+  baseline: str | None = None
 
 
 def studies() -> list[str]:

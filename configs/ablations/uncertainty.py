@@ -8,8 +8,9 @@
 Not a table of the paper: KL-Loss with its variance voting, Gaussian YOLOv3's likelihood
 with its penalty on the score, GFL's general distribution under the same voting, and
 IoU-Net's suppression, all on ATSS with focal loss. Those systems had other networks:
-their losses and decoding are what is compared. Rows that Tables 1a and 2a have, too,
-show the paper's numbers, and share their runs.
+their losses and decoding are what is compared. A row that only decodes differently is
+compared with the row that trains the same, and takes its trained network. Rows that
+Tables 1a and 2a have, too, show the paper's numbers, and share their runs.
 """
 
 from ml_collections import ConfigDict
@@ -27,9 +28,9 @@ _NLL = changes.gaussian('gaussian_nll')
 _SHARED = 'a row of Table 2a, too'
 
 
-def _row(title, paper, *parts, score='centerness', note=''):
+def _row(title, paper, *parts, score='centerness', note='', baseline=None):
   change = changes.together(changes.atss, changes.separate(score), *parts)
-  return Row(title, paper, change, note)
+  return Row(title, paper, change, note, baseline)
 
 
 ROWS = {
@@ -46,6 +47,7 @@ ROWS = {
     _KL,
     changes.variance_voting,
     note="sigma_t 0.01, as in the authors' code",
+    baseline='kl',
   ),
   'gaussian_nll': _row(
     'Gaussian by likelihood',
@@ -59,6 +61,7 @@ ROWS = {
     _NLL,
     changes.uncertainty_penalty,
     note="Gaussian YOLOv3's score, with spreads in strides",
+    baseline='gaussian_nll',
   ),
   'general_dfl': _row(
     'general with DFL',
@@ -71,6 +74,7 @@ ROWS = {
     None,
     changes.general_dfl,
     changes.variance_voting,
+    baseline='general_dfl',
   ),
   'iou': _row(
     'Dirac delta, IoU branch',
@@ -85,6 +89,7 @@ ROWS = {
     changes.dirac,
     changes.iou_guided_nms,
     score='iou',
+    baseline='iou',
   ),
 }
 

@@ -1,0 +1,36 @@
+"""Table 2c: Delta, the width of a bin; the number of bins stays.
+
+  python scripts/ablate.py --study=bin_width_count --base=demo_shapes --seeds=3
+  python scripts/train.py --config=configs/ablations/bin_width_count.py:2@demo_shapes \
+    --workdir=runs/width_count2
+
+GFL; Delta counts the base's own bin width, so wider bins reach further. The other
+reading of the paper is bin_width, where more is said; both share the runs of Delta = 1.
+"""
+
+from fractions import Fraction
+
+from ml_collections import ConfigDict
+
+from configs.ablations import bin_width, changes, table
+from configs.ablations.table import Row
+
+TITLE = 'Width of a bin, number of bins kept'
+TABLE = '2c'
+QUESTION = 'How fine must the bins of a side be, and how far must they reach?'
+BASELINE = '1'
+
+ROWS = {
+  delta: Row(
+    f'Delta = {delta}',
+    paper,
+    changes.together(changes.gfl, changes.bins(width=Fraction(delta))),
+    'one of two readings of the paper',
+  )
+  for delta, paper in bin_width.PAPER.items()
+}
+
+
+def get_config(text: str = '') -> ConfigDict:
+  """The config of 'ROW' or 'ROW@BASE'."""
+  return table.row_config(ROWS, text)
