@@ -45,16 +45,21 @@ class Programs:
   program serves them all.
   """
 
-  def __init__(self, traced: Sequence[str] = ()):
-    """Args: traced: names in `step.TRACEABLE`, as 'class_loss.beta'.
+  def __init__(
+    self, traced: Sequence[str] = (), datasets: dict[str, data.Dataset] | None = None
+  ):
+    """Args:
+      traced: names in `step.TRACEABLE`, as 'class_loss.beta'.
+      datasets: shared with other programs of the process; filled by all of them.
 
-    Raises: ValueError: a name that is not there.
+    Raises:
+      ValueError: a name that is not there.
     """
     unknown = sorted(set(traced) - set(step.TRACEABLE))
     if unknown:
       raise ValueError(f'{unknown} are no numbers of {list(step.TRACEABLE)}')
     self._traced = tuple(traced)
-    self._datasets: dict[str, data.Dataset] = {}
+    self._datasets = {} if datasets is None else datasets
     self._updates: dict[str, Callable] = {}
     self._predicts: dict[str, Callable] = {}
 
