@@ -94,6 +94,12 @@ def tents(probabilities: np.ndarray, targets: np.ndarray, grid: Any) -> SideFit:
   return SideFit(cdf, density, crps)
 
 
+def bin_probabilities(outputs: np.ndarray) -> np.ndarray:
+  """The softmax of the head's outputs [*, bins], in float64."""
+  weights = np.exp(outputs.astype(np.float64) - outputs.max(-1, keepdims=True))
+  return weights / weights.sum(-1, keepdims=True)
+
+
 def _dirac(outputs, errors, std, targets, box_config) -> SideFit:
   unknown = np.full(errors.shape, np.nan)
   return SideFit(unknown, unknown, np.abs(errors))
@@ -104,9 +110,7 @@ def _gaussian(outputs, errors, std, targets, box_config) -> SideFit:
 
 
 def _general(outputs, errors, std, targets, box_config) -> SideFit:
-  weights = np.exp(outputs.astype(np.float64) - outputs.max(-1, keepdims=True))
-  grid = bin_grid(box_config)
-  return tents(weights / weights.sum(-1, keepdims=True), targets, grid)
+  return tents(bin_probabilities(outputs), targets, bin_grid(box_config))
 
 
 # box.kind -> f(outputs [*, 4, n], errors, std and targets [*, 4], config.box); errors:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gfl_jax.evaluation.decode import Detections
+from gfl_jax.evaluation.densities import bin_probabilities
 from gfl_jax.evaluation.observations import Sides
 from gfl_jax.models import make_anchors
 from gfl_jax.models.representations import bin_grid
@@ -102,9 +103,8 @@ def _gaussian(distance, std, outputs, box_config):
 
 
 def _general(distance, std, outputs, box_config):
-  weights = np.exp(outputs - outputs.max(-1, keepdims=True))
-  probabilities = weights / weights.sum(-1, keepdims=True)
-  return np.broadcast_to(bin_grid(box_config).values, outputs.shape), probabilities
+  positions = np.broadcast_to(bin_grid(box_config).values, outputs.shape)
+  return positions, bin_probabilities(outputs).astype(np.float32)
 
 
 # box.kind -> f(distance and std [n, 4] in strides, outputs, config.box) -> distances in

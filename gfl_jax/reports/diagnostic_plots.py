@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from gfl_jax.evaluation.diagnostics import LEVELS
-from gfl_jax.reports import figures
+from gfl_jax.reports import plots
 
-_BLUE, _RED = figures.SERIES[:2]
+_BLUE, _RED = plots.SERIES[:2]
 _GREY, _PALE = '#9ca3af', '#eef0f3'
 
 
@@ -23,7 +23,7 @@ def score_figure(arrays: Mapping[str, np.ndarray]) -> str:
   """
   class_score, quality, score, iou, positive = arrays['sample'].T
   has_branch = np.isfinite(quality).any()
-  with figures.style():
+  with plots.style():
     figure = Figure(figsize=(11, 3.8), layout='constrained')
     panels = figure.subplots(1, 2 + has_branch, squeeze=False)[0]
     if has_branch:
@@ -33,7 +33,7 @@ def score_figure(arrays: Mapping[str, np.ndarray]) -> str:
     panels[-2].set_title('Final score and IoU')
     panels[-2].legend(loc='lower right', frameon=True, framealpha=0.8)
     _reliability(panels[-1], arrays['reliability'])
-    return figures.svg(figure)
+    return plots.svg(figure)
 
 
 def _scatter(axes: Axes, x, y, positive, x_label: str, y_label: str) -> None:
@@ -79,14 +79,14 @@ def spread_figure(
   """
   names = arrays['edge_kinds'].tolist()
   has_spread = bool(names) and len(arrays['spread_sample']) > 0
-  with figures.style():
+  with plots.style():
     figure = Figure(figsize=(11, 3.8), layout='constrained')
     grid = figure.add_gridspec(1, 3)
     if has_spread:
       _spreads(figure.add_subplot(grid[0]), arrays['spread_sample'], names)
       _mean_spreads(figure.add_subplot(grid[1]), arrays['kind_table'], names)
     _coverage(figure.add_subplot(grid[2 if has_spread else 0]), coverage)
-    return figures.svg(figure)
+    return plots.svg(figure)
 
 
 def _spreads(axes: Axes, sample: np.ndarray, names: Sequence[str]) -> None:
@@ -124,7 +124,7 @@ def _coverage(axes: Axes, coverage: Sequence[float | None]) -> None:
   axes.bar(place, shares, 0.5, color=_BLUE)
   for x, percent, share in zip(place, LEVELS, shares, strict=True):
     level = percent / 100
-    axes.plot([x - 0.35, x + 0.35], [level, level], color=figures.INK, linewidth=1.5)
+    axes.plot([x - 0.35, x + 0.35], [level, level], color=plots.INK, linewidth=1.5)
     axes.text(x, share / 2, f'{share:.0%}', color='white', ha='center', va='center')
   axes.set_xticks(place, [f'{level} %' for level in LEVELS])
   axes.set_ylim(0, 1.02)
@@ -134,4 +134,4 @@ def _coverage(axes: Axes, coverage: Sequence[float | None]) -> None:
 
 
 def _colors(names: Sequence[str]) -> list[str]:
-  return [figures.SERIES[2:][i % 5] for i in range(len(names))]
+  return [plots.SERIES[2:][i % 5] for i in range(len(names))]

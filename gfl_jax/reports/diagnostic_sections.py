@@ -8,8 +8,8 @@ import numpy as np
 from gfl_jax.evaluation.diagnostics import LEVELS
 from gfl_jax.models.scores import SCORES
 from gfl_jax.reports import diagnostic_plots
-from gfl_jax.reports.html_page import paragraph, section
-from gfl_jax.reports.tables import Table
+from gfl_jax.reports.html_page import NOT_EVALUATED, paragraph, section, wide
+from gfl_jax.reports.tables import Table, number
 
 _TITLES = ('Is the score the quality?', 'Do the distributions mean anything?')
 _SCORE_ROWS = {
@@ -50,7 +50,7 @@ def sections(metrics: Mapping, path: Path, config: Mapping) -> list[str]:
     config: the run's.
   """
   if 'diagnostics' not in metrics or not path.exists():
-    return [section(title, '<p>Not evaluated yet.</p>') for title in _TITLES]
+    return [section(title, paragraph(NOT_EVALUATED)) for title in _TITLES]
   scalars = metrics['diagnostics']
   with np.load(path) as file:
     arrays = dict(file)
@@ -58,13 +58,6 @@ def sections(metrics: Mapping, path: Path, config: Mapping) -> list[str]:
     section(_TITLES[0], *_scores(scalars, arrays, config)),
     section(_TITLES[1], *_sides(scalars, arrays, config)),
   ]
-
-
-def number(value: float | None, digits: int = 3) -> str:
-  """A figure of the page; a dash for what is unknown or not a number."""
-  if value is None or not np.isfinite(value):
-    return '–'
-  return f'{value:.{digits}f}'
 
 
 def _scores(scalars: Mapping, arrays: Mapping, config: Mapping) -> list[str]:
@@ -78,7 +71,7 @@ def _scores(scalars: Mapping, arrays: Mapping, config: Mapping) -> list[str]:
   )
   if not len(arrays['sample']) and not arrays['reliability'][:, 0].any():
     return [paragraph('There is no candidate to judge.')]
-  figure = f'<div class="wide">{diagnostic_plots.score_figure(arrays)}</div>'
+  figure = wide(diagnostic_plots.score_figure(arrays))
   # Without a branch they would only repeat the final score's.
   by_class = {} if SCORES[config['score']['kind']].use == 'branch' else _BY_CLASS_SCORE
   rows = {name: text for name, text in _SCORE_ROWS.items() if name not in by_class}
@@ -97,7 +90,7 @@ def _sides(scalars: Mapping, arrays: Mapping, config: Mapping) -> list[str]:
   )
   coverage = [scalars[f'coverage_{level}'] for level in LEVELS]
   figure = diagnostic_plots.spread_figure(arrays, coverage)
-  parts = [paragraph(note), f'<div class="wide">{figure}</div>']
+  parts = [paragraph(note), wide(figure)]
   if len(arrays['edge_kinds']):
     parts.append(_kinds(scalars, arrays))
   return [*parts, _table(scalars, _SIDE_ROWS)]

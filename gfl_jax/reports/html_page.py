@@ -2,6 +2,7 @@
 
 import html
 
+NOT_EVALUATED = 'Not evaluated yet.'
 _STYLE = """
 :root { --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --accent: #2563eb; }
 * { box-sizing: border-box; }
@@ -59,6 +60,16 @@ def page(title: str, body: str, *, style: str = '') -> str:
 def section(title: str, *content: str) -> str:
   """A box with a heading; the title is plain text, the content HTML."""
   return f'<section><h2>{html.escape(title)}</h2>{"".join(content)}</section>\n'
+
+
+def header(title: str, *content: str) -> str:
+  """The page's head; the title is plain text, the content HTML."""
+  return f'<header><h1>{html.escape(title)}</h1>{"".join(content)}</header>\n'
+
+
+def wide(content: str) -> str:
+  """A box that scrolls where the window is too narrow for its content."""
+  return f'<div class="wide">{content}</div>\n'
 
 
 def paragraph(text: str, kind: str = '') -> str:

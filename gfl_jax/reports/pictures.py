@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 _WIDTH, _FONT = 420, 12  # of a picture, CSS px
-_TRUTH = '#111827'
+TRUTH = '#111827'  # the colour of true boxes, dashed
 MAX_LABELED = 10  # detections of a picture; the labels of more would cover it
 
 
@@ -37,7 +37,7 @@ def annotated_image(sample: Mapping, class_names: Sequence[str], kept) -> str:
   for box in (sample['true_boxes'] * zoom).tolist():
     # A white line below the dashes keeps them visible on any background.
     shapes.append(_rectangle(box, 'white', 2.6))
-    shapes.append(_rectangle(box, _TRUTH, 1.4, dash='5 4'))
+    shapes.append(_rectangle(box, TRUTH, 1.4, dash='5 4'))
   for index in kept:
     label = int(sample['classes'][index])
     color = class_color(label)

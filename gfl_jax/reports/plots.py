@@ -4,19 +4,62 @@ They hold no text from the data (class names): matplotlib's font lacks most scri
 '$' starts a formula there. The page writes such text.
 """
 
+import io
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from gfl_jax.ops import boxes as box_ops
-from gfl_jax.reports import figures
+from gfl_jax.reports import pictures
 
-_TRUTH, _DASHES = '#111827', (0, (4, 3))
+INK = '#1f2937'
+SERIES = ('#2563eb', '#dc2626', '#059669', '#d97706', '#7c3aed', '#0891b2', '#be185d')
+_STYLE: dict[Any, Any] = {
+  'font.size': 10,
+  'axes.edgecolor': '#d1d5db',
+  'axes.labelcolor': INK,
+  'axes.titlecolor': INK,
+  'axes.titlesize': 11,
+  'axes.titleweight': 'bold',
+  'axes.titlelocation': 'left',
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'xtick.color': '#6b7280',
+  'ytick.color': '#6b7280',
+  'legend.frameon': False,
+  'legend.fontsize': 9,
+  'svg.hashsalt': 'gfl_jax',  # the same run gives the same file
+}
+_DASHES = (0, (4, 3))
 _SIDE_COLORS = ('#2563eb', '#7c3aed', '#dc2626', '#c2570c')  # left, top, right, bottom
+
+
+def style():
+  """A context for making figures; outside it matplotlib's settings are as before."""
+  return matplotlib.rc_context(_STYLE)
+
+
+def svg(figure: Figure) -> str:
+  """The figure as an SVG element."""
+  FigureCanvasAgg(figure)
+  file = io.StringIO()
+  figure.savefig(file, format='svg', dpi=150, metadata={'Date': None})
+  text = file.getvalue()
+  return text[text.index('<svg') :]  # without the XML heading, which HTML does not have
+
+
+def webp(figure: Figure) -> str:
+  """The figure as an img element."""
+  FigureCanvasAgg(figure)
+  file = io.BytesIO()
+  figure.savefig(file, format='webp', dpi=170, pil_kwargs={'quality': 92})
+  return f'<img alt="" src="{pictures.data_uri("image/webp", file.getvalue())}">'
 
 
 def training_curves(lines: Sequence[Mapping]) -> str:
@@ -27,10 +70,10 @@ def training_curves(lines: Sequence[Mapping]) -> str:
   """
   steps = [line['step'] for line in lines]
   terms = [key for key in lines[-1] if key.startswith('loss')]
-  with figures.style():
+  with style():
     figure = Figure(figsize=(11, 3.4), layout='constrained')
     loss, rate, speed = figure.subplots(1, 3, width_ratios=(2, 1, 1))
-    for term, color in zip(terms, itertools.cycle(figures.SERIES), strict=False):
+    for term, color in zip(terms, itertools.cycle(SERIES), strict=False):
       values = _column(lines, term)
       label = 'total' if term == 'loss' else term.removeprefix('loss_')
       if len(steps) >= 20:
@@ -44,14 +87,12 @@ def training_curves(lines: Sequence[Mapping]) -> str:
       loss.yaxis.set_minor_formatter('')
     loss.set_title('Loss terms (log scale)')
     loss.legend(ncols=len(terms), loc='upper right', columnspacing=1.2)
-    rate.plot(
-      steps, _column(lines, 'learning_rate'), color=figures.SERIES[0], **_marker(steps)
-    )
+    rate.plot(steps, _column(lines, 'learning_rate'), color=SERIES[0], **_marker(steps))
     rate.set_title('Learning rate')
     speed.plot(
       steps,
       _column(lines, 'images_per_second'),
-      color=figures.SERIES[2],
+      color=SERIES[2],
       **_marker(steps),
     )
     speed.set_title('Images per second')
@@ -59,7 +100,7 @@ def training_curves(lines: Sequence[Mapping]) -> str:
     speed.set_ylim(bottom=0)
     for axes in (loss, rate, speed):
       _finish(axes)
-    return figures.svg(figure)
+    return svg(figure)
 
 
 def ap_curves(lines: Sequence[Mapping]) -> str:
@@ -69,36 +110,35 @@ def ap_curves(lines: Sequence[Mapping]) -> str:
     lines: the 'eval' lines of metrics.jsonl, by rising step; None leaves a gap.
   """
   steps = [line['step'] for line in lines]
-  with figures.style():
+  with style():
     figure = Figure(figsize=(11, 3.2), layout='constrained')
     axes = figure.subplots()
-    for name, color in zip(('AP', 'AP50', 'AP75'), figures.SERIES, strict=False):
+    for name, color in zip(('AP', 'AP50', 'AP75'), SERIES, strict=False):
       values = _column(lines, name)
       axes.plot(steps, values, color=color, marker='o', markersize=4, label=name)
     axes.set_ylim(0, 1)
     axes.legend(ncols=3, loc='upper left')
     _finish(axes)
-    return figures.svg(figure)
+    return svg(figure)
 
 
-def edge_distributions(sample: Mapping, index: int) -> str:
+def edge_distributions(sample: Mapping, index: int, truth: np.ndarray | None) -> str:
   """One detection and the distributions of its four sides, as an img element.
 
   Left and right are drawn above the picture along x, top and bottom beside it along y:
   a side that the detector is sure of is a peak, an ambiguous one a broad hill; a line
-  of full height is a side without a distribution. Dashed: the `matching_truth`, if
-  there is one.
+  of full height is a side without a distribution.
 
   Args:
     sample: as in `annotated_image`, with 'edge_positions' px and 'edge_heights'
       [n, 4, m] (left, top, right, bottom; see `samples.collect_samples`) and 'edge_std'
       [n, 4] px.
     index: the detection.
+    truth: the box [4] that it is drawn against, dashed.
   """
   box, deviations = sample['boxes'][index], sample['edge_std'][index]
   positions, heights = sample['edge_positions'][index], sample['edge_heights'][index]
-  truth = matching_truth(box, sample['true_boxes'])
-  with figures.style():
+  with style():
     figure = Figure(figsize=(3.6, 3.6))
     grid = figure.add_gridspec(
       2, 2, left=0.01, right=0.99, bottom=0.01, top=0.99, wspace=0.03, hspace=0.03,
@@ -111,7 +151,7 @@ def edge_distributions(sample: Mapping, index: int) -> str:
     if truth is not None:
       # A white line below the dashes keeps them visible on any background.
       _outline(picture, truth, ['white'] * 4, linewidth=2.2)
-      _outline(picture, truth, [_TRUTH] * 4, linewidth=1.2, linestyle=_DASHES)
+      _outline(picture, truth, [pictures.TRUTH] * 4, linewidth=1.2, linestyle=_DASHES)
     _outline(picture, box, _SIDE_COLORS, linewidth=2)
     for side, color in enumerate(_SIDE_COLORS):
       horizontal = side % 2 == 0
@@ -137,7 +177,7 @@ def edge_distributions(sample: Mapping, index: int) -> str:
       axes.spines[['top', 'right']].set_visible(axes is picture)
     along_x.spines['left'].set_visible(False)
     along_y.spines['bottom'].set_visible(False)
-    return figures.webp(figure)
+    return webp(figure)
 
 
 def _show_around(axes: Axes, image: np.ndarray, box, deviations) -> None:
@@ -175,7 +215,7 @@ def _hill(axes: Axes, positions, heights, color, *, flipped: bool, truth) -> Non
   dots = {'marker': '.', 'markersize': 3, 'markevery': slice(1, -1)}
   axes.plot(*curve, color=color, scalex=False, scaley=False, **dots)
   if truth is not None:
-    line(truth, color=_TRUTH, linewidth=1, linestyle=_DASHES)
+    line(truth, color=pictures.TRUTH, linewidth=1, linestyle=_DASHES)
 
 
 def _list_deviations(axes: Axes, deviations) -> None:
@@ -185,15 +225,7 @@ def _list_deviations(axes: Axes, deviations) -> None:
     style = {'color': _SIDE_COLORS[row], 'fontsize': 9, 'fontweight': 'bold'}
     axes.text(0.1, 0.7 - 0.2 * row, name, **style)
     axes.text(0.97, 0.7 - 0.2 * row, f'{deviation:.1f}', ha='right', **style)
-  axes.text(0.97, 0.9, 'σ in px', fontsize=9, color=figures.INK, ha='right')
-
-
-def matching_truth(box, true_boxes) -> np.ndarray | None:
-  """The true box [4] with the highest IoU with a box [4], None if that is below 0.5."""
-  if not len(true_boxes):
-    return None
-  ious = np.asarray(box_ops.iou_matrix(box[None], true_boxes))[0]
-  return true_boxes[ious.argmax()] if ious.max() >= 0.5 else None
+  axes.text(0.97, 0.9, 'σ in px', fontsize=9, color=INK, ha='right')
 
 
 def _column(lines: Sequence[Mapping], key: str) -> np.ndarray:

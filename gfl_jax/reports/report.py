@@ -12,8 +12,8 @@ import numpy as np
 from gfl_jax import files
 from gfl_jax.evaluation.coco_metrics import METRICS
 from gfl_jax.reports import diagnostic_sections, html_page, plots, sample_sections
-from gfl_jax.reports.diagnostic_sections import number
-from gfl_jax.reports.html_page import section
+from gfl_jax.reports.html_page import NOT_EVALUATED, listing, paragraph, section
+from gfl_jax.reports.tables import DASH, Table, duration, flatten, number
 
 # Figure 12 of the paper, over the positives of a trained GFL with ResNet-50.
 _LABELS = {
@@ -21,7 +21,7 @@ _LABELS = {
   'positive_centerness': ('centerness', '0.64 ± 0.18'),
 }
 _STYLE = """
-.tile.main b { color: var(--accent); }
+.tile:first-child b { color: var(--accent); }
 .wide svg { width: 100%; min-width: 680px; height: auto; display: block; }
 .classes { columns: 320px; column-gap: 36px; }
 .class { display: grid; grid-template-columns: 9.5em 1fr 3em; gap: 10px;
@@ -113,34 +113,18 @@ def _by_step(lines: list[dict]) -> tuple[list[dict], list[dict]]:
   return train, evals
 
 
-def _duration(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
-
-
 def _headline(name: str, config: Mapping, train: list, metrics: Mapping) -> str:
-  tiles = [(key, number(metrics.get(key))) for key in ('AP', 'AP50', 'AP75')]
-  tiles.append(('images evaluated', str(metrics.get('num_images', '–'))))
+  tiles = {key: number(metrics.get(key)) for key in ('AP', 'AP50', 'AP75')}
+  tiles['images evaluated'] = str(metrics.get('num_images', DASH))
   if train:
-    tiles.append(('training steps', f'{train[-1]["step"]:,}'))
-    tiles.append(
-      ('time in training steps', _duration(_training_seconds(config, train)))
-    )
-  boxes = ''.join(
-    f'<div class="tile{" main" if label == "AP" else ""}"><b>{value}</b>'
-    f'<span>{label}</span></div>'
-    for label, value in tiles
-  )
-  choices = ' · '.join(
-    f'{part.replace("_", " ")} {html.escape(str(config[part]["kind"]))}'
+    tiles['training steps'] = f'{train[-1]["step"]:,}'
+    tiles['time in training steps'] = duration(_training_seconds(config, train))
+  choices = [
+    f'{part.replace("_", " ")} {config[part]["kind"]}'
     for part in ('assignment', 'score', 'class_loss', 'box', 'edge_loss')
-  )
-  data = html.escape(config['data']['name'])
-  return (
-    f'<header><h1>{html.escape(name)}</h1><p>Data {data} · {choices}</p>'
-    f'<div class="tiles">{boxes}</div></header>\n'
-  )
+  ]
+  about = ' · '.join([f'Data {config["data"]["name"]}', *choices])
+  return html_page.header(name, paragraph(about), html_page.tiles(tiles))
 
 
 def _training_seconds(config: Mapping, train: list) -> float:
@@ -153,8 +137,8 @@ def _training_seconds(config: Mapping, train: list) -> float:
 
 def _training(train: list) -> str:
   if not train:
-    return '<p>No step is logged yet.</p>'
-  curves = f'<div class="wide">{plots.training_curves(train)}</div>'
+    return paragraph('No step is logged yet.')
+  curves = html_page.wide(plots.training_curves(train))
   last = train[-1]
   labels = [
     f'{what} {number(last[key], 2)} ± {number(last[f"{key}_std"], 2)} '
@@ -164,30 +148,30 @@ def _training(train: list) -> str:
   ]
   if not labels:
     return curves
-  return (
-    f'{curves}<p>What a positive could have as its label of quality, mean ± standard '
-    f'deviation over the last logged steps: {"; ".join(labels)}.</p>'
+  return curves + paragraph(
+    'What a positive could have as its label of quality, mean ± standard deviation of '
+    'the positives of a batch, each the mean over the last logged batches: '
+    f'{"; ".join(labels)}.'
   )
 
 
 def _precision(evals: list, metrics: Mapping) -> str:
   if not metrics:
-    return '<p>Not evaluated yet.</p>'
-  head = ''.join(f'<th>{name}</th>' for name in METRICS)
-  row = ''.join(f'<td>{number(metrics[name])}</td>' for name in METRICS)
-  table = f'<div class="wide"><table><tr>{head}</tr><tr>{row}</tr></table></div>'
-  note = (
-    f'<p>COCO metrics after step {metrics["step"]:,}: AP is the mean over IoU 0.50 to '
+    return paragraph(NOT_EVALUATED)
+  values = [number(metrics[name]) for name in METRICS]
+  table = Table('r' * len(METRICS), list(METRICS), [values]).as_html()
+  note = paragraph(
+    f'COCO metrics after step {metrics["step"]:,}: AP is the mean over IoU 0.50 to '
     '0.95; s, m and l are small (below 32² px), medium and large (above 96² px) boxes; '
-    'AR is recall with 1, 10 or 100 detections per image. A dash: nothing to find.</p>'
+    'AR is recall with 1, 10 or 100 detections per image. A dash: nothing to find.'
   )
-  curves = f'<div class="wide">{plots.ap_curves(evals)}</div>' if evals else ''
+  curves = html_page.wide(plots.ap_curves(evals)) if evals else ''
   return note + table + curves
 
 
 def _per_class(metrics: Mapping) -> str:
   if not metrics:
-    return '<p>Not evaluated yet.</p>'
+    return paragraph(NOT_EVALUATED)
   rows = sorted(
     metrics['per_class'].items(), key=lambda row: (row[1] is None, -(row[1] or 0))
   )
@@ -201,25 +185,10 @@ def _per_class(metrics: Mapping) -> str:
 
 def _environment(env: Mapping) -> str:
   if not env:
-    return '<p>The run has no env.json.</p>'
-  rows = ''.join(
-    f'<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>'
-    for key, value in _flatten(env)
-  )
-  return f'<table>{rows}</table>'
-
-
-def _flatten(tree: Mapping, prefix: str = '') -> list[tuple[str, str]]:
-  """Rows 'a.b', text of a nested dict."""
-  rows = []
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      rows += _flatten(value, f'{prefix}{key}.')
-    else:
-      rows.append((f'{prefix}{key}', str(value)))
-  return rows
+    return paragraph('The run has no env.json.')
+  return Table('ll', ['', ''], flatten(env)).as_html()
 
 
 def _configuration(config: Mapping) -> str:
-  text = html.escape(json.dumps(config, indent=2))
-  return f'<details><summary>config.json</summary><pre>{text}</pre></details>'
+  text = listing(json.dumps(config, indent=2).splitlines())
+  return f'<details><summary>config.json</summary>{text}</details>'

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 
+from gfl_jax.reports import html_page
+
 STYLE = """
 .strips { width: 100%; min-width: 860px; }
 .strips td, .strips th { padding: 9px 14px 9px 0; vertical-align: middle; }
@@ -91,7 +93,7 @@ def strips(titles: Sequence[tuple[str, str]], panels: Sequence[Panel]) -> str:
   axes = ''.join(f'{_strip(scale.labels())}<td></td>' for scale in scales)
   lines.append(f'<tr class="axis"><td></td>{axes}</tr>')
   rows = '\n'.join(lines)
-  return f'<div class="wide"><table class="strips">\n{rows}\n</table></div>\n'
+  return html_page.wide(f'<table class="strips">\n{rows}\n</table>')
 
 
 class _Scale(NamedTuple):

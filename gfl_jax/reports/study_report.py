@@ -1,7 +1,6 @@
 """The report of a study, as a page, as Markdown and as CSV, from its study.json."""
 
 import csv
-import html
 import io
 import os
 from collections.abc import Mapping
@@ -89,8 +88,10 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
     section(
       'Average precision',
       study_plots.strips(_titles(study), _precision_panels(study)),
-      '<p>Small dots: one run each. Large dot and bar: mean and 95 % interval; an '
-      'arrow is an end beyond the scale.</p>',
+      paragraph(
+        'Small dots: one run each. Large dot and bar: mean and 95 % interval; an arrow '
+        'is an end beyond the scale.'
+      ),
     ),
     section(
       'Difference to the baseline',
@@ -120,11 +121,11 @@ def _headline(study: Study, order: Order) -> str:
     tiles["Kendall's tau-b to the paper"] = study_tables.signed(order.tau)
   tiles['programs compiled'] = str(study.about.get('compilations', DASH))
   tiles['time of all runs'] = duration(float(seconds)) if seconds else DASH
-  return (
-    f'<header><h1>{html.escape(study_text.heading(study))}</h1>'
-    f'{paragraph(study_text.setting(study))}'
-    f'{paragraph(study.about["question"], "question")}'
-    f'{html_page.tiles(tiles)}</header>\n'
+  return html_page.header(
+    study_text.heading(study),
+    paragraph(study_text.setting(study)),
+    paragraph(study.about['question'], 'question'),
+    html_page.tiles(tiles),
   )
 
 
@@ -192,7 +193,7 @@ def _forest(study: Study, comparisons: Mapping[str, Comparison]) -> str:
     paper.append(Mark([], value, None, 'noise', text))
     titles.append((row.title, verdict))
   if not titles:
-    return '<p>The study has no row besides its baseline.</p>'
+    return paragraph('The study has no row besides its baseline.')
   panels = [Panel('Ours: AP minus baseline, same seed', 'points', 40, ours, True)]
   if any(mark.mean is not None for mark in paper):
     panels.append(Panel("Paper's difference", 'points', 16, paper, True))
@@ -249,7 +250,7 @@ _TRIANGLES = (
 def _diagnostics(study: Study) -> str:
   table = study_tables.diagnostics(study)
   if not table.rows:
-    return '<p>The runs have no diagnostics.</p>'
+    return paragraph('The runs have no diagnostics.')
   return table.as_html() + paragraph(_TRIANGLES)
 
 

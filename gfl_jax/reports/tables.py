@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from gfl_jax.reports import html_page
+
 DASH = '–'  # what is not known
 _MARKDOWN_ALIGNMENT = {'l': '---', 'r': '--:'}
 
@@ -42,7 +44,7 @@ class Table(NamedTuple):
       for row in self.rows
     ]
     lines = ''.join(f'<tr>{row}</tr>\n' for row in [head, *rows])
-    return f'<div class="wide"><table>\n{lines}</table></div>\n'
+    return html_page.wide(f'<table>\n{lines}</table>')
 
   def as_markdown(self) -> str:
     alignment = [_MARKDOWN_ALIGNMENT[align] for align in self.align]

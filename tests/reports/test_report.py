@@ -2,11 +2,12 @@ import html.parser
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from gfl_jax.evaluation import diagnostics
-from gfl_jax.reports import figures, pictures, plots
+from gfl_jax.reports import pictures, plots
 from gfl_jax.reports.report import read_log, write_report
 
 CONFIG = {
@@ -178,6 +179,14 @@ def test_the_same_run_gives_the_same_page(tmp_path):
   assert write_report(tmp_path).read_bytes() == first
 
 
+def test_a_page_compiles_nothing(tmp_path, caplog):
+  # Every image has another number of boxes: jax would compile for each of them anew.
+  make_run(tmp_path, num_detections=7)
+  with jax.log_compiles():
+    write_report(tmp_path)
+  assert not [record for record in caplog.records if 'ompiling' in record.getMessage()]
+
+
 def test_a_run_without_evaluation_or_steps(tmp_path):
   page = Page(write_report(make_run(tmp_path, evaluated=False)))
   assert page.text.count('Not evaluated yet.') == 5
@@ -280,7 +289,7 @@ def test_many_boxes_keep_their_names_but_no_labels(num_boxes, num_labels):
 
 def test_step_axes_start_at_zero(monkeypatch):
   drawn = []
-  monkeypatch.setattr(figures, 'svg', lambda figure: drawn.extend(figure.axes) or '')
+  monkeypatch.setattr(plots, 'svg', lambda figure: drawn.extend(figure.axes) or '')
   plots.ap_curves([{'step': 500, 'AP': 0.1}, {'step': 1000, 'AP': 0.2}])
   plots.training_curves([train_line(50), train_line(100)])
   assert [axes.get_xlim()[0] for axes in drawn] == [0, 0, 0, 0]
