@@ -39,6 +39,9 @@ def summarize(rows: Rows, box_kind: str, edge_kinds: list[str]) -> tuple[Scalars
   Returns:
     Scalars, each a float or None where there is nothing to measure:
       true_positives, true_negatives: candidates of each kind.
+      negatives_above_a_positive: share of all true negatives that have a higher final
+        score than at least one true positive of their image; those of an image without
+        positives are above none.
       outranking_negatives: share of the (negative, positive) pairs of an image in which
         the negative has the higher final score, over all pairs of all images; equal
         scores count half. outranking_negatives_class_score: by the class score alone.
@@ -47,9 +50,17 @@ def summarize(rows: Rows, box_kind: str, edge_kinds: list[str]) -> tuple[Scalars
       detection_score_iou_correlation: over all final detections, IoU being that with
         the best true box of the class.
       calibration_error: expected calibration error of a detection's score as that IoU.
+      positive_iou_mean, _std: over all true positives, of their IoU with the best true
+        box of the class; positive_centerness_mean, _std: of the centerness of their
+        anchor points in it, 0 outside. These are candidates that turned out well, so no
+        IoU is below 0.5: the positives that training assigns, which the paper's figure
+        12 is about, are in the training log.
       matched_detections: how many detections the following are about.
       spread_correlation: Spearman's, predicted against true standard deviation of a
-        side, px; spread_correlation_ambiguous: over sides that are not sharp.
+        side, px. spread_correlation_relative: over sides that are not sharp, of both
+        deviations divided by the true box's extent across the side. A large object's
+        sides are spread over more px than a small one's, so in px knowing the size
+        would be enough for a high correlation among these sides.
       spread_ratio_KIND: mean predicted / mean true deviation, px, per kind of side.
       coverage_50, _80, _95: share of annotated sides in the central interval.
       side_error, side_crps, side_nll: mean absolute error, CRPS (px) and negative log
@@ -70,18 +81,24 @@ def summarize(rows: Rows, box_kind: str, edge_kinds: list[str]) -> tuple[Scalars
 
 def _inconsistency(rows: Rows) -> tuple[Scalars, Rows]:
   by_score, by_class_score, num_pairs = rows['pairs'].sum(0, np.float64)
-  class_score, score, iou = rows['positives'].T
+  class_score, score, iou, centerness = rows['positives'].T
+  num_negatives, num_above = rows['negatives'].sum(0, np.float64)
   detection_score, detection_iou = rows['detections'].T
   table = ranks.reliability(detection_score, detection_iou, NUM_BINS)
   scalars = {
     'true_positives': float(len(iou)),
-    'true_negatives': float(rows['negatives_seen'].sum(dtype=np.float64)),
+    'true_negatives': float(num_negatives),
+    'negatives_above_a_positive': _share(num_above, num_negatives),
     'outranking_negatives': _share(by_score, num_pairs),
     'outranking_negatives_class_score': _share(by_class_score, num_pairs),
     'score_iou_correlation': ranks.spearman(score, iou),
     'class_score_iou_correlation': ranks.spearman(class_score, iou),
     'detection_score_iou_correlation': ranks.spearman(detection_score, detection_iou),
     'calibration_error': ranks.calibration_error(table),
+    'positive_iou_mean': _mean(iou),
+    'positive_iou_std': _std(iou),
+    'positive_centerness_mean': _mean(centerness),
+    'positive_centerness_std': _std(centerness),
   }
   positive = rows['sample'][:, 4] > 0
   sample = [_some(rows['sample'][group]) for group in (positive, ~positive)]
@@ -104,10 +121,12 @@ def _flexibility(rows: Rows, box_kind: str, edge_kinds) -> tuple[Scalars, Rows]:
   known = np.isfinite(true_std) & np.isfinite(std)
   names = np.array([*edge_kinds, 'unknown'])[kind.astype(int)]  # -1: the last
   ambiguous = known & ~np.isin(names, ('sharp', 'unknown'))
+  extent = rows['side_extent'].ravel()
+  shares = [spread[ambiguous] / extent[ambiguous] for spread in (std, true_std)]
   scalars = {
     'matched_detections': float(len(rows['side_error'])),
     'spread_correlation': ranks.spearman(std[known], true_std[known]),
-    'spread_correlation_ambiguous': ranks.spearman(std[ambiguous], true_std[ambiguous]),
+    'spread_correlation_relative': ranks.spearman(*shares),
     'side_error': _mean(np.abs(error) * px),
     'side_crps': _mean(crps),
     'side_nll': _mean(nll),
@@ -147,6 +166,10 @@ def _mean(values: np.ndarray) -> float | None:
   """None of no values, or if one of them is not known."""
   mean = values.mean(dtype=np.float64) if values.size else np.nan
   return float(mean) if np.isfinite(mean) else None
+
+
+def _std(values: np.ndarray) -> float | None:
+  return float(values.std(dtype=np.float64)) if values.size else None
 
 
 def _share(part: float | None, whole: float | None) -> float | None:

@@ -25,8 +25,8 @@ Rows = dict[str, np.ndarray]
 # The shape of a row of each column.
 _IMAGE_COLUMNS = {
   'pairs': (3,),  # outranking by final score, by class score, of how many
-  'positives': (3,),  # class score, final score, IoU
-  'negatives_seen': (),  # per image
+  'positives': (4,),  # class score, final score, IoU, centerness
+  'negatives': (2,),  # per image, and of them above a positive
   'sample': (5,),  # class score, quality, final score, IoU, is positive
   'detections': (2,),  # score, IoU
 }
@@ -39,6 +39,7 @@ _SIDE_COLUMNS = {
   'side_px': (4,),  # original px per stride
   'side_sigma': (4,),  # of the annotation, original px
   'side_kind': (4,),
+  'side_extent': (4,),  # of the true box across the side, original px
 }
 
 
@@ -116,22 +117,25 @@ class Observations:
       candidates: [B, `NUM_CANDIDATES` or all, ...].
       sides: [B, N, ...], of the detections.
     """
+    canvas, scales = batch['images'].shape[1:3], batch['scales']
+    if canvas not in self._points:
+      self._points[canvas] = make_anchors(self._config, canvas)
+    points = self._points[canvas]
     rows, matched = [], [_Matches.none()]
     for i, image_id in enumerate(batch['image_ids'].tolist()):
       if image_id == -1:
         continue
-      truth, found = self._truths[image_id], _row(detections, i)
+      truth, found, scale = self._truths[image_id], _row(detections, i), scales[i]
       iou, _ = overlaps(found.boxes, truth.boxes)
       pairs = match(found, iou, truth.classes)
       matched.append(_Matches.of_image(i, pairs, truth))
       detected = _detection_rows(found, iou, truth)
-      rows.append(_candidate_rows(_row(candidates, i), truth, image_id) | detected)
-    canvas = batch['images'].shape[1:3]
-    if canvas not in self._points:
-      self._points[canvas] = make_anchors(self._config, canvas)
+      of_image = _row(candidates, i)
+      anchors = points.centers[of_image.anchor_index] / scale
+      rows.append(_candidate_rows(of_image, anchors, truth, image_id) | detected)
     joined = _Matches(*map(np.concatenate, zip(*matched, strict=True)))
     table = join([_no_rows(_IMAGE_COLUMNS), *rows]) | _side_rows(
-      detections, sides, joined, self._points[canvas], batch['scales'], self._config.box
+      detections, sides, joined, points, scales, self._config.box
     )
     self._rows.append({k: v.astype(np.float32) for k, v in table.items()})
 
@@ -213,9 +217,17 @@ def match(detections: Any, iou: np.ndarray, true_classes: np.ndarray) -> np.ndar
 
 
 def _at_class(iou: np.ndarray, classes, truth: _Truth) -> np.ndarray:
-  """IoU [n] with the best true box of the class, 0 if there is none."""
+  """IoU [n, m + 1] with the true boxes, 0 with those of other classes; the last is a
+  box of no class, so that there is a best one where the image has none."""
   same = truth.classes == classes[:, None]
-  return np.where(same, iou, 0.0).max(-1, initial=0.0)
+  return np.pad(np.where(same, iou, 0.0), [(0, 0), (0, 1)])
+
+
+def _centerness(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+  """`ops.boxes.centerness` [n] of points in boxes; in NumPy as `overlaps` is."""
+  before, after = points - boxes[:, :2], boxes[:, 2:] - points
+  ratios = np.minimum(before, after) / np.maximum(before, after)
+  return np.sqrt(ratios.clip(0).prod(-1))
 
 
 def _counts(boxes, truth: _Truth):
@@ -226,15 +238,23 @@ def _counts(boxes, truth: _Truth):
   return has_area & ~(overlaps(boxes, truth.crowds)[1] > 0.5).any(-1)
 
 
-def _candidate_rows(found, truth: _Truth, image_id: int) -> Rows:
+def _candidate_rows(found, points: np.ndarray, truth: _Truth, image_id: int) -> Rows:
+  """Rows of an image's candidates; points [n, 2]: theirs, in original px."""
   all_iou, _ = overlaps(found.boxes, truth.boxes)
-  iou, counts = _at_class(all_iou, found.classes, truth), _counts(found.boxes, truth)
+  at_class, counts = (
+    _at_class(all_iou, found.classes, truth),
+    _counts(found.boxes, truth),
+  )
+  iou = at_class.max(-1)
   positive = counts & (iou >= POSITIVE_IOU)
   negative = counts & (all_iou.max(-1, initial=0.0) < NEGATIVE_IOU)
   outranking = [
     ranks.exceeding_pairs(scores[negative], scores[positive])
     for scores in (found.scores, found.class_scores)
   ]
+  lowest = found.scores[positive].min(initial=np.inf)
+  its_box = truth.boxes[at_class[positive].argmax(-1)]
+  centerness = _centerness(points[positive], its_box)
   table = np.stack(
     [found.class_scores, found.quality, found.scores, iou, positive], axis=-1
   )
@@ -246,14 +266,14 @@ def _candidate_rows(found, truth: _Truth, image_id: int) -> Rows:
   ]
   return {
     'pairs': np.array([[*outranking, positive.sum() * negative.sum()]]),
-    'positives': table[positive][:, [0, 2, 3]],
-    'negatives_seen': np.array([negative.sum()]),
+    'positives': np.column_stack([table[positive][:, [0, 2, 3]], centerness]),
+    'negatives': np.array([[negative.sum(), (found.scores[negative] > lowest).sum()]]),
     'sample': table[np.concatenate(drawn)],
   }
 
 
 def _detection_rows(found, iou: np.ndarray, truth: _Truth) -> Rows:
-  table = np.stack([found.scores, _at_class(iou, found.classes, truth)], -1)
+  table = np.stack([found.scores, _at_class(iou, found.classes, truth).max(-1)], -1)
   return {'detections': table[found.valid & _counts(found.boxes, truth)]}
 
 
@@ -278,6 +298,7 @@ def _side_rows(found, sides: Sides, matches: _Matches, points, scales, box) -> R
     'side_px': strides / scale,
     'side_sigma': matches.edge_sigma,
     'side_kind': matches.edge_kind,
+    'side_extent': np.tile(matches.boxes[:, 2:] - matches.boxes[:, :2], 2),
   }
 
 

@@ -13,6 +13,8 @@ from gfl_jax.reports.tables import Table, number
 
 _TITLES = ('Is the score the quality?', 'Do the distributions mean anything?')
 _SCORE_ROWS = {
+  'negatives_above_a_positive': 'share of the true negatives that have a higher final '
+  'score than at least one true positive of their image; 0 is best',
   'outranking_negatives': 'share of the pairs of one image in which a true negative '
   'has a higher final score than a true positive; 0 is best, 0.5 is chance',
   'outranking_negatives_class_score': 'the same by the class score alone',
@@ -35,7 +37,9 @@ _SIDE_ROWS = {
   'at a floor of 1e-6 per px)',
   'spread_correlation': 'rank correlation of the predicted and the true spread of a '
   'side',
-  'spread_correlation_ambiguous': 'the same over the sides that are not sharp',
+  'spread_correlation_relative': 'the same over the sides that are not sharp, both '
+  'spreads as shares of the box across the side: in px the size of the object, which '
+  'the spread grows with, would be enough to order them',
   'constant_std': 'strides: the one deviation that stands in for those that Dirac does '
   'not predict, fitted to these very errors (it flatters Dirac)',
 }
@@ -75,7 +79,24 @@ def _scores(scalars: Mapping, arrays: Mapping, config: Mapping) -> list[str]:
   # Without a branch they would only repeat the final score's.
   by_class = {} if SCORES[config['score']['kind']].use == 'branch' else _BY_CLASS_SCORE
   rows = {name: text for name, text in _SCORE_ROWS.items() if name not in by_class}
-  return [paragraph(note), figure, _table(scalars, rows)]
+  return [paragraph(note), figure, _table(scalars, rows), *_positives(scalars)]
+
+
+def _positives(scalars: Mapping) -> list[str]:
+  if not scalars['true_positives']:
+    return []
+  iou, centerness = (
+    f'{number(scalars[f"{label}_mean"], 2)} ± {number(scalars[f"{label}_std"], 2)}'
+    for label in ('positive_iou', 'positive_centerness')
+  )
+  return [
+    paragraph(
+      f'The true positives have an IoU of {iou} with their true box, and their anchor '
+      f'points a centerness of {centerness} in it (mean ± standard deviation of all). '
+      'They are candidates that turned out well; the positives that training assigns '
+      'stand beside the paper’s under “Training”.'
+    )
+  ]
 
 
 def _sides(scalars: Mapping, arrays: Mapping, config: Mapping) -> list[str]:

@@ -10,6 +10,7 @@ from gfl_jax.evaluation import diagnostics, observations
 from gfl_jax.evaluation.decode import Candidates, Detections
 from gfl_jax.evaluation.observations import Observations, Sides
 from gfl_jax.models import make_anchors
+from gfl_jax.ops import boxes as box_ops
 
 KINDS = ['blurred', 'sharp']
 
@@ -37,7 +38,7 @@ def ground_truth(boxes, *, labels=None, crowd=(), sides=None):
   }  # fmt: skip
 
 
-def candidates(boxes, scores, *, classes=None, quality=np.nan):
+def candidates(boxes, scores, *, classes=None, quality=np.nan, anchors=None):
   n = len(boxes)
   scores = np.array(scores, np.float32)
   return Candidates(
@@ -47,7 +48,7 @@ def candidates(boxes, scores, *, classes=None, quality=np.nan):
     classes=np.zeros(n, int) if classes is None else np.array(classes),
     boxes=np.reshape(boxes, (-1, 4)).astype(np.float32),
     edge_std=np.ones((n, 4), np.float32),
-    anchor_index=np.zeros(n, int),
+    anchor_index=np.zeros(n, int) if anchors is None else np.array(anchors),
   )
 
 
@@ -108,11 +109,13 @@ def test_true_positives_and_negatives_and_who_outranks_whom():
   assert (scalars['true_positives'], scalars['true_negatives']) == (2, 2)
   # Pairs: .6 > .5, .6 < .9, .5 = .5, .5 < .9.
   assert scalars['outranking_negatives'] == 1.5 / 4
+  assert scalars['negatives_above_a_positive'] == 1 / 2  # .6 is, .5 is not
   assert scalars['score_iou_correlation'] == pytest.approx(-1)
   quality = np.array([1.0, 0.1, 1.0, 0.1, 0.1, 1.0])
   found = candidates(boxes, scores, classes=classes, quality=quality)
   scalars, arrays = measure(observe(truth, NOTHING, found))
   assert scalars['outranking_negatives'] == 0
+  assert scalars['negatives_above_a_positive'] == 0
   assert scalars['outranking_negatives_class_score'] == 1.5 / 4
   assert scalars['score_iou_correlation'] == pytest.approx(1)
   assert scalars['class_score_iou_correlation'] == pytest.approx(-1)
@@ -124,17 +127,42 @@ def test_true_positives_and_negatives_and_who_outranks_whom():
 
 def test_pairs_are_those_of_one_image_on_many_random_images():
   rng = np.random.default_rng(0)
-  total, wins, rows = 0, 0.0, []
-  for _ in range(5):
-    near = rng.integers(0, 2, 12)
+  total, wins, rows, above = 0, 0.0, [], []
+  for image in range(6):
+    near = rng.integers(0, 2, 12) * (image > 0)  # the first has no positive
     scores = rng.integers(1, 6, 12) / 5
     boxes = [SHIFTED[1.0] if x else SHIFTED[0.0] for x in near]
     rows.append(observe(ground_truth([BOX]), NOTHING, candidates(boxes, scores)).rows())
     for a in scores[near == 0]:
+      above.append(any(a > b for b in scores[near == 1]))
       for b in scores[near == 1]:
         total, wins = total + 1, wins + (a > b) + 0.5 * (a == b)
   scalars, _ = diagnostics.summarize(observations.join(rows), 'general', [])
   assert scalars['outranking_negatives'] == pytest.approx(wins / total)
+  assert scalars['negatives_above_a_positive'] == pytest.approx(np.mean(above))
+
+
+def test_the_labels_of_true_positives_are_pooled():
+  # Canvas px are 2 x 0.5 original px, so the anchor 13, (8, 8), lies at (4, 16).
+  truth = ground_truth([(40, 0, 46, 60), (2, 4, 8, 40)])
+  boxes = [(2, 4, 8, 40), (2, 4, 8, 31), (60, 0, 70, 9)]
+  found = candidates(boxes, [0.9, 0.8, 0.7], anchors=[13, 0, 13])
+  scalars, _ = measure(observe(truth, NOTHING, found, scale=(2.0, 0.5)))
+  # IoU 1 and 0.75; centerness sqrt(2 / 4 * 12 / 24), and 0 of a point outside.
+  assert scalars['positive_iou_mean'] == pytest.approx(0.875)
+  assert scalars['positive_iou_std'] == pytest.approx(0.125)
+  assert scalars['positive_centerness_mean'] == pytest.approx(0.25)
+  assert scalars['positive_centerness_std'] == pytest.approx(0.25)
+
+
+def test_centerness_is_that_of_the_labels():
+  rng = np.random.default_rng(0)
+  points, boxes = rng.uniform(0, 50, (200, 2)), rng.uniform(0, 25, (200, 4))
+  boxes[:, 2:] += 25
+  distances = np.concatenate([points - boxes[:, :2], boxes[:, 2:] - points], -1)
+  got = observations._centerness(points, boxes)
+  np.testing.assert_allclose(got, box_ops.centerness(distances), atol=1e-6)
+  assert 20 < np.count_nonzero(got) < 180
 
 
 def test_crowds_are_no_boxes_and_excuse_what_lies_on_them():
@@ -190,7 +218,8 @@ def test_sides_are_judged_in_strides_and_told_in_original_pixels():
   scalars, arrays = measure(observed, 'gaussian')
   assert scalars['side_error'] == pytest.approx((2 + 4 + 0 + 8) / 4)
   assert scalars['spread_correlation'] == pytest.approx(0.6)  # ranks 2 4 1 3, 1 3 2 4
-  assert scalars['spread_correlation_ambiguous'] == pytest.approx(0.5)
+  # Of the box: 16 / 36, 0.5 / 6, 4 / 36 and 4 / 36, 1 / 6, 8 / 36: ranks 3 1 2, 1 2 3.
+  assert scalars['spread_correlation_relative'] == pytest.approx(-0.5)
   assert scalars['spread_ratio_sharp'] == pytest.approx(2)
   assert scalars['spread_ratio_blurred'] == pytest.approx((16 + 0.5 + 4) / 13)
   z = np.array([-2, -0.25, 0, 2])
@@ -219,6 +248,7 @@ def synthetic_sides(kind, count=4000):
     'side_error': errors, 'side_std': std, 'side_cdf': fit.cdf,
     'side_density': fit.density, 'side_crps': fit.crps, 'side_px': np.full(shape, 8.0),
     'side_sigma': 8 * std, 'side_kind': rng.integers(0, 2, shape),
+    'side_extent': rng.uniform(16, 64, shape),
   }  # fmt: skip
 
 
@@ -229,6 +259,21 @@ def test_right_distributions_have_nominal_coverage():
   assert scalars['spread_correlation'] == pytest.approx(1)
   assert scalars['spread_ratio_blurred'] == pytest.approx(1)
   assert scalars['constant_std'] is None
+
+
+def test_to_know_the_size_of_an_object_is_not_to_know_its_spread():
+  rows, rng = synthetic_sides('gaussian'), np.random.default_rng(1)
+  extent, shares = rows['side_extent'], rng.uniform(0.04, 0.1, (2, 4000, 4))
+  rows |= {'side_kind': np.zeros((4000, 4)), 'side_sigma': extent * shares[0]}
+  by_size, _ = diagnostics.summarize(
+    rows | {'side_std': extent * (0.07 + 1e-3 * shares[1]) / 8}, 'gaussian', KINDS
+  )
+  assert by_size['spread_correlation'] > 0.75
+  assert by_size['spread_correlation_relative'] == pytest.approx(0, abs=0.03)
+  right, _ = diagnostics.summarize(
+    rows | {'side_std': extent * shares[0] / 8}, 'gaussian', KINDS
+  )
+  assert right['spread_correlation_relative'] == pytest.approx(1)
 
 
 def test_dirac_gets_the_one_deviation_of_its_errors():

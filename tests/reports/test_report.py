@@ -58,8 +58,8 @@ def write_diagnostics(path, kind='general', *, num_sides=40, branch=False):
     sample[:, 1] = np.nan
   rows = {
     'pairs': np.array([[n * n / 4, n * n / 2, n * n]]),
-    'positives': sample[1::2, [0, 2, 3]],
-    'negatives_seen': np.array([n]),
+    'positives': sample[1::2, [0, 2, 3, 3]],
+    'negatives': np.array([[n, n / 4]]),
     'sample': sample,
     'detections': rng.uniform(0, 1, (n, 2)),
     'side_error': sides(-1, 1),
@@ -70,6 +70,7 @@ def write_diagnostics(path, kind='general', *, num_sides=40, branch=False):
     'side_px': np.full((n, 4), 8.0),
     'side_sigma': sides(1, 8),
     'side_kind': rng.integers(0, 2, (n, 4)),
+    'side_extent': sides(16, 64),
   }
   scalars, arrays = diagnostics.summarize(rows, kind, ['faded', 'sharp $x$'])
   np.savez(path, **arrays)
@@ -323,7 +324,12 @@ def test_the_diagnostics_are_told_with_their_meaning(tmp_path):
   score, sides = text.split('Is the score the quality?')[1].split('Do the distrib')
   assert '40 true positives' in score and '40 true negatives' in score
   assert 'outranking_negatives0.250' in score.replace('\n', '')
+  assert 'negatives_above_a_positive0.250' in score.replace('\n', '')
   assert 'class_score' not in score
+  labels = re.search(
+    r'an IoU of 0.\d\d ± 0.\d\d .* a centerness of 0.\d\d ± 0.\d\d', score
+  )
+  assert labels
   assert 'Box: general' in sides and 'sides of 40 detections' in sides
   assert 'sharp $x$' in sides and 'constant_std' not in sides
 
