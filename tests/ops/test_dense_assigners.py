@@ -350,11 +350,12 @@ def test_max_iou_ignores_an_anchor_near_a_box_that_its_point_is_not_in():
 
 
 def test_max_iou_gives_an_anchor_the_better_of_the_boxes_that_contain_its_point():
-  # The anchor at (64, 48) overlaps the first box more, but its point is not in it.
+  # The anchor at (64, 48) overlaps the first box more, but its point is not in it; the
+  # second has a better anchor.
   numbers = dict(positive_iou=0.4, negative_iou=0.3)
   points, _ = compiled(max_iou, **numbers)
   anchor = np.flatnonzero((points.centers == (64, 48)).all(axis=1))[0]
-  boxes, valid = padded([(65, 16, 96, 80), (40, 20, 84, 58)])
+  boxes, valid = padded([(65, 16, 96, 80), (40, 4, 84, 60)])
   first, second = (overlap(box, points.anchors[anchor]) for box in boxes[valid])
   assert first > second > 0.4
   matched, iou = assigned(max_iou, boxes, valid, **numbers)
