@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from gfl_jax.models import init_variables
+from gfl_jax.models import build_detector, init_variables
+from gfl_jax.models.detector import Detector
 from gfl_jax.training import parallel, programs, step
 from tests import tiny
 
@@ -58,6 +59,31 @@ def test_a_single_run_has_its_numbers_in_the_program():
   config.class_loss.beta = 1.0
   assert one_step(shared, devices, config)['loss_class'] > scalars['loss_class']
   assert shared.num_compiled == 2
+
+
+def test_the_first_variables_are_one_program_for_equal_detectors(monkeypatch):
+  traced, true = [], Detector.__call__
+
+  def counted(self, *arguments, **options):
+    traced.append(self)
+    return true(self, *arguments, **options)
+
+  monkeypatch.setattr(Detector, '__call__', counted)
+  config = tiny.config().model
+  config.head.prior_probability = 0.013  # no other test has it
+  first, same, other = (
+    init_variables(build_detector(config), jax.random.key(seed)) for seed in (0, 0, 1)
+  )
+  assert len(traced) == 1
+  jax.tree.map(np.testing.assert_array_equal, first, same)
+  kernel = lambda variables: variables['params']['head']['class_output']['kernel']
+  assert np.any(kernel(first) != kernel(other))
+  bias = first['params']['head']['class_output']['bias']
+  np.testing.assert_allclose(jax.nn.sigmoid(bias), 0.013, rtol=1e-6)
+
+  config.head.prior_probability = 0.014
+  init_variables(build_detector(config), jax.random.key(0))
+  assert len(traced) == 2
 
 
 def test_a_data_set_is_read_once(monkeypatch):
