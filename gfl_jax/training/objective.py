@@ -26,12 +26,13 @@ class Normalizers(NamedTuple):
   """The two divisors, summed over all images of all devices.
 
   Attributes:
-    num_positives: sum over images of max(number of positive anchors, 1); with a
-      heatmap, of its peaks.
-    weight_sum: sum over positive anchors of their box weight.
+    class_divisor: N, of the class and the quality term: sum over images of max(number
+      of positive anchors, 1); with a heatmap, of max(number of its peaks, 1).
+    weight_sum: W, of the box and the edge term: sum over positive anchors of their box
+      weight.
   """
 
-  num_positives: Float[Array, '']
+  class_divisor: Float[Array, '']
   weight_sum: Float[Array, '']
 
 
@@ -126,16 +127,16 @@ def loss_and_sums(
   class_sum = _class_term(predictions.class_logits, match, config)
   box_sum, edge_sum = _box_terms(match, config)
   sums = {
-    'loss_class': config.class_loss.weight * class_sum / normalizers.num_positives,
+    'loss_class': config.class_loss.weight * class_sum / normalizers.class_divisor,
     'loss_box': config.box_loss.weight * box_sum / weight_sum,
     'loss_edge': config.edge_loss.weight * edge_sum / weight_sum,
   }
   score = SCORES[config.score.kind]
   if score.use == 'branch':
     quality_sum = _quality_term(predictions.quality_logits, match, score.label)
-    scale = config.score.weight / normalizers.num_positives
+    scale = config.score.weight / normalizers.class_divisor
     sums['loss_quality'] = scale * quality_sum
-  loss = sum(sums.values())
+  loss = sum(sums.values(), start=jnp.zeros(()))
   sums |= {
     'loss': loss,
     'boxes': batch['valid'].sum(),
@@ -180,7 +181,7 @@ def _normalizers(match) -> Normalizers:
   else:
     per_image = (match.heatmap == 1).sum(axis=(1, 2))
   return Normalizers(
-    num_positives=jnp.maximum(per_image, 1).sum().astype(jnp.float32),
+    class_divisor=jnp.maximum(per_image, 1).sum().astype(jnp.float32),
     weight_sum=match.weights.sum(),
   )
 
