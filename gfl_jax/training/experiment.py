@@ -2,7 +2,9 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+import math
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 
 from gfl_jax import data, models
 from gfl_jax.deploy import weights
-from gfl_jax.evaluation import evaluator
+from gfl_jax.evaluation import decode, evaluator
 from gfl_jax.training import optimizer as optimizers
 from gfl_jax.training import step, terms
 from gfl_jax.training.parallel import DataParallel
@@ -98,47 +100,75 @@ class Experiment:
     )
 
 
+# What a number of the config must be, and the fields that must be so.
+_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+  (
+    'at least 1',
+    lambda value: value >= 1,
+    (
+      'batch_size',
+      'accumulate',
+      'log_every_steps',
+      'checkpoint_every_steps',
+      'data.max_boxes',
+      'decode.max_detections',
+      'decode.candidates_per_level',
+      'box_loss.max_positives_per_image',
+    ),
+  ),
+  (
+    'above 0 and finite',
+    lambda value: 0 < value < math.inf,
+    (
+      'epochs',
+      'eval_every_epochs',
+      'optimizer.learning_rate',
+      'box.scale',
+      'box_loss.min_weight_sum',
+    ),
+  ),
+  (
+    'at least 0 and finite',
+    lambda value: 0 <= value < math.inf,
+    ('class_loss.weight', 'score.weight', 'box_loss.weight', 'edge_loss.weight'),
+  ),
+  (
+    'from 0 to 1',
+    lambda value: 0 <= value <= 1,
+    ('ema_decay', 'decode.nms_iou', 'decode.score_threshold'),
+  ),
+)
+_LENGTHS = {
+  'data.canvas': 2,
+  'data.short_side': 2,
+  'data.zoom': 2,
+  'data.mean': 3,
+  'data.std': 3,
+  'model.backbone.widths': 4,
+}
+
+
 def check_config(config) -> None:
   """Raises a ValueError for numbers that cannot be meant, before anything is begun."""
-  at_least_one = {
-    'batch_size': config.batch_size,
-    'accumulate': config.accumulate,
-    'log_every_steps': config.log_every_steps,
-    'checkpoint_every_steps': config.checkpoint_every_steps,
-    'data.max_boxes': config.data.max_boxes,
-    'decode.max_detections': config.decode.max_detections,
-    'decode.candidates_per_level': config.decode.candidates_per_level,
-    'box_loss.max_positives_per_image': config.box_loss.max_positives_per_image,
-  }
-  positive = {'epochs': config.epochs, 'eval_every_epochs': config.eval_every_epochs}
-  fractions = {
-    'ema_decay': config.ema_decay,
-    'decode.nms_iou': config.decode.nms_iou,
-    'decode.score_threshold': config.decode.score_threshold,
-  }
-  problems = [f'{k}={v} must be at least 1' for k, v in at_least_one.items() if v < 1]
-  problems += [f'{k}={v} must be above 0' for k, v in positive.items() if v <= 0]
-  problems += [
-    f'{k}={v} must be from 0 to 1' for k, v in fractions.items() if not 0 <= v <= 1
+  value_of = lambda field: operator.attrgetter(field)(config)
+  problems = [
+    f'{field}={value_of(field)} must be {wanted}'
+    for wanted, fits, fields in _RANGES
+    for field in fields
+    if not fits(value_of(field))
   ]
-  lengths = {
-    'data.canvas': (config.data.canvas, 2),
-    'data.short_side': (config.data.short_side, 2),
-    'data.zoom': (config.data.zoom, 2),
-    'data.mean': (config.data.mean, 3),
-    'data.std': (config.data.std, 3),
-    'model.backbone.widths': (config.model.backbone.widths, 4),
-  }
   problems += [
-    f"{k}={tuple(v)} must be {n} numbers, as in --config.{k}='({', '.join(['8'] * n)})'"
-    for k, (v, n) in lengths.items()
-    if len(v) != n
+    f'{field}={tuple(value_of(field))} must be {length} numbers, as in'
+    f" --config.{field}='({', '.join(['8'] * length)})'"
+    for field, length in _LENGTHS.items()
+    if len(value_of(field)) != length
   ]
   if problems:
     raise ValueError('the config cannot run: ' + '; '.join(problems))
-  # An unknown kind is an error now, not when the step is traced.
+  # Choices that do not exist, or do not fit, are an error now, not when traced.
   models.build_detector(config.model)
   terms.check_choices(config)
+  decode.check_choices(config)
   optimizers.make_optimizer(config, optimizers.make_schedule(config, 1), {})
 
 

@@ -16,6 +16,7 @@ from gfl_jax.choices import choose
 from gfl_jax.models.representations import REPRESENTATIONS, bin_grid
 from gfl_jax.models.scores import SCORES
 from gfl_jax.ops import assignment, distributions, losses
+from gfl_jax.ops import points as point_ops
 
 
 class ClassLoss(NamedTuple):
@@ -102,13 +103,16 @@ ASSIGNERS = {
 
 def check_choices(config) -> None:
   """Raises a ValueError for a choice that does not exist or does not fit another."""
-  choose(ASSIGNERS, config.assignment.kind, 'assignment.kind')
+  assigner = choose(ASSIGNERS, config.assignment.kind, 'assignment.kind')
   score = choose(SCORES, config.score.kind, 'score.kind')
   class_loss = choose(CLASS_LOSSES, config.class_loss.kind, 'class_loss.kind')
   choose(BOX_LOSSES, config.box_loss.kind, 'box_loss.kind')
   choose(BOX_WEIGHTS, config.box_loss.weighting, 'box_loss.weighting')
   edge_loss = choose(EDGE_LOSSES, config.edge_loss.kind, 'edge_loss.kind')
-  # Exponents out of range are the loss's own errors.
+  # Numbers out of range are the assigner's and the loss's own errors.
+  points, no_box = point_ops.make_points((8, 8), (8,)), jnp.zeros((1, 4))
+  assigner = functools.partial(assigner(config.assignment), points=points)
+  jax.eval_shape(assigner, no_box, jnp.zeros(1, bool))
   nothing = jnp.zeros(1)
   class_loss.function(nothing, nothing, **numbers_of(class_loss, config))
 

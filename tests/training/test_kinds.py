@@ -30,6 +30,31 @@ CASES = {
     'none',
     'centerness',
   ),
+  'fcos': ('centerness', 'focal', {}, 'dirac', 'none', 'centerness'),
+  'max_iou': ('none', 'focal', {}, 'dirac', 'none', 'uniform'),
+}
+# The others have ATSS, points at the corners of their cells, and GIoU.
+CHANGES = {
+  'fcos': {
+    'assignment.kind': 'fcos',
+    'assignment.regress_range': 4.0,
+    'assignment.center_radius': 1.5,
+    'points.offset': 0.5,
+    'box_loss.kind': 'iou',
+  },
+  'max_iou': {
+    'assignment.kind': 'max_iou',
+    'assignment.positive_iou': 0.45,
+    'assignment.negative_iou': 0.35,
+  },
+}
+# The rule of a case, with its numbers by name.
+RULES = {
+  'gfl': functools.partial(assignment.atss, top_k=9),
+  'fcos': functools.partial(assignment.fcos, regress_range=4.0, center_radius=1.5),
+  'max_iou': functools.partial(
+    assignment.max_iou, positive_iou=0.45, negative_iou=0.35
+  ),
 }
 NUM_OUTPUTS = {'dirac': 1, 'gaussian': 2, 'general': 9}
 
@@ -42,6 +67,7 @@ def config_of(case):
   c.box.kind = box
   c.edge_loss.update(kind=edge, weight=0.4)
   c.box_loss.update(weighting=weighting, weight=1.7)
+  c.update_from_flattened_dict(CHANGES.get(case, {}))
   return c
 
 
@@ -158,7 +184,7 @@ def expected_terms(config, predictions, batch, matched, anchors):
           edge_entry(config, o, s) for o, s in zip(outputs[i, a], t, strict=True)
         ]
         sums['weight'] += w
-        sums['box'] += w * (1 - giou)
+        sums['box'] += w * (1 - (iou if config.box_loss.kind == 'iou' else giou))
         sums['edge'] += w * np.mean(edges)
         if quality_logits is not None:
           sums['quality'] += cross_entropy(quality_logits[i, a, 0], quality)
@@ -175,6 +201,20 @@ def expected_terms(config, predictions, batch, matched, anchors):
     'loss_box': 1.7 * sums['box'] / weight_sum,
     'loss_edge': 0.4 * sums['edge'] / weight_sum,
   }
+
+
+@pytest.mark.parametrize('case', RULES)
+def test_anchors_are_matched_by_the_rule_that_the_config_names(case):
+  config, batch = config_of(case), tiny.batch()
+  points = make_anchors(config, (64, 64))
+  matched, _ = jax.jit(lambda batch: matching.assign(batch, points, config))(batch)
+  image = batch['boxes'][4], batch['valid'][4]
+  rules = {
+    name: jax.jit(functools.partial(rule, points=points))(*image).matched
+    for name, rule in RULES.items()
+  }
+  np.testing.assert_array_equal(matched[4], rules.pop(case))
+  assert all(np.any(matched[4] != other) for other in rules.values())
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -305,6 +345,14 @@ def test_numbers_out_of_range_are_an_error():
   config = tiny.config()
   config.class_loss.beta = 0.5
   with pytest.raises(ValueError, match='beta=0.5 must be 0 or at least 1'):
+    terms.check_choices(config)
+  config = config_of('fcos')
+  config.assignment.center_radius = -1.5
+  with pytest.raises(ValueError, match='center_radius=-1.5 at least 0'):
+    terms.check_choices(config)
+  config = config_of('max_iou')
+  config.assignment.negative_iou = 0.6
+  with pytest.raises(ValueError, match='negative_iou=0.6 must be in'):
     terms.check_choices(config)
   config = tiny.config()
   config.box_loss.weighting = 'score'

@@ -61,6 +61,12 @@ def data_file(tmp_path_factory):
   return str(path)
 
 
+@pytest.fixture(scope='module')
+def programs():
+  """What the runs of one step share."""
+  return Programs()
+
+
 def config(data_file, *, epochs=2.0):
   c = tiny.config()
   c.data.path = data_file
@@ -172,6 +178,26 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on_from_it(
   )
 
 
+@pytest.mark.parametrize('during', ['train_batches', 'evaluate'])
+def test_a_stop_in_the_last_step_or_evaluation_comes_after_the_report(
+  data_file, programs, tmp_path, monkeypatch, during
+):
+  true = getattr(experiment.Experiment, during)
+
+  def interrupted(self, *arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    return true(self, *arguments)
+
+  monkeypatch.setattr(experiment.Experiment, during, interrupted)
+  with pytest.raises(Stopped, match='after the last step: this run is done') as error:
+    loop.train(config(data_file, epochs=1 / 3), tmp_path, programs)
+  assert error.value.exit_code == 128 + signal.SIGINT
+  assert json.loads((tmp_path / 'eval' / 'metrics.json').read_text())['step'] == 1
+  assert (tmp_path / 'report.html').exists()
+  with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+    assert checkpoints.steps == [1]
+
+
 def test_a_finished_run_is_evaluated_again_not_trained(straight, data_file, capsys):
   folder, metrics = straight
   before = (folder / 'metrics.jsonl').read_text()
@@ -257,10 +283,22 @@ def test_a_class_count_that_differs_is_refused_and_spoils_nothing(data_file, tmp
     ('eval_every_epochs', -1.0, 'eval_every_epochs=-1.0 must be above 0'),
     ('decode.nms_iou', 2.0, 'decode.nms_iou=2.0 must be from 0 to 1'),
     ('data.max_boxes', 0, 'data.max_boxes=0 must be at least 1'),
+    ('box.scale', 0.0, 'box.scale=0.0 must be above 0'),
+    ('box_loss.min_weight_sum', 0.0, 'box_loss.min_weight_sum=0.0 must be above 0'),
+    ('optimizer.learning_rate', float('inf'), 'learning_rate=inf must be above 0 and'),
+    ('optimizer.learning_rate', float('nan'), 'learning_rate=nan must be above 0 and'),
+    ('class_loss.weight', -1.0, 'class_loss.weight=-1.0 must be at least 0'),
+    ('score.weight', float('inf'), 'score.weight=inf must be at least 0 and finite'),
+    ('box_loss.weight', float('nan'), 'box_loss.weight=nan must be at least 0'),
+    ('edge_loss.weight', -0.5, 'edge_loss.weight=-0.5 must be at least 0'),
     ('data.canvas', (512,), r'data.canvas=\(512,\) must be 2 numbers'),
     ('class_loss.kind', 'focus', "class_loss.kind='focus' is not one of"),
     ('optimizer.kind', 'adam', "optimizer.kind='adam' is not one of"),
-    ('box.kind', 'dirac', "box.kind='dirac' is not one of"),
+    ('box.kind', 'direct', "box.kind='direct' is not one of"),
+    ('box.kind', 'dirac', 'this loss needs a box of kind general'),
+    ('assignment.top_k', 0, 'top_k=0 must be at least 1'),
+    ('decode.nms', 'iou_guided', "ranks by a quality branch, which score.kind='joint'"),
+    ('decode.variance_voting', -0.1, 'variance_voting=-0.1 must be'),
   ],
 )
 def test_a_number_that_cannot_be_meant_is_refused_at_once(
