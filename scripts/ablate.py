@@ -6,9 +6,18 @@
 below a folder, in Markdown. Started again, the same command goes on:
 finished runs are passed over, one that was cut off resumes, one that failed is tried
 again. Runs land in ROOT/runs, the report in ROOT/STUDY/report.html; studies with the
-same ROOT share the runs that they have in common. Several processes may share a ROOT:
---jobs=0/2 here and --jobs=1/2 there take every second run each. The exit code is 1 if
-a run failed.
+same ROOT share the runs that they have in common. With fewer rows or seeds than
+before, what is finished stays in the report; another base or other --set need another
+ROOT.
+
+Several processes may share a ROOT: --jobs=0/2 here and --jobs=1/2 there take every
+second run each. A process uses all GPUs that it sees for each run; to give each GPU of
+a host runs of its own, start a process per GPU:
+
+  CUDA_VISIBLE_DEVICES=0 python scripts/ablate.py --study=beta --jobs=0/2 &
+  CUDA_VISIBLE_DEVICES=1 python scripts/ablate.py --study=beta --jobs=1/2
+
+The exit code is 1 if a run failed.
 """
 
 import pathlib
@@ -29,9 +38,16 @@ _ROOT = flags.DEFINE_string(
   'root', None, 'The results folder; runs/ablations/BASE if not given.'
 )
 _JOBS = flags.DEFINE_string(
-  'jobs', '0/1', 'INDEX/COUNT: every COUNT-th run, from INDEX on.'
+  'jobs',
+  '0/1',
+  'INDEX/COUNT: every COUNT-th run, from INDEX on. One process for each host, or for'
+  ' each GPU with CUDA_VISIBLE_DEVICES=0, 1, ... set.',
 )
-_REPORT = flags.DEFINE_bool('report', False, 'Run nothing, write the report again.')
+_REPORT = flags.DEFINE_bool(
+  'report',
+  False,
+  'Run nothing, write the report of all recorded runs again, whatever code made them.',
+)
 _SUMMARY = flags.DEFINE_string(
   'summary', None, 'Print tables of all studies below this folder, and run nothing.'
 )
@@ -68,18 +84,18 @@ def main(argv: list[str]) -> int:
 
 def _study():
   from configs.ablations import table
-  from gfl_jax.training import study, study_options
+  from gfl_jax.training import study_options, study_plan
 
   module = table.load_study(_STUDY.value)
   table.base_config(_BASE.value)  # an unknown one is an error here
-  names = study_options.select_rows(module.ROWS, _ROWS.value)
-  return study.Study(
+  return study_plan.Study(
     name=_STUDY.value,
     title=module.TITLE,
     table=module.TABLE,
     question=module.QUESTION,
-    rows={name: module.ROWS[name] for name in names},
-    baseline=module.BASELINE if module.BASELINE in names else names[0],
+    rows=module.ROWS,
+    chosen=study_options.select_rows(module.ROWS, _ROWS.value),
+    baseline=module.BASELINE,
     base=_BASE.value,
     make_base=lambda: table.base_config(_BASE.value),
     overrides=tuple(_SET.value),
@@ -90,16 +106,15 @@ def _study():
 
 
 def _command() -> str:
-  """The command of the whole study, whatever share of it runs here."""
-  given = {'rows': _ROWS, 'root': _ROOT}
-  optional = [f'--{k}={flag.value}' for k, flag in given.items() if flag.present]
-  required = {'study': _STUDY, 'base': _BASE, 'seeds': _SEEDS}
+  """The command of the study, whatever share, rows and seeds of it run here."""
+  root = [f'--root={_ROOT.value}'] if _ROOT.present else []
   return shlex.join(
     [
       'python',
       'scripts/ablate.py',
-      *(f'--{name}={flag.value}' for name, flag in required.items()),
-      *optional,
+      f'--study={_STUDY.value}',
+      f'--base={_BASE.value}',
+      *root,
       *(f'--set={text}' for text in _SET.value),
     ]
   )

@@ -144,17 +144,22 @@ def _problems(study: Study) -> str:
 
 def _titles(study: Study) -> list[tuple[str, str]]:
   """Of each row, with its note, and the word 'baseline' where it is that."""
-  told = [['baseline'] if row is study.baseline else [] for row in study.rows]
+  baselines = _baselines(study)
+  told = [['baseline'] if row.name in baselines else [] for row in study.rows]
   return [
     (row.title, '; '.join(word + ([row.note] if row.note else [])))
     for row, word in zip(study.rows, told, strict=True)
   ]
 
 
+def _baselines(study: Study) -> set[str]:
+  return {study.baseline_of(row).name for row in study.rows}
+
+
 def _precision_panels(study: Study) -> list[Panel]:
   ours, paper = [], []
   for row in study.rows:
-    color = 'baseline' if row is study.baseline else 'plain'
+    color = 'baseline' if row.name in _baselines(study) else 'plain'
     aps = row.points('AP')
     found = statistics.estimate(list(aps.values()))
     mark = Mark(
@@ -175,12 +180,13 @@ def _precision_panels(study: Study) -> list[Panel]:
 
 def _forest(study: Study, comparisons: Mapping[str, Comparison]) -> str:
   """Paired differences, seed by seed, with the paper's on its own scale beside it."""
-  baseline = study.baseline.points('AP')
   titles, ours, paper = [], [], []
   for row in study.rows:
     if row.name not in comparisons:
       continue
     against, aps = comparisons[row.name], row.points('AP')
+    other = study.baseline_of(row)
+    baseline = other.points('AP')
     seeds = [(s, aps[s] - baseline[s]) for s in sorted(aps.keys() & baseline.keys())]
     verdict = against.verdict
     color = verdict if verdict in ('better', 'worse') else 'noise'
@@ -191,7 +197,8 @@ def _forest(study: Study, comparisons: Mapping[str, Comparison]) -> str:
     value = against.paper_difference
     text = study_tables.paper_difference(value)
     paper.append(Mark([], value, None, 'noise', text))
-    titles.append((row.title, verdict))
+    named = '' if other is study.baseline else f'; against {other.title}'
+    titles.append((row.title, verdict + named))
   if not titles:
     return paragraph('The study has no row besides its baseline.')
   panels = [Panel('Ours: AP minus baseline, same seed', 'points', 40, ours, True)]
@@ -242,8 +249,8 @@ def _order_notes(order: Order) -> list[str]:
 
 
 _TRIANGLES = (
-  '▲ and ▼: above or below the baseline, the paired 95 % interval excludes 0. Nothing '
-  'is corrected here: about one triangle in twenty comparisons is chance.'
+  '▲ and ▼: above or below the baseline of the row, the paired 95 % interval excludes '
+  '0. Nothing is corrected here: about one triangle in twenty comparisons is chance.'
 )
 
 

@@ -29,7 +29,8 @@ class Row:
     note: what is approximated; may be empty.
     paper: the paper's AP, AP50, ... in points; empty if it has no such row.
     runs: as in study.json, one per seed.
-    baseline: name of the row that this one is compared with; None: the study's.
+    baseline: name of the row that this one is compared with; None: the study's. Its
+      own name: with none.
   """
 
   name: str
@@ -78,6 +79,10 @@ class Study:
 
   def _row(self, name: str) -> Row:
     return next(row for row in self.rows if row.name == name)
+
+  @property
+  def has_one_baseline(self) -> bool:
+    return all(self.baseline_of(row) is self.baseline for row in self.rows)
 
   @property
   def seeds(self) -> list[int]:
@@ -159,11 +164,9 @@ class Comparison(NamedTuple):
 
 
 def compare_rows(study: Study) -> dict[str, Comparison]:
-  """Each row's `Comparison`, by its name, without the study's baseline's own."""
-  baselines = {
-    row.name: study.baseline_of(row) for row in study.rows if row is not study.baseline
-  }
-  others = [row for row in study.rows if row.name in baselines]
+  """Each row's `Comparison`, by its name, without those that are baselines alone."""
+  baselines = {row.name: study.baseline_of(row) for row in study.rows}
+  others = [row for row in study.rows if row is not baselines[row.name]]
   differences = {row.name: _difference(row, baselines[row.name]) for row in others}
   corrected = _holm(differences)
   comparisons = {}

@@ -11,6 +11,11 @@ from gfl_jax.reports.statistics import Estimate
 from gfl_jax.reports.study_results import Comparison, Pair, Study
 from gfl_jax.reports.tables import DASH, Table, duration, flatten, number
 
+_REASONS = {
+  'missing': 'not run yet',
+  'running': 'it is running, or its process was killed',
+  'interrupted': 'it was stopped; the command of the study goes on with it',
+}
 RERUN_SPREAD = 0.2  # points; differences of the paper up to here are marked
 
 
@@ -44,8 +49,19 @@ def difference_text(found: Estimate | None) -> str:
 
 
 def overview(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
-  """The main table: AP, difference and both readings, beside the paper's numbers."""
-  head = ['row', 'AP', 'std', 'runs', 'difference to baseline', 'reading']
+  """The main table: AP, difference and both readings, beside the paper's numbers.
+
+  Where rows have a baseline of their own, a column names it.
+  """
+  head = [
+    'row',
+    'AP',
+    'std',
+    'runs',
+    'compared with',
+    'difference to baseline',
+    'reading',
+  ]
   head += ['p (Holm)', 'corrected reading', "paper's AP", "paper's difference"]
   rows = []
   for row in study.rows:
@@ -54,12 +70,15 @@ def overview(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
     against = comparisons.get(row.name)
     cells = [row.title, with_interval(found), number(found and found.std, 2)]
     cells.append(f'{len(aps)} of {len(row.runs)}')
+    cells.append(DASH if against is None else study.baseline_of(row).title)
     cells += _readings(against)
     cells.append(number(row.paper.get('AP'), 1))
     cells.append(paper_difference(against and against.paper_difference))
     rows.append(cells)
-  table = Table('lrrrrlrlrr', head, rows)
-  return table if study.has_paper else table.only(head[:-2])
+  left_out = {'compared with'} if study.has_one_baseline else set()
+  left_out |= set() if study.has_paper else set(head[-2:])
+  table = Table('lrrrlrlrlrr', head, rows)
+  return table.only([name for name in head if name not in left_out])
 
 
 def _readings(against: Comparison | None) -> list[str]:
@@ -100,15 +119,18 @@ def precision(study: Study) -> Table:
 
 
 def diagnostics(study: Study) -> Table:
-  """Mean of every diagnostic per row; a triangle where it differs from the baseline."""
-  baseline = study.baseline
+  """Mean of every diagnostic per row; a triangle where it differs from the baseline.
+
+  The baseline is the row's own, where it has one.
+  """
   rows = []
   for name in study_results.diagnostic_names(study):
     cells = [name]
     for row in study.rows:
       values = row.diagnostics(name)
       text = with_interval(statistics.estimate(list(values.values())), 3)
-      difference = statistics.paired_difference(values, baseline.diagnostics(name))
+      baseline = study.baseline_of(row).diagnostics(name)
+      difference = statistics.paired_difference(values, baseline)
       if difference is not None and difference.is_beyond_noise:
         text += ' ▲' if difference.mean > 0 else ' ▼'
       cells.append(text)
@@ -169,8 +191,8 @@ def problems(study: Study) -> Table:
 
 
 def _reason(run: Mapping) -> str:
-  if run['status'] == 'missing':
-    return 'not run yet'
+  if run['status'] in _REASONS:
+    return _REASONS[run['status']]
   return ' '.join((run['error'] or 'it has no AP').split())
 
 
@@ -189,4 +211,10 @@ def environment(study: Study) -> Table:
     ['time of all runs', duration(float(seconds)) if seconds else 'unknown'],
     *flatten(machine),
   ]
+  environments = about.get('environments') or []
+  if len(environments) > 1:
+    rows += [
+      [f'made {one["runs"]} of the runs', ', '.join(map(' '.join, flatten(one)))]
+      for one in environments
+    ]
   return Table('ll', ['', ''], rows)

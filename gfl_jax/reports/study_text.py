@@ -24,9 +24,10 @@ def setting(study: Study) -> str:
   table = f'table {about["table"]} of the paper' if about['table'] else 'our own study'
   numbers = ', '.join(str(seed) for seed in seeds)
   of_seeds = f'{len(seeds)} seed{"s" if len(seeds) != 1 else ""} ({numbers})'
+  own = '' if study.has_one_baseline else ' of rows that have none of their own'
   return (
     f'Study {about["study"]} · {table} · base {base(study)} · {of_seeds} · baseline '
-    f'“{study.baseline.title}”'
+    f'“{study.baseline.title}”{own}'
   )
 
 
@@ -57,6 +58,7 @@ def finding(
     *_baseline_findings(study, comparisons),
     *_order_findings(order),
     *missing_runs(study),
+    *_several_environments(study),
   ]
 
 
@@ -68,8 +70,16 @@ def _baseline_findings(
       'One seed says nothing about noise: no row is called better or worse than '
       'another.'
     ]
-  plain = _grouped(study, comparisons)
-  found = [f'Against the baseline “{study.baseline.title}”: {plain}.']
+  found = []
+  for baseline in study.rows:
+    against = {
+      row.name: comparisons[row.name]
+      for row in study.rows
+      if row.name in comparisons and study.baseline_of(row) is baseline
+    }
+    if against:
+      is_it = 'the baseline ' if baseline is study.baseline else ''
+      found.append(f'Against {is_it}“{baseline.title}”: {_grouped(study, against)}.')
   tested = [c for c in comparisons.values() if c.corrected_p is not None]
   shown = {name: c for name, c in comparisons.items() if c.verdict in _SHOWN}
   remaining = {name: c for name, c in shown.items() if c.corrected_verdict in _SHOWN}
@@ -127,10 +137,11 @@ def _order_findings(order: Order) -> list[str]:
 
 
 def missing_runs(study: Study) -> list[str]:
-  """One sentence if runs failed or are missing or have no AP."""
+  """One sentence if runs are not finished or have no AP."""
   counts = {
     status: sum(run['status'] == status for _, run in study.runs)
-    for status in ('failed', 'missing')
+    for status in study_results.STATUSES
+    if status != 'finished'
   }
   counts['finished without an AP'] = sum(
     len(row.finished) - len(row.points('AP')) for row in study.rows
@@ -141,13 +152,24 @@ def missing_runs(study: Study) -> list[str]:
   return [f'Of {len(study.runs)} runs: {", ".join(told)}. They count nowhere.']
 
 
+def _several_environments(study: Study) -> list[str]:
+  environments = study.about.get('environments') or []
+  if len(environments) < 2:
+    return []
+  return [
+    f'The runs were made in {len(environments)} different environments (devices, '
+    'versions of the libraries, revision; listed below): what these change is in the '
+    'differences between rows, too.'
+  ]
+
+
 def method(study: Study) -> list[str]:
   """How the numbers are made and what they leave out."""
   lines = [
     'AP in points. ± and [ ] are 95 % intervals of the mean over seeds (Student’s t). '
     'They cover what a seed changes, start values and order of the data; the '
     'evaluation images are the same in every run.',
-    'Differences are paired: row minus baseline with the same seed, over the seeds '
+    'Differences are paired: row minus its baseline with the same seed, over the seeds '
     'that both finished. “Better” and “worse”: the paired 95 % interval excludes 0.',
     'Several comparisons find something by chance more often than one does. The '
     'corrected reading uses Holm’s method over the rows of this study.',

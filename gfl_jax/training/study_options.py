@@ -36,6 +36,13 @@ def parse_seeds(text: str) -> tuple[int, ...]:
   return tuple(seeds)
 
 
+def format_seeds(seeds: Sequence[int]) -> str:
+  """What `parse_seeds` reads as these seeds."""
+  if list(seeds) == list(range(len(seeds))):
+    return str(len(seeds))
+  return ','.join(map(str, seeds)) + (',' if len(seeds) == 1 else '')
+
+
 def parse_jobs(text: str) -> tuple[int, int]:
   """'1/4' is (1, 4): of the runs, the second of every four.
 
@@ -71,10 +78,14 @@ def override(config: ConfigDict, texts: Sequence[str]) -> None:
   """Sets fields as in 'epochs=4' or 'data.canvas=(64, 64)', typed by what they hold.
 
   Raises:
-    ValueError: no such field (suggests one), or a value of another type.
+    ValueError: no such field (suggests one), a field given twice, or a value of
+      another type.
   """
+  names = [text.partition('=')[0] for text in texts]
   for text in texts:
     name, equals, value = text.partition('=')
+    if names.count(name) > 1:
+      raise ValueError(f'--set={text}: {name} is given more than once')
     if not equals:
       raise ValueError(f'--set={text}: FIELD=VALUE is needed, as --set=epochs=4')
     if name == 'seed':

@@ -2,7 +2,8 @@
 
 `ROOT/runs/` holds the run folders that all studies below ROOT share: a run is found by
 its config and seed, whichever study made it. Beside what every run has, each folder
-has `study_run.json`: the code that made it, how it ended, and what it cost.
+has `study_run.json`: the code that made it, how it ended, what it cost, and what it was
+trained with.
 """
 
 import ast
@@ -12,6 +13,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import shutil
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,22 +32,25 @@ RECORD = 'study_run.json'
 def code_version() -> str:
   """Digest of the sources that can change a run's numbers, 12 hexadecimal digits.
 
-  They are those that an experiment is built from: what its module imports, directly
-  or not. Reports and scripts are not among them.
+  They are those of this package that the training loop imports, directly or not,
+  without gfl_jax/reports; comments, docstrings and layout do not count. Not covered:
+  configs, by whose values a run is found, and the machine, Python and the libraries,
+  which study.json counts as `environments`.
   """
+  files = sorted(_imported(_PACKAGE / 'training' / 'loop.py'))
   lines = (
-    f'{file.relative_to(_PACKAGE).as_posix()} {_sha256(file.read_bytes())}\n'
-    for file in sorted(_imported(_PACKAGE / 'training' / 'experiment.py'))
+    f'{file.relative_to(_PACKAGE).as_posix()} {_sha256(_statements(file).encode())}\n'
+    for file in files
   )
   return _sha256(''.join(lines).encode())[:12]
 
 
 def _imported(start: Path) -> set[Path]:
-  """A file of the package, and all of the package that it needs."""
+  """A file of the package, and all of the package that it needs for its numbers."""
   found, queue = set(), [start]
   while queue:
     file = queue.pop()
-    if file in found:
+    if file in found or file.is_relative_to(_PACKAGE / 'reports'):
       continue
     found.add(file)
     for node in ast.walk(ast.parse(file.read_text())):
@@ -55,6 +60,18 @@ def _imported(start: Path) -> set[Path]:
         both = ((path.with_suffix('.py'), path / '__init__.py') for path in paths)
         queue += [path for pair in both for path in pair if path.exists()]
   return {file for file in found if file.is_relative_to(_PACKAGE)}
+
+
+def _statements(file: Path) -> str:
+  """A source without its docstrings and comments, in one layout."""
+  tree = ast.parse(file.read_text())
+  for node in ast.walk(tree):
+    has_body = isinstance(
+      node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    )
+    if has_body and ast.get_docstring(node, clean=False) is not None:
+      node.body = node.body[1:]
+  return ast.unparse(tree)
 
 
 def check_code(root: Path) -> None:
@@ -85,9 +102,17 @@ class Run:
 
   @functools.cached_property
   def key(self) -> str:
-    """Names the config: 'seed3-0123abcd'. Equal for all that train the same."""
+    """Names the config: 'seed3-0123abcd'. Equal for all whose numbers are the same."""
+    return self._key()
+
+  @functools.cached_property
+  def training_key(self) -> str:
+    """As `key`, equal for all that train the same, however they decode."""
+    return self._key('decode')
+
+  def _key(self, *without: str) -> str:
     values = json.loads(self.config.to_json())
-    for name in run_folder.bookkeeping(values):
+    for name in (*run_folder.bookkeeping(values), *without):
       del values[name]
     digest = _sha256(json.dumps(values, sort_keys=True).encode())
     return f'seed{self.config.seed}-{digest[:8]}'
@@ -101,14 +126,37 @@ class Run:
   @property
   def record(self) -> dict[str, Any]:
     """`study_run.json`; empty before the run."""
-    return _read(self.folder / RECORD)
+    return read_record(self.folder)
 
   @property
   def metrics(self) -> dict[str, Any] | None:
     """Those of the last step; None if it is not done or was not evaluated last."""
-    metrics, record = _read(self.folder / 'eval' / 'metrics.json'), self.record
-    done = record and record['status'] == 'finished'
-    return metrics if done and metrics.get('step') == record['step'] else None
+    return _final_metrics(self.folder)
+
+  def trained_alike(self) -> Path | None:
+    """The folder of a finished run that differs in decoding alone, if there is one."""
+    for file in sorted(self.root.glob(f'runs/*-seed{self.config.seed}-*/{RECORD}')):
+      found = _read(file).get('training') == self.training_key
+      if found and file.parent != self.folder and _final_metrics(file.parent):
+        return file.parent
+    return None
+
+  def take_training(self, other: Path) -> None:
+    """Copies the last checkpoint of a run, and its log of the training.
+
+    Nothing is copied into a run that has checkpoints of its own.
+    """
+    checkpoints, step = self.folder / 'checkpoints', str(read_record(other)['step'])
+    if any(checkpoints.glob('[0-9]*')):
+      return
+    lines = (other / 'metrics.jsonl').read_text().splitlines(keepends=True)
+    trained = [line for line in lines if json.loads(line)['kind'] == 'train']
+    write_whole(self.folder / 'metrics.jsonl', ''.join(trained))
+    part = self.folder / 'checkpoint.part'
+    shutil.rmtree(part, ignore_errors=True)  # of a copy that was killed
+    shutil.copytree(other / 'checkpoints' / step, part)
+    checkpoints.mkdir(exist_ok=True)
+    part.rename(checkpoints / step)
 
   @contextlib.contextmanager
   def recording(self) -> Iterator[dict[str, Any]]:
@@ -117,6 +165,8 @@ class Run:
     self.folder.mkdir(parents=True, exist_ok=True)
     record = {
       'code': code_version(),
+      'training': self.training_key,
+      'trained_in': before.get('trained_in'),  # another run's folder, if not here
       'status': 'running',
       'error': None,
       'step': None,
@@ -128,6 +178,7 @@ class Run:
     try:
       yield record
       record['status'] = 'finished'
+      (self.folder / 'error.txt').unlink(missing_ok=True)  # of an attempt before
     except Exception as error:
       record.update(status='failed', error=f'{type(error).__name__}: {error}')
       write_whole(self.folder / 'error.txt', traceback.format_exc())
@@ -159,12 +210,43 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
     yield held
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+  """A run's `study_run.json`; empty before the run."""
+  return _read(folder / RECORD)
+
+
+def environment(folder: Path) -> dict[str, Any]:
+  """A run's `env.json`: machine, versions and revision."""
+  return _read(folder / 'env.json')
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+  """What became of a run, as study.json has it."""
+  record, metrics = read_record(folder), _final_metrics(folder)
+  status = record.get('status', 'missing')
+  if status == 'finished' and metrics is None:  # its last step is to be evaluated again
+    status = 'missing'
+  return {
+    'status': status,
+    'error': record.get('error'),
+    'metrics': metrics and {k: v for k, v in metrics.items() if k != 'per_class'},
+    'seconds': record.get('seconds'),
+    'code': record.get('code'),
+  }
+
+
+def _final_metrics(folder: Path) -> dict[str, Any] | None:
+  metrics, record = _read(folder / 'eval' / 'metrics.json'), read_record(folder)
+  done = record.get('status') == 'finished' and metrics.get('step') == record['step']
+  return metrics if done else None
+
+
 def _read(file: Path) -> dict[str, Any]:
   return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _revision(folder: Path) -> str:
-  return f'git {_read(folder / "env.json").get("git", "unknown")}'
+  return f'git {environment(folder).get("git", "unknown")}'
 
 
 def _sha256(content: bytes) -> str:

@@ -133,12 +133,50 @@ def test_a_row_may_have_a_baseline_of_its_own(tmp_path):
   assert found['branch'].paper_difference == pytest.approx(39.0 - 39.9)
 
 
-@pytest.mark.parametrize('status', ['running', 'interrupted'])
-def test_a_run_that_is_not_done_counts_nowhere(tmp_path, status):
+def test_a_row_may_be_a_baseline_alone(tmp_path):
+  study = make_study()
+  study['rows'][1]['baseline'] = 'branch'
+  study['rows'][3]['baseline'] = 'branch'
+  path = write_study_report(write(tmp_path, study))
+  assert set(compare_rows(load_study(tmp_path))) == {'none', 'strong'}
+  text = Page(path).text
+  assert 'Against the baseline “joint <row>”: worse: none <row>.' in text
+  assert 'Against “branch <row>”: no difference shown (noise): strong <row>.' in text
+  assert 'no difference shown (noise); against branch <row>' in text
+  table = markdown_tables((tmp_path / 'results.md').read_text())[0]
+  column = table[0].index('compared with')
+  baselines = [line[column].replace('\\', '') for line in table[1:]]
+  assert baselines == ['joint <row>', '–', '–', 'branch <row>']
+
+
+def test_the_baseline_is_named_once_where_all_rows_have_it(tmp_path):
+  write_study_report(write(tmp_path, make_study()))
+  assert 'compared with' not in (tmp_path / 'results.md').read_text()
+
+
+def test_several_environments_are_told(tmp_path):
+  made = lambda devices, runs: {
+    'devices': devices, 'versions': {'jax': '0.10.2'}, 'git': 'feedbeef', 'runs': runs
+  }  # fmt: skip
+  one, two = made('1 x cpu', 11), made('1 x H100', 1)
+  page = Page(write_study_report(write(tmp_path, make_study(environments=[one]))))
+  assert 'different environments' not in page.text
+  page = Page(write_study_report(write(tmp_path, make_study(environments=[one, two]))))
+  assert 'made in 2 different environments' in page.text
+  assert 'made 1 of the runs' in page.text and 'devices 1 x H100' in page.text
+
+
+@pytest.mark.parametrize(
+  'status, words',
+  [('running', 'it is running, or its'), ('interrupted', 'was stopped')],
+)
+def test_a_run_that_is_not_done_counts_nowhere(tmp_path, status, words):
   study = make_study()
   study['rows'][0]['runs'][0] |= {'status': status, 'metrics': None, 'seconds': None}
   found = load_study(write(tmp_path, study))
   assert [len(row.finished) for row in found.rows] == [2, 3, 3, 3]
+  text = Page(write_study_report(tmp_path)).text
+  assert f'Of 12 runs: 1 {status}.' in text and words in text
 
 
 def test_a_difference_that_only_one_comparison_would_show(tmp_path):

@@ -16,7 +16,15 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.ablations import table
-from gfl_jax.training import loop, run_folder, study, study_options, study_runs
+from gfl_jax.training import (
+  loop,
+  programs,
+  run_folder,
+  study,
+  study_options,
+  study_plan,
+  study_runs,
+)
 from gfl_jax.training.parallel import DataParallel
 from tests import tiny
 from tests.data import sets
@@ -61,8 +69,9 @@ def make_study(data_file, root, *, rows=('1', '2'), seeds=(0, 1), **changes):
     title='Beta',
     table='1c',
     question='Which?',
-    rows={name: ROWS[name] for name in rows},
-    baseline=rows[-1],
+    rows=ROWS,
+    chosen=rows,
+    baseline='2',
     base='demo_shapes',
     make_base=lambda: make_base(data_file),
     overrides=(),
@@ -70,7 +79,7 @@ def make_study(data_file, root, *, rows=('1', '2'), seeds=(0, 1), **changes):
     root=root,
     command='python scripts/ablate.py --study=beta',
   )
-  return study.Study(**(values | changes))
+  return study_plan.Study(**(values | changes))
 
 
 def read(asked):
@@ -135,6 +144,9 @@ def test_a_study_leaves_its_numbers_and_its_report(finished):
   content = read(asked)
   assert {s for *_, s in statuses(asked)} == {'finished'}
   assert content['environment']['versions']['jax'] and content['git']
+  fields = ('devices', 'versions', 'git')
+  same = {name: content['environment'][name] for name in fields}
+  assert content['environments'] == [same | {'runs': 4}]
   assert content['code'] == study_runs.code_version()
   row = content['rows'][1]
   assert row['paper'] == {'AP': 39.9, 'AP50': 58.5, 'AP75': 43.0}
@@ -173,7 +185,7 @@ def test_the_command_of_a_run_is_exact(tmp_path):
     overrides=('epochs=3', 'batch_size=32', 'data.canvas=(64, 64)', 'box.stop=4'),
   )
   run = asked.runs()['2', 1]
-  command = study._command(asked, '2', run)
+  command = asked.run_command('2', run)
   assert '--config.epochs=3.0' in command and '--config.seed=1' in command
   argv = ['train', *shlex.split(command)[2:]]
   found = flags.FlagValues()
@@ -199,13 +211,12 @@ def test_another_study_with_the_same_config_shares_the_run(
   other = make_study(
     data_file,
     asked.root,
-    rows=('2',),
+    rows=('qfl',),
     seeds=(1,),
     name='contributions',
-    baseline='qfl',
     overrides=('log_every_steps=7',),  # changes no number
   )
-  other = dataclasses.replace(other, rows={'qfl': contributions['qfl']})
+  other = dataclasses.replace(other, rows=contributions, baseline='qfl')
   calls = spy(monkeypatch)
   assert study.run_study(other) == [] and calls == []
   (run,) = read(other)['rows'][0]['runs']
@@ -242,10 +253,12 @@ def test_a_run_that_fails_is_passed_over_and_tried_again(
   assert run['error'] == 'FloatingPointError: step 1: loss=nan'
   assert 'Traceback' in (tmp_path / run['folder'] / 'error.txt').read_text()
   study.write_report(asked)  # of a study with holes
+  error_file = tmp_path / run['folder'] / 'error.txt'
   calls = fake_training(monkeypatch)
   assert study.run_study(asked) == [] and calls == [(1.0, 0)]
   assert statuses(asked) == [('1', 0, 'finished'), ('2', 0, 'finished')]
   assert read(asked)['rows'][0]['runs'][0]['error'] is None
+  assert not error_file.exists()
 
 
 def test_a_run_that_was_cut_off_is_resumed(data_file, tmp_path, monkeypatch, finished):
@@ -257,9 +270,8 @@ def test_a_run_that_was_cut_off_is_resumed(data_file, tmp_path, monkeypatch, fin
     cut_after(patch, 2)
     with pytest.raises(KeyboardInterrupt):
       study.run_study(asked)
-  assert statuses(asked) == [('1', 0, 'missing'), ('2', 0, 'finished')]
+  assert statuses(asked) == [('1', 0, 'interrupted'), ('2', 0, 'finished')]
   run = asked.runs()['1', 0]
-  assert run.record['status'] == 'interrupted'
   assert study.run_study(asked) == []
   assert statuses(asked) == [('1', 0, 'finished'), ('2', 0, 'finished')]
   log = lambda run: [
@@ -334,13 +346,18 @@ def test_runs_of_another_code_version_are_not_mixed(data_file, tmp_path, monkeyp
   monkeypatch.setattr(study_runs, 'code_version', lambda: 'aaaa')
   study.run_study(asked)
   monkeypatch.setattr(study_runs, 'code_version', lambda: 'bbbb')
-  for function in (study.run_study, study.write_report):
-    with pytest.raises(
-      ValueError, match='made by code aaaa, this is code bbbb'
-    ) as error:
-      function(asked)
-    assert 'Give another --root' in str(error.value)
+  message = 'made by code aaaa, this is code bbbb'
+  with pytest.raises(ValueError, match=message) as error:
+    study.run_study(asked)
+  assert 'Give another --root' in str(error.value)
   assert len(calls) == 4
+  before = read(asked)
+  (asked.folder / 'report.html').unlink()
+  assert study.write_report(asked).exists() and read(asked) == before
+  assert before['code'] == before['rows'][0]['runs'][0]['code'] == 'aaaa'
+  (asked.folder / 'study.json').unlink()
+  with pytest.raises(ValueError, match=message):
+    study.write_report(asked)
 
 
 def test_the_code_version_follows_the_sources_that_make_numbers(tmp_path, monkeypatch):
@@ -350,24 +367,183 @@ def test_the_code_version_follows_the_sources_that_make_numbers(tmp_path, monkey
   before = digest()
   assert before == study_runs.code_version()
 
-  def after_a_change_of(name):
+  def after_a_change_of(name, change):
     file = copied / name
     text = file.read_text()
-    file.write_text(text + '\n')
+    file.write_text(change(text))
     changed = digest()
     file.write_text(text)
     return changed
 
+  statement = lambda text: text + '\nTHRESHOLD = 0.5\n'
   for name in (
     'choices.py',
     'ops/nms.py',
     'data/shapes.py',  # imported only where it is needed
-    'training/objective.py',
+    'training/loop.py',
+    'training/parallel.py',
     'evaluation/coco_metrics.py',
   ):
-    assert after_a_change_of(name) != before, name
-  for name in ('reports/report.py', 'launch.py'):
-    assert after_a_change_of(name) == before, name
+    assert after_a_change_of(name, statement) != before, name
+    # Of the module's docstring, and a comment.
+    words = lambda text: text.replace('"""', '"""So: ', 1) + '\n# A word.\n'
+    assert after_a_change_of(name, words) == before, name
+  for name in ('reports/report.py', 'launch.py', 'training/study.py'):
+    assert after_a_change_of(name, statement) == before, name
+
+
+def test_a_call_with_less_leaves_what_is_finished(data_file, tmp_path, monkeypatch):
+  calls = fake_training(monkeypatch, failing=[4.0])
+  study.run_study(make_study(data_file, tmp_path, rows=('1', '4'), seeds=(0, 1)))
+  asked = make_study(data_file, tmp_path, rows=('0', '2'), seeds=(1,))
+  assert study.run_study(asked) == [] and len(calls) == 6
+  assert statuses(asked) == [
+    (row, seed, 'finished') for row, seed in [('0', 1), ('1', 0), ('1', 1), ('2', 1)]
+  ]
+  command = read(asked)['command']
+  assert command.endswith('ablate.py --study=beta --seeds=2 --rows=0,1,2')
+  study.run_study(make_study(data_file, tmp_path, rows=tuple(ROWS), seeds=(0, 2)))
+  assert read(asked)['command'].endswith('ablate.py --study=beta --seeds=3')
+  before = read(asked)
+  study.write_report(asked)
+  assert read(asked) == before
+
+
+def test_a_report_of_a_study_that_was_changed_is_not_replaced(
+  data_file, tmp_path, monkeypatch
+):
+  calls = fake_training(monkeypatch)
+  asked = make_study(data_file, tmp_path, overrides=('epochs=2', 'ema_decay=0.5'))
+  study.run_study(asked)
+  before, calls[:] = read(asked), []
+  study.run_study(dataclasses.replace(asked, overrides=('ema_decay=0.5', 'epochs=2')))
+  assert calls == []
+  before = read(asked)
+  for changes in (
+    {'overrides': ('epochs=2',)},
+    {'base': 'bccd'},
+  ):
+    for function in (study.run_study, study.write_report):
+      with pytest.raises(ValueError, match='give the same, or another --root'):
+        function(dataclasses.replace(asked, **changes))
+  changed = {'1': ROWS['1']._replace(change=ROWS['0'].change)}
+  with pytest.raises(ValueError, match="row '1', seed 0 by another config .* --root"):
+    study.run_study(dataclasses.replace(asked, rows=ROWS | changed, chosen=['2']))
+  assert calls == [] and read(asked) == before
+
+
+def test_a_row_keeps_its_own_baseline_where_that_is_there(
+  data_file, tmp_path, monkeypatch
+):
+  fake_training(monkeypatch)
+  rows = ROWS | {'1': ROWS['1']._replace(baseline='4')}
+  asked = make_study(data_file, tmp_path, rows=('1', '2'), seeds=(0,))
+  asked = dataclasses.replace(asked, rows=rows)
+  baselines = lambda: [row['baseline'] for row in read(asked)['rows']]
+  study.run_study(asked)
+  assert baselines() == [None, None] and read(asked)['baseline'] == '2'
+  study.run_study(dataclasses.replace(asked, chosen=['4']))
+  assert baselines() == ['4', None, None]
+  other = make_study(data_file, tmp_path / 'other', rows=('0', '1'), seeds=(0,))
+  study.run_study(other)
+  assert read(other)['baseline'] == '0'
+
+
+def test_runs_of_several_machines_are_counted(data_file, tmp_path, monkeypatch):
+  fake_training(monkeypatch)
+  asked = make_study(data_file, tmp_path)
+  study.run_study(asked)
+  file = asked.runs()['1', 1].folder / 'env.json'
+  file.write_text(json.dumps(json.loads(file.read_text()) | {'devices': '1 x H100'}))
+  study.write_report(asked)
+  found = [(one['devices'], one['runs']) for one in read(asked)['environments']]
+  assert [runs for _, runs in found] == [3, 1] and found[1][0] == '1 x H100'
+
+
+def test_a_study_that_was_moved_from_its_runs_is_rendered_as_it_is(
+  data_file, tmp_path, monkeypatch
+):
+  fake_training(monkeypatch)
+  asked = make_study(data_file, tmp_path)
+  study.run_study(asked)
+  before = read(asked)
+  shutil.rmtree(tmp_path / 'runs')
+  (asked.folder / 'report.html').unlink()
+  assert study.write_report(asked).exists() and read(asked) == before
+
+
+def test_a_row_that_decodes_differently_takes_the_trained_network(finished, data_file):
+  asked, _ = finished
+
+  def change(c):
+    ROWS['2'].change(c)
+    c.decode.update(score_threshold=0.0, max_detections=1)
+
+  rows = {'2': ROWS['2'], 'one': ROWS['2']._replace(change=change)}
+  other = make_study(data_file, asked.root, rows=('one',), name='decoding')
+  other = dataclasses.replace(other, rows=rows)
+  assert study.run_study(other) == []
+  assert read(other)['compilations'] == 0
+  source, run = asked.runs()['2', 1], other.runs()['one', 1]
+  assert run.record['trained_in'] == source.folder.name
+  assert 'trained_in' in source.record and source.record['trained_in'] is None
+  assert run.metrics['step'] == 4
+  detections = lambda run: json.loads((run.folder / 'eval/detections.json').read_text())
+  assert not detections(source) and len(detections(run)) == 16
+  lines = lambda run, kind: [
+    line
+    for line in map(json.loads, (run.folder / 'metrics.jsonl').read_text().splitlines())
+    if line['kind'] == kind
+  ]
+  assert lines(run, 'train') == lines(source, 'train') and not lines(run, 'eval')
+  assert other.runs()['one', 0].record['trained_in'] != run.record['trained_in']
+
+
+def test_the_data_are_read_once(data_file, tmp_path, monkeypatch):
+  fake_training(monkeypatch)
+  loaded, load = [], programs.data.load
+  monkeypatch.setattr(
+    programs.data, 'load', lambda config: loaded.append(config) or load(config)
+  )
+  rows = ROWS | {'both': table.load_study('contributions').ROWS['both']}
+  asked = make_study(data_file, tmp_path, rows=('1', '2', 'both'))
+  study.run_study(dataclasses.replace(asked, rows=rows))
+  assert len(loaded) == 1
+
+
+def test_one_of_several_processes_is_an_error(data_file, tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match='this is one of 2 processes: .*--jobs='):
+    study.run_study(make_study(data_file, tmp_path))
+
+
+@pytest.mark.parametrize(
+  'rows, text, is_lost',
+  [
+    (('2', '1'), 'class_loss.beta=1', True),  # lost in row 2
+    (('1',), 'class_loss.beta=1', False),  # what the row sets, too
+    (('1', '2'), 'box_loss.weighting=uniform', True),
+    (('1', '2'), 'box_loss.weight=1', False),
+    (('wide',), 'box.num_bins=17', False),  # the row counts from it,
+    (('wide',), 'box.num_bins=12', False),  # and could not run without this one
+  ],
+)
+def test_an_override_that_a_row_sets_itself(rows, text, is_lost, tmp_path):
+  def widen(c):
+    if c.box.num_bins > 30:
+      raise ValueError('not whole')
+    c.box.num_bins *= 2
+
+  base = lambda: table.base_config('demo_shapes')
+  asked = make_study(None, tmp_path, rows=rows, make_base=base, overrides=(text,))
+  wide = {'wide': ROWS['2']._replace(change=widen)}
+  asked = dataclasses.replace(asked, rows=ROWS | wide)
+  if is_lost:
+    message = f"row '[12]' on base 'demo_shapes': --set={text} would be lost"
+    with pytest.raises(ValueError, match=message):
+      asked.runs()
+  else:
+    assert asked.runs()
 
 
 def test_missing_data_is_an_error_before_any_run(data_file, tmp_path, monkeypatch):
@@ -391,6 +567,15 @@ def test_a_row_that_cannot_run_is_an_error_before_any_run(data_file, tmp_path):
   [('3', (0, 1, 2)), ('1', (0,)), ('0,4,7', (0, 4, 7)), ('4,', (4,)), ('7, 2', (7, 2))],
 )
 def test_seeds(text, seeds):
+  assert study_options.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+  'seeds, text',
+  [((0,), '1'), ((0, 1, 2), '3'), ((4,), '4,'), ((0, 2), '0,2'), ((1, 0), '1,0')],
+)
+def test_seeds_as_text(seeds, text):
+  assert study_options.format_seeds(seeds) == text
   assert study_options.parse_seeds(text) == seeds
 
 
@@ -432,6 +617,13 @@ def override(*texts):
   )
   study_options.override(c, texts)
   return c.to_dict()
+
+
+def test_an_override_given_twice():
+  with pytest.raises(
+    ValueError, match='--set=epochs=4: epochs is given more than once'
+  ):
+    override('epochs=4', 'data.n=5', 'epochs=3')
 
 
 def test_overrides_are_typed_by_the_field():

@@ -1,0 +1,157 @@
+"""study.json: what a study is, and what became of its runs."""
+
+import collections
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gfl_jax.evaluation.coco_metrics import METRICS
+from gfl_jax.files import write_whole
+from gfl_jax.training import study_options, study_runs
+from gfl_jax.training.study_plan import Study
+from gfl_jax.training.study_runs import Run
+
+Runs = Mapping[tuple[str, int], Run]  # by row and seed
+
+
+def write(study: Study, asked: Runs) -> None:
+  """Writes study.json: the runs asked for, and the finished ones that it had before.
+
+  Several processes may write it; each writes all that is there.
+
+  Raises:
+    ValueError: it is of another base, other overrides, or rows that have changed.
+  """
+  with study_runs.lock(study.folder / '.lock', wait=True):
+    runs = {**_finished_before(study, asked), **asked}
+    names = [name for name in study.rows if any(name == row for row, _ in runs)]
+    rows = [_row(study, name, names, runs) for name in names]
+    content = {
+      'study': study.name,
+      'title': study.title,
+      'table': study.table,
+      'question': study.question,
+      'base': study.base,
+      'overrides': list(study.overrides),
+      'command': _command(study, names, {seed for _, seed in runs}),
+      'baseline': study.baseline if study.baseline in names else names[0],
+      **_totals(study.root, rows),
+      'rows': rows,
+    }
+    write_whole(_file(study), json.dumps(content, indent=2))
+
+
+def refresh(study: Study) -> None:
+  """Writes study.json anew from the folders of its runs, whatever code made them.
+
+  One whose finished runs are not there any more stays as it is.
+
+  Raises:
+    ValueError: it is of another base, or of other overrides.
+  """
+  with study_runs.lock(study.folder / '.lock', wait=True):
+    content = _read(study)
+    runs = [run for row in content['rows'] for run in row['runs']]
+    finished = [run for run in runs if run['status'] == 'finished']
+    if all((study.root / run['folder']).exists() for run in finished):
+      for run in runs:
+        run |= study_runs.outcome(study.root / run['folder'])
+      content |= _totals(study.root, content['rows'])
+      write_whole(_file(study), json.dumps(content, indent=2))
+
+
+def exists(study: Study) -> bool:
+  """Whether the study has been begun."""
+  return _file(study).exists()
+
+
+def _file(study: Study) -> Path:
+  return study.folder / 'study.json'
+
+
+def _read(study: Study) -> dict[str, Any]:
+  content = json.loads(_file(study).read_text())
+  there = content['base'], sorted(content['overrides'])
+  here = study.base, sorted(study.overrides)
+  if there != here:
+    raise ValueError(
+      f'{_file(study)} is of base {there[0]} with --set {there[1]}, this is base'
+      f' {here[0]} with --set {here[1]}: give the same, or another --root'
+    )
+  return content
+
+
+def _finished_before(study: Study, asked: Runs) -> dict[tuple[str, int], Run]:
+  """The finished runs of study.json that are not among those asked for."""
+  if not exists(study):
+    return {}
+  found = {}
+  for row in _read(study)['rows']:
+    for entry in row['runs']:
+      if entry['status'] != 'finished':
+        continue
+      where = row['name'], entry['seed']
+      known = row['name'] in study.rows
+      run = asked.get(where) or (study.run(*where) if known else None)
+      if run is None or not entry['folder'].endswith(run.key):
+        raise ValueError(
+          f'{_file(study)} has row {where[0]!r}, seed {where[1]} by another config'
+          f' ({entry["folder"]}): the row or the base has changed since. Give another'
+          ' --root'
+        )
+      if where not in asked and run.metrics:
+        found[where] = run
+  return found
+
+
+def _row(study: Study, name: str, names: list[str], runs: Runs) -> dict[str, Any]:
+  row = study.rows[name]
+  return {
+    'name': name,
+    'title': row.title,
+    'paper': dict(zip(METRICS, row.paper, strict=False)) if row.paper else None,
+    'note': row.note,
+    'baseline': row.baseline if row.baseline in names else None,
+    'runs': [
+      {
+        'seed': seed,
+        'folder': run.folder.relative_to(study.root).as_posix(),
+        'command': study.run_command(name, run),
+        **study_runs.outcome(run.folder),
+      }
+      for (row_name, seed), run in sorted(runs.items(), key=lambda item: item[0][1])
+      if row_name == name
+    ],
+  }
+
+
+def _totals(root: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+  """What made the runs, and what they cost."""
+  runs = [run for row in rows for run in row['runs']]
+  records = [study_runs.read_record(root / run['folder']) for run in runs]
+  finished = [run for run in runs if run['status'] == 'finished']
+  machines = [study_runs.environment(root / run['folder']) for run in finished]
+  counts = collections.Counter(
+    json.dumps({name: machine[name] for name in ('devices', 'versions', 'git')})
+    for machine in machines
+  )
+  first = machines[0] if machines else {}
+  codes = sorted({run['code'] for run in finished}) or [study_runs.code_version()]
+  return {
+    'code': ', '.join(codes),
+    'git': first.get('git', ''),
+    'environment': first,
+    'environments': [{**json.loads(key), 'runs': n} for key, n in counts.items()],
+    'compilations': sum(record.get('compilations', 0) for record in records),
+    'seconds': sum(record.get('seconds', 0.0) for record in records),
+  }
+
+
+def _command(study: Study, names: list[str], seeds: set[int]) -> str:
+  """The command that makes all of study.json, however many made it."""
+  flags = [f'--seeds={study_options.format_seeds(sorted(seeds))}']
+  if len(names) < len(study.rows):
+    flags.append(f'--rows={",".join(names)}')
+  return f'{study.command} {shlex.join(flags)}'
