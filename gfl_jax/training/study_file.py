@@ -46,20 +46,25 @@ def write(study: Study, asked: Runs) -> None:
 def refresh(study: Study) -> None:
   """Writes study.json anew from the folders of its runs, whatever code made them.
 
-  One whose finished runs are not there any more stays as it is.
+  Its rows keep their words; with which row each is compared is the table's to say. If
+  finished runs are not there any more, what it has of all runs stays.
 
   Raises:
     ValueError: it is of another base, or of other overrides.
   """
   with study_runs.lock(study.folder / '.lock', wait=True):
     content = _read(study)
+    names = [row['name'] for row in content['rows']]
+    for row in content['rows']:
+      if row['name'] in study.rows:
+        row['baseline'] = _baseline(study, row['name'], names)
     runs = [run for row in content['rows'] for run in row['runs']]
     finished = [run for run in runs if run['status'] == 'finished']
     if all((study.root / run['folder']).exists() for run in finished):
       for run in runs:
         run |= study_runs.outcome(study.root / run['folder'])
       content |= _totals(study.root, content['rows'])
-      write_whole(_file(study), json.dumps(content, indent=2))
+    write_whole(_file(study), json.dumps(content, indent=2))
 
 
 def exists(study: Study) -> bool:
@@ -113,7 +118,7 @@ def _row(study: Study, name: str, names: list[str], runs: Runs) -> dict[str, Any
     'title': row.title,
     'paper': dict(zip(METRICS, row.paper, strict=False)) if row.paper else None,
     'note': row.note,
-    'baseline': row.baseline if row.baseline in names else None,
+    'baseline': _baseline(study, name, names),
     'runs': [
       {
         'seed': seed,
@@ -125,6 +130,12 @@ def _row(study: Study, name: str, names: list[str], runs: Runs) -> dict[str, Any
       if row_name == name
     ],
   }
+
+
+def _baseline(study: Study, name: str, names: list[str]) -> str | None:
+  """Of a row, by name; None (the study's) if its own is not among the rows."""
+  baseline = study.rows[name].baseline
+  return baseline if baseline in names else None
 
 
 def _totals(root: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -444,6 +444,12 @@ def test_a_row_keeps_its_own_baseline_where_that_is_there(
   assert baselines() == [None, None] and read(asked)['baseline'] == '2'
   study.run_study(dataclasses.replace(asked, chosen=['4']))
   assert baselines() == ['4', None, None]
+  content = read(asked)
+  for row in content['rows']:  # as studies of before have it
+    del row['baseline']
+  (asked.folder / 'study.json').write_text(json.dumps(content))
+  study.write_report(asked)
+  assert baselines() == ['4', None, None]
   other = make_study(data_file, tmp_path / 'other', rows=('0', '1'), seeds=(0,))
   study.run_study(other)
   assert read(other)['baseline'] == '0'
