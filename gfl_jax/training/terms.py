@@ -15,7 +15,7 @@ from jaxtyping import Array
 from gfl_jax.choices import choose
 from gfl_jax.models.representations import REPRESENTATIONS, bin_grid
 from gfl_jax.models.scores import SCORES
-from gfl_jax.ops import assignment, distributions, losses
+from gfl_jax.ops import assignment, boxes, distributions, losses
 from gfl_jax.ops import points as point_ops
 
 
@@ -109,12 +109,16 @@ def check_choices(config) -> None:
   choose(BOX_LOSSES, config.box_loss.kind, 'box_loss.kind')
   choose(BOX_WEIGHTS, config.box_loss.weighting, 'box_loss.weighting')
   edge_loss = choose(EDGE_LOSSES, config.edge_loss.kind, 'edge_loss.kind')
-  # Numbers out of range are the assigner's and the loss's own errors.
+  # Numbers out of range are the own errors of the grid, the assigner and the loss.
+  if config.box.kind == 'general':
+    bin_grid(config.box)
   points, no_box = point_ops.make_points((8, 8), (8,)), jnp.zeros((1, 4))
   assigner = functools.partial(assigner(config.assignment), points=points)
   jax.eval_shape(assigner, no_box, jnp.zeros(1, bool))
   nothing = jnp.zeros(1)
   class_loss.function(nothing, nothing, **numbers_of(class_loss, config))
+  if class_loss.targets == 'heatmap':
+    boxes.corner_radius(jnp.ones((1, 2)), min_overlap=config.class_loss.min_overlap)
 
   pair = f'class_loss.kind={config.class_loss.kind!r}, score.kind={config.score.kind!r}'
   if score.use == 'target' and class_loss.targets != 'soft':

@@ -355,6 +355,14 @@ def test_numbers_out_of_range_are_an_error():
   with pytest.raises(ValueError, match='negative_iou=0.6 must be in'):
     terms.check_choices(config)
   config = tiny.config()
+  config.box.num_bins = 1
+  with pytest.raises(ValueError, match='num_bins=1: a grid needs at least 2 bins'):
+    terms.check_choices(config)
+  config = config_of('corner')
+  config.class_loss.min_overlap = 1.5
+  with pytest.raises(ValueError, match=r'min_overlap=1\.5'):
+    terms.check_choices(config)
+  config = tiny.config()
   config.box_loss.weighting = 'score'
   with pytest.raises(ValueError, match="box_loss.weighting='score' is not one of"):
     terms.check_choices(config)
