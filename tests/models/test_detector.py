@@ -162,8 +162,8 @@ def test_frozen_mask_is_true_exactly_where_the_gradient_is_zero():
       {'dtype': 'float16'},
       r"model.dtype='float16' is not one of \['bfloat16', 'float32'\]",
     ),
-    ({'score': {'kind': 'quality'}}, r"score.kind='quality' is not one of \['joint'\]"),
-    ({'box': {'kind': 'laplace'}}, r"box.kind='laplace' is not one of \['general'\]"),
+    ({'score': {'kind': 'quality'}}, r"score.kind='quality' is not one of .*'joint'"),
+    ({'box': {'kind': 'laplace'}}, r"box.kind='laplace' is not one of .*'general'"),
   ],
 )
 def test_unknown_kinds_are_errors(change, message):
