@@ -56,9 +56,7 @@ def test_number_of_parameters():
   assert variables['box_output']['kernel'].shape == (3, 3, 256, 68)
 
 
-def test_bad_settings_are_errors():
-  with pytest.raises(ValueError, match="box.kind='laplace' is not one of"):
-    heads.num_box_outputs('laplace', 17)
+def test_a_prior_probability_out_of_range_is_an_error():
   head = heads.DenseHead(3, 5, prior_probability=1.0)
   with pytest.raises(ValueError, match='head.prior_probability=1.0 must lie in'):
     head.init(jax.random.key(0), [jnp.zeros((1, 1, 1, 256))])
