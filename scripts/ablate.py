@@ -93,6 +93,7 @@ def _study():
     title=module.TITLE,
     table=module.TABLE,
     question=module.QUESTION,
+    notes=module.NOTES,
     rows=module.ROWS,
     chosen=study_options.select_rows(module.ROWS, _ROWS.value),
     baseline=module.BASELINE,

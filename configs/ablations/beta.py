@@ -18,6 +18,7 @@ TITLE = 'Beta of quality focal loss'
 TABLE = '1c'
 QUESTION = 'How far should QFL turn down what is already well estimated?'
 BASELINE = '2'
+NOTES = ''
 
 ROWS = {
   name: Row(

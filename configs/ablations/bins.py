@@ -20,6 +20,7 @@ TITLE = 'Number of bins at one width'
 TABLE = '2b'
 QUESTION = 'How far must the bins of a side reach?'
 BASELINE = '16'
+NOTES = ''
 
 ROWS = {
   name: Row(

@@ -17,6 +17,7 @@ TITLE = 'Contributions of QFL and DFL'
 TABLE = '3'
 QUESTION = 'Do QFL and DFL help each alone, and do their gains add up?'
 BASELINE = 'none'
+NOTES = ''
 
 ROWS = {
   'none': Row('neither', (39.2, 57.4, 42.2), changes.atss_baseline),

@@ -1,8 +1,9 @@
 """Tables of rows: what a study's module is made of, and how its rows are named.
 
 A study is a module beside this one: TITLE, TABLE (its number in the paper, or ''),
-QUESTION, BASELINE (the name of the row that others are compared with), ROWS and
-`get_config('ROW')` or `get_config('ROW@BASE')`, where BASE is any config in configs/.
+QUESTION, NOTES (what is not as in the paper, or ''), BASELINE (the name of the row that
+others are compared with), ROWS and `get_config('ROW')` or `get_config('ROW@BASE')`,
+where BASE is any config in configs/.
 """
 
 import importlib

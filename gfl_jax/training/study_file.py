@@ -33,6 +33,7 @@ def write(study: Study, asked: Runs) -> None:
       'title': study.title,
       'table': study.table,
       'question': study.question,
+      'notes': study.notes,
       'base': study.base,
       'overrides': list(study.overrides),
       'command': _command(study, names, {seed for _, seed in runs}),

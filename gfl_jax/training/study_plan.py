@@ -19,7 +19,7 @@ class Study:
 
   Attributes:
     name: of the study.
-    title, table, question: for its report.
+    title, table, question, notes: for its report.
     rows: all of its table by name; each has `title`, `paper` (AP, AP50, ... in percent,
       or None), `note`, `baseline` (a row's name, or None: the study's) and
       `change(config)`. See configs/ablations/table.py.
@@ -37,6 +37,7 @@ class Study:
   title: str
   table: str
   question: str
+  notes: str
   rows: Mapping[str, Any]
   chosen: Sequence[str]
   baseline: str

@@ -69,6 +69,7 @@ def make_study(data_file, root, *, rows=('1', '2'), seeds=(0, 1), **changes):
     title='Beta',
     table='1c',
     question='Which?',
+    notes='Shorter.',
     rows=ROWS,
     chosen=rows,
     baseline='2',
@@ -148,6 +149,7 @@ def test_a_study_leaves_its_numbers_and_its_report(finished):
   same = {name: content['environment'][name] for name in fields}
   assert content['environments'] == [same | {'runs': 4}]
   assert content['code'] == study_runs.code_version()
+  assert content['notes'] == 'Shorter.'
   row = content['rows'][1]
   assert row['paper'] == {'AP': 39.9, 'AP50': 58.5, 'AP75': 43.0}
   run = row['runs'][1]
