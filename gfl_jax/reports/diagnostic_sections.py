@@ -12,7 +12,7 @@ from gfl_jax.reports.html_page import NOT_EVALUATED, paragraph, section, wide
 from gfl_jax.reports.tables import Table, number
 
 _TITLES = ('Is the score the quality?', 'Do the distributions mean anything?')
-_SCORE_ROWS = {
+SCORE_ROWS = {
   'negatives_above_a_positive': 'share of the true negatives that have a higher final '
   'score than at least one true positive of their image; 0 is best',
   'outranking_negatives': 'share of the pairs of one image in which a true negative '
@@ -27,7 +27,7 @@ _SCORE_ROWS = {
   'bins of scores; 0 if the score is an IoU (expected calibration error)',
 }
 _BY_CLASS_SCORE = ('outranking_negatives_class_score', 'class_score_iou_correlation')
-_SIDE_ROWS = {
+SIDE_ROWS = {
   'side_error': 'mean distance of the predicted from the annotated side, px',
   'side_crps': 'continuous ranked probability score of the distribution, px: as the '
   'error, but a distribution that tells its spread does better',
@@ -78,7 +78,7 @@ def _scores(scalars: Mapping, arrays: Mapping, config: Mapping) -> list[str]:
   figure = wide(diagnostic_plots.score_figure(arrays))
   # Without a branch they would only repeat the final score's.
   by_class = {} if SCORES[config['score']['kind']].use == 'branch' else _BY_CLASS_SCORE
-  rows = {name: text for name, text in _SCORE_ROWS.items() if name not in by_class}
+  rows = {name: text for name, text in SCORE_ROWS.items() if name not in by_class}
   return [paragraph(note), figure, _table(scalars, rows), *_positives(scalars)]
 
 
@@ -114,7 +114,7 @@ def _sides(scalars: Mapping, arrays: Mapping, config: Mapping) -> list[str]:
   parts = [paragraph(note), wide(figure)]
   if len(arrays['edge_kinds']):
     parts.append(_kinds(scalars, arrays))
-  return [*parts, _table(scalars, _SIDE_ROWS)]
+  return [*parts, _table(scalars, SIDE_ROWS)]
 
 
 def _table(scalars: Mapping, meanings: Mapping[str, str]) -> str:

@@ -88,6 +88,12 @@ def tiles(entries: dict[str, str]) -> str:
   return f'<div class="tiles">{boxes}</div>'
 
 
+def details(summary: str, *content: str, is_open: bool = False) -> str:
+  """What a click folds and unfolds; the summary is plain text, the content HTML."""
+  tag = '<details open>' if is_open else '<details>'
+  return f'{tag}<summary>{html.escape(summary)}</summary>{"".join(content)}</details>'
+
+
 def listing(lines: list[str]) -> str:
   """Lines of plain text as they are typed."""
   return f'<pre>{html.escape(chr(10).join(lines))}</pre>'

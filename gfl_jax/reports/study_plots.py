@@ -32,6 +32,7 @@ COLORS = {
   'worse': '#b91c1c',
   'noise': '#6b7280',
 }
+_LOCATOR = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
 _EDGE = 5.0  # per cent of a strip left free at each side
 
 
@@ -97,8 +98,7 @@ def strips(titles: Sequence[tuple[str, str]], panels: Sequence[Panel]) -> str:
 
 
 class _Scale(NamedTuple):
-  low: float
-  high: float
+  ticks: list[float]
   has_zero: bool
 
   @classmethod
@@ -121,22 +121,28 @@ class _Scale(NamedTuple):
     high = max([high, *(min(end[1], high + room) for end in ends)])
     if low == high:
       low, high = low - room, high + room
-    return cls(low, high, panel.has_zero)
+    # From the last one below all values to the first one above them.
+    ticks = [float(tick) for tick in _LOCATOR.tick_values(low, high)]
+    return cls(ticks, panel.has_zero)
+
+  @property
+  def low(self) -> float:
+    return self.ticks[0]
+
+  @property
+  def high(self) -> float:
+    return self.ticks[-1]
 
   def at(self, value: float) -> float:
     """A value's place in per cent of the strip's width."""
     share = (value - self.low) / (self.high - self.low)
     return _EDGE + (100 - 2 * _EDGE) * share
 
-  def ticks(self) -> list[float]:
-    values = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(self.low, self.high)
-    return [float(value) for value in values if 2 <= self.at(value) <= 98]
-
   def grid(self) -> str:
     lines = ''.join(
       f'<line x1="{self.at(tick):.2f}%" x2="{self.at(tick):.2f}%" y1="0" y2="100%" '
       'stroke="#eef0f3"/>'
-      for tick in self.ticks()
+      for tick in self.ticks
     )
     if self.has_zero:
       place = f'{self.at(0):.2f}%'
@@ -149,7 +155,7 @@ class _Scale(NamedTuple):
   def labels(self) -> str:
     return ''.join(
       f'<text x="{self.at(tick):.2f}%" y="15">{_short(tick)}</text>'
-      for tick in self.ticks()
+      for tick in self.ticks
     )
 
 

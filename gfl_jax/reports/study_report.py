@@ -8,11 +8,22 @@ from pathlib import Path
 
 from gfl_jax import files
 from gfl_jax.evaluation.coco_metrics import METRICS
-from gfl_jax.reports import html_page, statistics, study_plots, study_tables, study_text
+from gfl_jax.reports import (
+  html_page,
+  statistics,
+  study_diagnostics,
+  study_plots,
+  study_tables,
+  study_text,
+)
 from gfl_jax.reports.html_page import listing, paragraph, section
 from gfl_jax.reports.study_plots import Mark, Panel
 from gfl_jax.reports.study_results import (
+  BETTER,
   OUTCOMES,
+  RERUN_SPREAD,
+  SETTLED,
+  WORSE,
   Comparison,
   Order,
   Study,
@@ -54,22 +65,32 @@ def write_study_report(folder: str | os.PathLike) -> Path:
 def summary_table(root: str | os.PathLike) -> str:
   """All studies below a folder as Markdown: a table each, and what it found.
 
+  Studies without a finished run are left out.
+
   Links are relative to the folder that holds `root`, where a README has them.
 
   Raises:
-    FileNotFoundError: no study.json lies below root.
+    FileNotFoundError: no study.json lies below root, or none with a finished run.
     ValueError: one of them is damaged.
   """
   root = Path(root).resolve()
   folders = sorted(path.parent for path in root.glob('**/study.json'))
   if not folders:
     raise FileNotFoundError(f'no study.json below {root}: run scripts/ablate.py first')
-  parts = []
-  for folder in folders:
-    study = load_study(folder)
+  studies = {folder: load_study(folder) for folder in folders}
+  studies = {
+    folder: s for folder, s in studies.items() if any(r.finished for r in s.rows)
+  }
+  if not studies:
+    raise FileNotFoundError(f'no study below {root} has a finished run yet')
+  scopes = [study_text.scope(study) for study in studies.values() if study.has_paper]
+  parts = [f'{escape_markdown(text)}\n' for text in dict.fromkeys(scopes)]
+  for folder, study in studies.items():
     comparisons, order = compare_rows(study), compare_order(study)
     link = (folder.relative_to(root.parent) / 'results.md').as_posix()
-    lines = [study_text.scope(study), *study_text.finding(study, comparisons, order)]
+    lines = study_text.finding(study, comparisons, order)
+    if not study.has_paper:
+      lines = [study_text.scope(study), *lines]
     parts.append(
       f'**[{escape_markdown(study_text.heading(study))}](<{link}>)**\n\n'
       f'{escape_markdown(study_text.setting(study))}\n\n'
@@ -90,12 +111,16 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
       study_plots.strips(_titles(study), _precision_panels(study)),
       paragraph(
         'Small dots: one run each. Large dot and bar: mean and 95 % interval; an arrow '
-        'is an end beyond the scale.'
+        f'is an end beyond the scale.{_scales(study)}'
       ),
     ),
     section(
       'Difference to the baseline',
       _forest(study, comparisons),
+      paragraph(
+        'Green and red: better and worse after Holm’s correction; grey: not shown.'
+        f'{_scales(study)}'
+      ),
       _readings(study, comparisons),
       *map(paragraph, study_text.method(study)),
     ),
@@ -103,12 +128,13 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
     if has_order
     else '',
     section('AP by IoU and size', study_tables.precision(study).as_html()),
-    section('Diagnostics', _diagnostics(study)),
+    section('Diagnostics', study_diagnostics.as_html(study)),
     section('Runs', study_tables.runs(study).as_html(), _commands(study)),
     section('Machine, versions and cost', study_tables.environment(study).as_html()),
   ]
   title = study_text.heading(study)
-  return html_page.page(title, ''.join(body), style=study_plots.STYLE)
+  style = study_plots.STYLE + study_diagnostics.STYLE
+  return html_page.page(title, ''.join(body), style=style)
 
 
 def _headline(study: Study, order: Order) -> str:
@@ -117,8 +143,10 @@ def _headline(study: Study, order: Order) -> str:
   tiles = {'runs finished': f'{finished} of {len(study.runs)}'}
   tiles['rows'] = str(len(study.rows))
   tiles['seeds'] = str(len(study.seeds))
-  if order.tau is not None:
-    tiles["Kendall's tau-b to the paper"] = study_tables.signed(order.tau)
+  if order.pairs:
+    agree, disagree = (len(order.of(outcome)) for outcome in SETTLED)
+    label = f"the paper's pairs settled ({agree} agree, {disagree} disagree)"
+    tiles[label] = f'{agree + disagree} of {len(order.pairs)}'
   tiles['programs compiled'] = str(study.about.get('compilations', DASH))
   tiles['time of all runs'] = duration(float(seconds)) if seconds else DASH
   return html_page.header(
@@ -130,7 +158,8 @@ def _headline(study: Study, order: Order) -> str:
 
 
 def _finding(study: Study, comparisons: Mapping, order: Order) -> str:
-  lines = ''.join(map(paragraph, study_text.finding(study, comparisons, order)))
+  found = study_text.finding(study, comparisons, order)
+  lines = ''.join(map(paragraph, [*found, *study_text.differences(study)]))
   scope = paragraph(study_text.scope(study), 'scope')
   return f'<section class="finding"><h2>What came out</h2>{lines}{scope}</section>\n'
 
@@ -178,6 +207,15 @@ def _precision_panels(study: Study) -> list[Panel]:
   return panels
 
 
+def _scales(study: Study) -> str:
+  if not study.has_paper:
+    return ''
+  return (
+    " The paper's strip has a scale of its own: places and distances on it are not "
+    'those of ours.'
+  )
+
+
 def _forest(study: Study, comparisons: Mapping[str, Comparison]) -> str:
   """Paired differences, seed by seed, with the paper's on its own scale beside it."""
   titles, ours, paper = [], [], []
@@ -189,7 +227,7 @@ def _forest(study: Study, comparisons: Mapping[str, Comparison]) -> str:
     baseline = other.points('AP')
     seeds = [(s, aps[s] - baseline[s]) for s in sorted(aps.keys() & baseline.keys())]
     verdict = against.verdict
-    color = verdict if verdict in ('better', 'worse') else 'noise'
+    color = verdict if verdict in (BETTER, WORSE) else 'noise'
     found = against.difference
     mean, half_width = (found.mean, found.half_width) if found else (None, None)
     text = study_tables.difference_text(found)
@@ -217,12 +255,10 @@ def _order(order: Order) -> str:
   parts = list(map(paragraph, _order_notes(order)))
   for outcome, words in OUTCOMES.items():
     found = order.of(outcome)
-    is_open = ' open' if outcome in ('confirmed', 'contradicted') else ''
     if found:
-      parts.append(
-        f'<details{is_open}><summary>Ours {words}: {len(found)}</summary>'
-        f'{study_tables.pairs(found).as_html()}</details>'
-      )
+      text = f'Ours {words}: {len(found)}'
+      table = study_tables.pairs(found).as_html()
+      parts.append(html_page.details(text, table, is_open=outcome in SETTLED))
   return ''.join(parts)
 
 
@@ -230,15 +266,25 @@ def _order_notes(order: Order) -> list[str]:
   tau = study_tables.signed(order.tau) if order.tau is not None else 'not defined'
   notes = [
     f"Kendall's tau-b over the {len(order.rows)} rows with both numbers: {tau} (1: the "
-    'same order; 0: no relation; -1: the opposite one).'
+    'same order; 0: no relation; −1: the opposite one). It counts every pair alike, '
+    "the paper's smallest differences and what is noise in ours: it is no measure of "
+    'what was reproduced.'
   ]
-  shown = order.of('confirmed', 'contradicted')
-  if shown:
-    corrected = sum(pair.is_corrected for pair in shown)
+  clear = [pair for pair in order.pairs if pair.is_clear]
+  if len(clear) < len(order.pairs):
+    same = sum(pair.outcome in ('confirmed', 'agrees') for pair in clear)
     notes.append(
-      f'Each pair is read by its own 95 % interval: of {len(order.pairs)} pairs about '
-      f'{0.05 * len(order.pairs):.1f} would be beyond noise by chance alone. After '
-      f"Holm's correction over all pairs {corrected} of the {len(shown)} remain."
+      f'Without the pairs marked ~, whose difference in the paper is at most '
+      f'{RERUN_SPREAD}: {same} of {len(clear)} are in the paper’s order by their means.'
+    )
+  suggestive = sum(pair.is_suggestive for pair in order.pairs)
+  notes.append(
+    f"“Beyond noise” is after Holm's correction over all {len(order.pairs)} pairs."
+  )
+  if suggestive:
+    notes.append(
+      f'{suggestive} more by the 95 % interval of the pair alone, which about '
+      f'{0.05 * len(order.pairs):.1f} of {len(order.pairs)} would be by chance.'
     )
   if order.num_unknown:
     notes.append(
@@ -248,25 +294,12 @@ def _order_notes(order: Order) -> list[str]:
   return notes
 
 
-_TRIANGLES = (
-  '▲ and ▼: above or below the baseline of the row, the paired 95 % interval excludes '
-  '0. Nothing is corrected here: about one triangle in twenty comparisons is chance.'
-)
-
-
-def _diagnostics(study: Study) -> str:
-  table = study_tables.diagnostics(study)
-  if not table.rows:
-    return paragraph('The runs have no diagnostics.')
-  return table.as_html() + paragraph(_TRIANGLES)
-
-
 def _commands(study: Study) -> str:
   first, *others = study_text.commands(study)
-  return (
-    f'<h3>The command of the study</h3>{listing([first])}<details><summary>The commands'
-    f' of the runs ({len(others)})</summary>{listing(others)}</details>'
+  folded = html_page.details(
+    f'The commands of the runs ({len(others)})', listing(others)
   )
+  return f'<h3>The command of the study</h3>{listing([first])}{folded}'
 
 
 def _markdown(study: Study, comparisons: Mapping, order: Order) -> str:
@@ -275,7 +308,7 @@ def _markdown(study: Study, comparisons: Mapping, order: Order) -> str:
     f'# {escape_markdown(study_text.heading(study))}\n',
     f'{escape_markdown(study_text.setting(study))}\n',
     f'{escape_markdown(study.about["question"])}\n',
-    _markdown_list([*finding, study_text.scope(study)]),
+    _markdown_list([*finding, *study_text.differences(study), study_text.scope(study)]),
     study_tables.overview(study, comparisons).as_markdown(),
     _markdown_list([*study_text.method(study), *study_text.notes(study)]),
   ]
@@ -287,12 +320,14 @@ def _markdown(study: Study, comparisons: Mapping, order: Order) -> str:
     parts += [_markdown_list(_order_notes(order))]
     parts += [study_tables.pairs(order.pairs).as_markdown()]
   parts += ['## AP by IoU and size\n', study_tables.precision(study).as_markdown()]
-  table = study_tables.diagnostics(study)
+  table = study_diagnostics.table(study)
   if table.rows:
-    parts += ['## Diagnostics\n', table.as_markdown(), f'{_TRIANGLES}\n']
+    parts += ['## Diagnostics\n', table.as_markdown(), f'{study_diagnostics.LEGEND}\n']
   parts += ['## Runs\n', study_tables.runs(study).as_markdown()]
-  fence = '\n'.join(study_text.commands(study))
+  fence = '\n'.join(study_text.command_patterns(study))
   parts += [f'```\n{fence}\n```\n']
+  if '{seed}' in fence:
+    parts += ['{seed} and {digest}: those of the folders above.\n']
   parts += ['## Machine, versions and cost\n']
   parts += [study_tables.environment(study).as_markdown()]
   return '\n'.join(parts)

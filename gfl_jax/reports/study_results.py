@@ -16,6 +16,12 @@ from gfl_jax.reports import statistics
 from gfl_jax.reports.statistics import Estimate
 
 STATUSES = ('finished', 'failed', 'running', 'interrupted', 'missing')
+RERUN_SPREAD = 0.2  # points; differences of the paper up to here may be noise
+BETTER, WORSE = 'better', 'worse'
+SUGGESTIVE = {
+  verdict: f'suggestive, {verdict} (not after correction)'
+  for verdict in (BETTER, WORSE)
+}
 _ALPHA = 1 - statistics.LEVEL
 
 
@@ -152,15 +158,14 @@ class Comparison(NamedTuple):
     paper_difference: of the paper's APs; None where it lacks one.
     corrected_p: the difference's p value after Holm's correction over the study's
       rows; None without an interval.
-    verdict: what the 95 % interval says, in words.
-    corrected_verdict: what it says once the other comparisons are counted too.
+    verdict: what is shown once all comparisons of the study are counted, in words;
+      one of `SUGGESTIVE` where only the row's own 95 % interval excludes 0.
   """
 
   difference: Estimate | None
   paper_difference: float | None
   corrected_p: float | None
   verdict: str
-  corrected_verdict: str
 
 
 def compare_rows(study: Study) -> dict[str, Comparison]:
@@ -173,16 +178,15 @@ def compare_rows(study: Study) -> dict[str, Comparison]:
   for row in others:
     baseline = baselines[row.name]
     difference, p_value = differences[row.name], corrected.get(row.name)
-    plain = _verdict(row, baseline, difference)
-    survives = p_value is not None and p_value < _ALPHA
-    is_shown = difference is not None and difference.is_beyond_noise
+    verdict = _verdict(row, baseline, difference)
+    if p_value is not None and p_value >= _ALPHA:
+      verdict = SUGGESTIVE.get(verdict, verdict)
     both_measured = 'AP' in row.paper and 'AP' in baseline.paper
     comparisons[row.name] = Comparison(
       difference,
       row.paper['AP'] - baseline.paper['AP'] if both_measured else None,
       p_value,
-      plain,
-      'no difference shown (noise)' if is_shown and not survives else plain,
+      verdict,
     )
   return comparisons
 
@@ -210,7 +214,7 @@ def _verdict(row: Row, baseline: Row, difference: Estimate | None) -> str:
     return 'one seed in common: noise not known'
   if not difference.is_beyond_noise:
     return 'no difference shown (noise)'
-  return 'better' if difference.mean > 0 else 'worse'
+  return BETTER if difference.mean > 0 else WORSE
 
 
 def _share_runs(row: Row, other: Row) -> bool:
@@ -226,9 +230,7 @@ class Pair(NamedTuple):
     higher, lower: the rows, by the paper's AP.
     paper_difference: of the paper's APs in points, above 0.
     difference: ours, higher - lower, paired by seed.
-    outcome: one of `OUTCOMES`.
-    is_corrected: whether it is still beyond noise after Holm's correction over all
-      pairs.
+    outcome: one of `OUTCOMES`, after Holm's correction over all pairs.
   """
 
   higher: Row
@@ -236,7 +238,16 @@ class Pair(NamedTuple):
   paper_difference: float
   difference: Estimate
   outcome: str
-  is_corrected: bool
+
+  @property
+  def is_clear(self) -> bool:
+    """Whether the paper's difference is more than reruns of it differ by."""
+    return self.paper_difference > RERUN_SPREAD + 1e-9
+
+  @property
+  def is_suggestive(self) -> bool:
+    """Whether only the pair's own interval, without correction, excludes 0."""
+    return self.difference.is_beyond_noise and self.outcome not in SETTLED
 
 
 # How our order of a pair can stand to the paper's, best first.
@@ -247,6 +258,7 @@ OUTCOMES = {
   'reversed': 'the other way, within noise',
   'contradicted': 'the other way, beyond noise',
 }
+SETTLED = ('confirmed', 'contradicted')
 
 
 class Order(NamedTuple):
@@ -254,7 +266,8 @@ class Order(NamedTuple):
 
   Attributes:
     rows: those with the paper's AP and ours.
-    tau: Kendall's tau-b between the paper's AP and our mean; None without an order.
+    tau: Kendall's tau-b between the paper's AP and our mean, its smallest differences
+      included; None without an order.
     pairs: all pairs that the paper orders and that share a seed, from its largest
       difference to its smallest.
     num_unknown: pairs that the paper orders and ours cannot.
@@ -289,9 +302,8 @@ def compare_order(study: Study) -> Order:
   for index, difference in differences.items():
     high, low = ordered[index]
     gap = high.paper['AP'] - low.paper['AP']
-    is_corrected = corrected.get(index, 1.0) < _ALPHA
-    outcome = _outcome(difference)
-    pairs.append(Pair(high, low, gap, difference, outcome, is_corrected))
+    is_settled = corrected.get(index, 1.0) < _ALPHA
+    pairs.append(Pair(high, low, gap, difference, _outcome(difference, is_settled)))
   rows = [row for row in in_paper if row.points('AP')]
   means = [statistics.estimate(list(row.points('AP').values())) for row in rows]
   tau = ranks.kendall_tau(
@@ -300,12 +312,12 @@ def compare_order(study: Study) -> Order:
   return Order(rows, tau, pairs, len(ordered) - len(pairs))
 
 
-def _outcome(difference: Estimate) -> str:
+def _outcome(difference: Estimate, is_settled: bool) -> str:
   if difference.mean == 0:
     return 'equal'
   if difference.mean > 0:
-    return 'confirmed' if difference.is_beyond_noise else 'agrees'
-  return 'contradicted' if difference.is_beyond_noise else 'reversed'
+    return 'confirmed' if is_settled else 'agrees'
+  return 'contradicted' if is_settled else 'reversed'
 
 
 def diagnostic_names(study: Study) -> list[str]:

@@ -16,7 +16,6 @@ _REASONS = {
   'running': 'it is running, or its process was killed',
   'interrupted': 'it was stopped; the command of the study goes on with it',
 }
-RERUN_SPREAD = 0.2  # points; differences of the paper up to here are marked
 
 
 def with_interval(found: Estimate | None, digits: int = 2) -> str:
@@ -36,6 +35,16 @@ def signed(value: float | None, digits: int = 2) -> str:
   return f'{"+" if value > 0 else "−"}{text}'
 
 
+def counted(count: int, thing: str) -> str:
+  """'1 pair', '3 pairs'."""
+  return f'{count} {thing}{"" if count == 1 else "s"}'
+
+
+def quoted(titles: Sequence[str]) -> str:
+  """'“A, with B”; “C”': titles hold commas of their own."""
+  return '; '.join(f'“{title}”' for title in titles)
+
+
 def p_value(value: float | None) -> str:
   return '< 0.001' if value is not None and value < 0.001 else number(value, 3)
 
@@ -49,7 +58,7 @@ def difference_text(found: Estimate | None) -> str:
 
 
 def overview(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
-  """The main table: AP, difference and both readings, beside the paper's numbers.
+  """The main table: AP, difference and its reading, beside the paper's numbers.
 
   Where rows have a baseline of their own, a column names it.
   """
@@ -62,7 +71,7 @@ def overview(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
     'difference to baseline',
     'reading',
   ]
-  head += ['p (Holm)', 'corrected reading', "paper's AP", "paper's difference"]
+  head += ['p (Holm)', "paper's AP", "paper's difference"]
   rows = []
   for row in study.rows:
     aps = list(row.points('AP').values())
@@ -77,32 +86,28 @@ def overview(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
     rows.append(cells)
   left_out = {'compared with'} if study.has_one_baseline else set()
   left_out |= set() if study.has_paper else set(head[-2:])
-  table = Table('lrrrlrlrlrr', head, rows)
+  table = Table('lrrrlrlrrr', head, rows)
   return table.only([name for name in head if name not in left_out])
 
 
 def _readings(against: Comparison | None) -> list[str]:
   if against is None:
-    return [DASH, 'baseline', DASH, DASH]
+    return [DASH, 'baseline', DASH]
   difference = difference_text(against.difference)
-  if against.corrected_p is None:
-    return [difference, against.verdict, DASH, DASH]
-  is_same = against.corrected_verdict == against.verdict
-  corrected = 'the same' if is_same else against.corrected_verdict
-  return [difference, against.verdict, p_value(against.corrected_p), corrected]
+  return [difference, against.verdict, p_value(against.corrected_p)]
 
 
 def paper_difference(value: float | None) -> str:
   """Marked where the paper's own noise may explain it."""
   text = signed(value, 1)
-  is_small = value is not None and abs(value) <= RERUN_SPREAD + 1e-9
+  is_small = value is not None and abs(value) <= study_results.RERUN_SPREAD + 1e-9
   return f'~ {text}' if is_small else text
 
 
 def compact(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
   """`overview` without what a README has no room for."""
   table = overview(study, comparisons)
-  left_out = {'std', 'p (Holm)', 'corrected reading'}
+  left_out = {'std', 'p (Holm)'}
   return table.only([name for name in table.head if name not in left_out])
 
 
@@ -116,27 +121,6 @@ def precision(study: Study) -> Table:
     if row.paper:
       rows.append([row.title, 'paper', *(number(row.paper.get(n), 1) for n in names)])
   return Table('ll' + 'r' * len(names), ['row', 'of', *names], rows)
-
-
-def diagnostics(study: Study) -> Table:
-  """Mean of every diagnostic per row; a triangle where it differs from the baseline.
-
-  The baseline is the row's own, where it has one.
-  """
-  rows = []
-  for name in study_results.diagnostic_names(study):
-    cells = [name]
-    for row in study.rows:
-      values = row.diagnostics(name)
-      text = with_interval(statistics.estimate(list(values.values())), 3)
-      baseline = study.baseline_of(row).diagnostics(name)
-      difference = statistics.paired_difference(values, baseline)
-      if difference is not None and difference.is_beyond_noise:
-        text += ' ▲' if difference.mean > 0 else ' ▼'
-      cells.append(text)
-    rows.append(cells)
-  titles = [row.title for row in study.rows]
-  return Table('l' + 'r' * len(titles), ['diagnostic', *titles], rows)
 
 
 def pairs(found: Sequence[Pair]) -> Table:
@@ -158,8 +142,8 @@ def pair_reading(pair: Pair) -> str:
   text = study_results.OUTCOMES[pair.outcome]
   if pair.difference.half_width is None:
     return text.replace('within noise', 'noise not known (one seed)')
-  if pair.difference.is_beyond_noise and not pair.is_corrected:
-    text += ' (not after Holm)'
+  if pair.is_suggestive:
+    return text.replace('within noise', 'suggestive (not after correction)')
   return text
 
 

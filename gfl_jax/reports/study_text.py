@@ -1,15 +1,32 @@
 """The sentences about a study, for its page, its Markdown and the README."""
 
+import re
 import statistics as stdlib_statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from gfl_jax.reports import study_results
-from gfl_jax.reports.study_results import Comparison, Order, Study
-from gfl_jax.reports.study_tables import RERUN_SPREAD, signed
+from gfl_jax.reports import statistics, study_diagnostics, study_results
+from gfl_jax.reports.study_results import (
+  BETTER,
+  RERUN_SPREAD,
+  SETTLED,
+  SUGGESTIVE,
+  WORSE,
+  Comparison,
+  Order,
+  Row,
+  Study,
+)
+from gfl_jax.reports.study_tables import counted, quoted
 
 _RECIPE = 'gfl_r50_fpn_1x_coco'  # the base whose numbers the paper's are of
-_SHOWN = ('better', 'worse')
+_TOLD = (
+  BETTER,
+  WORSE,
+  *SUGGESTIVE.values(),
+)  # the verdicts of which all rows are named
 _MAX_LISTED = 4  # rows of which nothing is shown; more are counted
+_ENOUGH_SEEDS = 3
+_LEARNED = 5.0  # points of AP; below, a detector has found next to nothing
 
 
 def heading(study: Study) -> str:
@@ -23,7 +40,7 @@ def setting(study: Study) -> str:
   about, seeds = study.about, study.seeds
   table = f'table {about["table"]} of the paper' if about['table'] else 'our own study'
   numbers = ', '.join(str(seed) for seed in seeds)
-  of_seeds = f'{len(seeds)} seed{"s" if len(seeds) != 1 else ""} ({numbers})'
+  of_seeds = f'{counted(len(seeds), "seed")} ({numbers})'
   own = '' if study.has_one_baseline else ' of rows that have none of their own'
   return (
     f'Study {about["study"]} · {table} · base {base(study)} · {of_seeds} · baseline '
@@ -55,10 +72,23 @@ def finding(
 ) -> list[str]:
   """The outcome in plain words, a sentence or two per point."""
   return [
+    *_hardly_learned(study),
     *_baseline_findings(study, comparisons),
     *_order_findings(order),
+    *study_diagnostics.findings(study),
     *missing_runs(study),
     *_several_environments(study),
+  ]
+
+
+def _hardly_learned(study: Study) -> list[str]:
+  found = [statistics.estimate(list(row.points('AP').values())) for row in study.rows]
+  best = max((one.mean for one in found if one is not None), default=_LEARNED)
+  if best >= _LEARNED:
+    return []
+  return [
+    f"The best row's mean AP is {best:.2f} points: these runs have hardly learned; "
+    'their order says nothing.'
   ]
 
 
@@ -79,61 +109,93 @@ def _baseline_findings(
     }
     if against:
       is_it = 'the baseline ' if baseline is study.baseline else ''
-      found.append(f'Against {is_it}“{baseline.title}”: {_grouped(study, against)}.')
+      grouped = _grouped(study, against, baseline)
+      found.append(f'Against {is_it}“{baseline.title}”: {grouped}.')
   tested = [c for c in comparisons.values() if c.corrected_p is not None]
-  shown = {name: c for name, c in comparisons.items() if c.verdict in _SHOWN}
-  remaining = {name: c for name, c in shown.items() if c.corrected_verdict in _SHOWN}
-  if len(tested) > 1 and shown:
-    count = f"Holm's correction for {len(tested)} comparisons"
-    if not remaining:
-      found.append(f'After {count} none of these differences remains.')
-    elif len(remaining) < len(shown):
-      found.append(f'After {count} remains {_grouped(study, remaining)}.')
-    else:
-      found.append(f'{count} changes none of this.')
+  if len(tested) > 1:
+    found.append(f"This is read after Holm's correction for {len(tested)} comparisons.")
+  return [*found, *_few_seeds(study, comparisons), *_widths(comparisons)]
+
+
+def _few_seeds(study: Study, comparisons: Mapping[str, Comparison]) -> list[str]:
+  counted = [
+    (row.title, comparisons[row.name].difference)
+    for row in study.rows
+    if row.name in comparisons
+  ]
+  compared = [(title, found.count) for title, found in counted if found is not None]
+  few = [title for title, count in compared if count < _ENOUGH_SEEDS]
+  if not few:
+    return []
+  which = 'every row' if len(few) == len(compared) else quoted(few)
+  return [
+    f'Compared over fewer than {_ENOUGH_SEEDS} seeds: {which}. So few hardly tell a '
+    'difference from noise.'
+  ]
+
+
+def _widths(comparisons: Mapping[str, Comparison]) -> list[str]:
   widths = [
     c.difference.half_width
     for c in comparisons.values()
     if c.difference is not None and c.difference.half_width
   ]
-  if widths:
-    found.append(
-      f'A difference below about {stdlib_statistics.median(widths):.2f} points (median '
-      'half width of the paired intervals) could not have been shown with these seeds.'
+  if not widths:
+    return []
+  if len(widths) == 1:
+    sizes = f'half width of the paired 95 % interval is {widths[0]:.2f} points'
+  else:
+    sizes = (
+      f'half widths of the paired 95 % intervals run from {min(widths):.2f} to '
+      f'{max(widths):.2f} points (median {stdlib_statistics.median(widths):.2f})'
     )
-  return found
+  return [f'The {sizes}: a true difference of that size is easily missed.']
 
 
-def _grouped(study: Study, comparisons: Mapping[str, Comparison]) -> str:
-  """'better: A, B; no difference shown (noise): C', by the verdicts."""
+def _grouped(study: Study, comparisons: Mapping[str, Comparison], baseline: Row) -> str:
+  """'better: “A”; “B”. No difference shown (noise): “C”', by the verdicts."""
   groups: dict[str, list[str]] = {}
   for row in study.rows:
     if row.name in comparisons:
       groups.setdefault(comparisons[row.name].verdict, []).append(row.title)
+  titles = [title for group in groups.values() for title in group]
+  prefix = _common_prefix([baseline.title, *titles])
   told = []
-  for verdict in sorted(groups, key=lambda verdict: verdict not in _SHOWN):
-    titles = groups[verdict]
-    is_long = verdict not in _SHOWN and len(titles) > _MAX_LISTED
-    named = f'{len(titles)} rows' if is_long else ', '.join(titles)
-    told.append(f'{verdict}: {named}')
-  return '; '.join(told)
+  for verdict in sorted(groups, key=_rank):
+    names = [title.removeprefix(prefix) for title in groups[verdict]]
+    is_long = verdict not in _TOLD and len(names) > _MAX_LISTED
+    told.append(f'{verdict}: {f"{len(names)} rows" if is_long else quoted(names)}')
+  return '. '.join([told[0], *(text[0].upper() + text[1:] for text in told[1:])])
+
+
+def _rank(verdict: str) -> int:
+  return _TOLD.index(verdict) if verdict in _TOLD else len(_TOLD)
+
+
+def _common_prefix(titles: Sequence[str]) -> str:
+  """'ATSS, ' if all titles begin with it and go on; else ''."""
+  first, comma, _ = titles[0].partition(', ')
+  prefix = first + comma
+  is_common = comma and all(title.startswith(prefix) for title in titles)
+  return prefix if is_common and prefix not in titles else ''
 
 
 def _order_findings(order: Order) -> list[str]:
   if not order.pairs:
     return []
-  counts = {name: len(order.of(name)) for name in study_results.OUTCOMES}
-  same = counts['confirmed'] + counts['agrees']
-  other = counts['reversed'] + counts['contradicted']
-  text = (
-    f"The paper's numbers order {len(order.pairs)} pairs of these rows; ours order "
-    f'{same} of them the same way ({counts["confirmed"]} beyond noise) and {other} the '
-    f'other way ({counts["contradicted"]} beyond noise)'
-  )
-  if counts['equal']:
-    text += f'; {counts["equal"]} are equal'
-  tau = '' if order.tau is None else f" Kendall's tau-b is {signed(order.tau)}."
-  return [f'{text}.{tau}']
+  total, same = len(order.pairs), order.of('confirmed', 'agrees')
+  agree, disagree = (len(order.of(outcome)) for outcome in SETTLED)
+  head = f'The paper orders {counted(total, "pair")} of these rows. '
+  if not agree + disagree:
+    text = f'Ours {"settle none of them" if total > 1 else "do not settle it"}'
+  else:
+    text = (
+      f'Ours settle {agree + disagree}: {agree} as the paper, {disagree} against it'
+    )
+  return [
+    f"{head}{text} (after Holm's correction); the means alone have {len(same)} of "
+    f"{total} in the paper's order."
+  ]
 
 
 def missing_runs(study: Study) -> list[str]:
@@ -149,7 +211,9 @@ def missing_runs(study: Study) -> list[str]:
   told = [f'{count} {status}' for status, count in counts.items() if count]
   if not told:
     return []
-  return [f'Of {len(study.runs)} runs: {", ".join(told)}. They count nowhere.']
+  return [
+    f'Of {counted(len(study.runs), "run")}: {", ".join(told)}. They count nowhere.'
+  ]
 
 
 def _several_environments(study: Study) -> list[str]:
@@ -170,9 +234,10 @@ def method(study: Study) -> list[str]:
     'They cover what a seed changes, start values and order of the data; the '
     'evaluation images are the same in every run.',
     'Differences are paired: row minus its baseline with the same seed, over the seeds '
-    'that both finished. “Better” and “worse”: the paired 95 % interval excludes 0.',
-    'Several comparisons find something by chance more often than one does. The '
-    'corrected reading uses Holm’s method over the rows of this study.',
+    'that both finished. “Better” and “worse”: the paired difference is beyond noise '
+    'after Holm’s correction over the rows of this study, for several comparisons find '
+    'something by chance more often than one does. “Suggestive”: only the row’s own '
+    '95 % interval excludes 0.',
   ]
   if study.has_paper:
     lines.append(
@@ -187,7 +252,33 @@ def notes(study: Study) -> list[str]:
   return [f'{row.title}: {row.note}' for row in study.rows if row.note]
 
 
+def differences(study: Study) -> list[str]:
+  """What the whole study does otherwise than the paper; nothing if it says nothing."""
+  text = study.about.get('notes') or ''  # older ones lack it
+  head = 'Not as in the paper' if study.about['table'] else 'To be kept in mind'
+  return [f'{head}: {text}'] if text else []
+
+
 def commands(study: Study) -> list[str]:
   """The study's command, then that of every run; a shared run's only once."""
   found = [run['command'] for _, run in study.runs if run['command']]
   return [study.about['command'], *dict.fromkeys(found)]
+
+
+def command_patterns(study: Study) -> list[str]:
+  """The study's command, then one a row, with {seed} and {digest} where runs differ.
+
+  A row whose runs differ in more than that has all its commands.
+  """
+  found = []
+  for row in study.rows:
+    own = [run['command'] for run in row.runs if run['command']]
+    patterns = {_pattern(command) for command in own}
+    found += patterns if len(own) > 1 and len(patterns) == 1 else own
+  return [study.about['command'], *dict.fromkeys(found)]
+
+
+def _pattern(command: str) -> str:
+  """A seed of the base itself is not in its command, but may be given all the same."""
+  command = re.sub(r'-seed\d+-[0-9a-f]{8}\b', '-seed{seed}-{digest}', command)
+  return re.sub(r' --config\.seed=\d+\b', '', command) + ' --config.seed={seed}'
