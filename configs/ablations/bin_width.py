@@ -21,6 +21,12 @@ TITLE = 'Width of a bin, reach kept'
 TABLE = '2c'
 QUESTION = 'How fine must the bins of a side be?'
 BASELINE = '1'
+NOTES = (
+  'The paper says that n = 16 stays, which can be read in two ways. Here the reach of '
+  "the bins stays, so that wider bins are fewer, and Delta counts the base's own bin "
+  "width. The paper's numbers fit one of the readings at most; the other is "
+  'bin_width_count.'
+)
 
 PAPER = {
   '0.5': (40.2, 58.4, 43.0, 22.3, 43.8, 53.1),

@@ -19,6 +19,11 @@ TITLE = 'Width of a bin, number of bins kept'
 TABLE = '2c'
 QUESTION = 'How fine must the bins of a side be, and how far must they reach?'
 BASELINE = '1'
+NOTES = (
+  'The paper says that n = 16 stays, which can be read in two ways. Here the number of '
+  "bins stays, so that wider bins reach further, and Delta counts the base's own bin "
+  "width. The paper's numbers fit one of the readings at most; the other is bin_width."
+)
 
 ROWS = {
   delta: Row(

@@ -25,6 +25,11 @@ TITLE = 'Class losses and their labels'
 TABLE = ''
 QUESTION = 'Which labels of the class score are best on one and the same head?'
 BASELINE = 'focal'
+NOTES = (
+  "Two things vary: focal rows and the row of CornerNet's labels weigh a positive "
+  'in the box loss by centerness, joint rows by its class score. So all rows but '
+  'the joint ones know centerness.'
+)
 
 _SHARED = 'a row of Table 1a, too'
 _ROWS = {

@@ -25,6 +25,12 @@ TITLE = 'QFL on other detectors'
 TABLE = '1b'
 QUESTION = 'Does a joint score with QFL help RetinaNet and FoveaBox, too?'
 BASELINE = 'retinanet'  # of its own row with QFL; FoveaBox is that of its own
+NOTES = (
+  'Approximated: RetinaNet has one square anchor for each cell instead of nine and '
+  "the base's box loss on four distances, FoveaBox has FCOS's assignment, and both "
+  'have our head. The two QFL rows also weigh a positive in the box loss by its '
+  'class score, where their detectors weigh all alike. SSD512 is not built.'
+)
 
 
 def _no_quality(c: ConfigDict) -> None:

@@ -25,6 +25,12 @@ TITLE = 'Quality estimate: separate, guiding, joint'
 TABLE = '1a'
 QUESTION = 'Is a joint score better than none, a separate branch, or a guided loss?'
 BASELINE = 'atss_centerness'  # of the ATSS rows; of the FCOS rows the same with FCOS
+NOTES = (
+  'Two things vary between a joint row and the others: the score, and what weighs a '
+  'positive in the box loss: its class score in joint rows, its centerness in all '
+  "others. Boxes are four distances that start at the base's box.scale, with the "
+  "base's box loss and weight, on ATSS and FCOS alike."
+)
 
 _SCORES = {
   'none': ('no quality', changes.separate('none')),

@@ -22,6 +22,11 @@ TITLE = 'Use of the spread in decoding'
 TABLE = ''
 QUESTION = 'Does a predicted spread or quality improve the boxes that are kept?'
 BASELINE = 'dirac'
+NOTES = (
+  'The systems that these losses and ways of decoding are from had other networks. '
+  'A row that only decodes differently takes the trained network of the row that it '
+  'is compared with, so their difference holds no noise of training.'
+)
 
 _KL = changes.gaussian('kl')
 _NLL = changes.gaussian('gaussian_nll')
