@@ -8,7 +8,7 @@ finished runs are passed over, one that was cut off resumes, one that failed is 
 again. Runs land in ROOT/runs, the report in ROOT/STUDY/report.html; studies with the
 same ROOT share the runs that they have in common. With fewer rows or seeds than
 before, what is finished stays in the report; another base or other --set need another
-ROOT.
+ROOT. --report writes the report of a ROOT again, without them.
 
 Several processes may share a ROOT: --jobs=0/2 here and --jobs=1/2 there take every
 second run each. A process uses all GPUs that it sees for each run; to give each GPU of
@@ -31,9 +31,7 @@ _STUDY = flags.DEFINE_string('study', None, 'Name of the study; --list shows the
 _BASE = flags.DEFINE_string('base', 'demo_shapes', 'A config in configs/.')
 _SEEDS = flags.DEFINE_string('seeds', '3', 'How many (3: 0,1,2), or a list: 0,4,7.')
 _ROWS = flags.DEFINE_string('rows', '*', "Only these: '2,2.5', 'atss_*'.")
-_SET = flags.DEFINE_multi_string(
-  'set', [], 'FIELD=VALUE for the base, as epochs=4; may be given often.'
-)
+_SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE for the base, as epochs=4')
 _ROOT = flags.DEFINE_string(
   'root', None, 'The results folder; runs/ablations/BASE if not given.'
 )
@@ -46,7 +44,8 @@ _JOBS = flags.DEFINE_string(
 _REPORT = flags.DEFINE_bool(
   'report',
   False,
-  'Run nothing, write the report of all recorded runs again, whatever code made them.',
+  'Run nothing, write the report of all recorded runs again, whatever code made them,'
+  ' whatever --set they had.',
 )
 _SUMMARY = flags.DEFINE_string(
   'summary', None, 'Print tables of all studies below this folder, and run nothing.'
@@ -84,10 +83,16 @@ def main(argv: list[str]) -> int:
 
 def _study():
   from configs.ablations import table
-  from gfl_jax.training import study_options, study_plan
+  from gfl_jax.training import study_file, study_options, study_plan
 
   module = table.load_study(_STUDY.value)
   table.base_config(_BASE.value)  # an unknown one is an error here
+  root = pathlib.Path(_ROOT.value or f'runs/ablations/{_BASE.value}')
+  base, overrides = _BASE.value, tuple(_SET.value)
+  if _REPORT.value:  # what is not given is as it was
+    recorded = study_file.read(root / _STUDY.value)
+    base = base if _BASE.present else recorded['base']
+    overrides = overrides if _SET.present else tuple(recorded['overrides'])
   return study_plan.Study(
     name=_STUDY.value,
     title=module.TITLE,
@@ -97,11 +102,11 @@ def _study():
     rows=module.ROWS,
     chosen=study_options.select_rows(module.ROWS, _ROWS.value),
     baseline=module.BASELINE,
-    base=_BASE.value,
-    make_base=lambda: table.base_config(_BASE.value),
-    overrides=tuple(_SET.value),
+    base=base,
+    make_base=lambda: table.base_config(base),
+    overrides=overrides,
     seeds=study_options.parse_seeds(_SEEDS.value),
-    root=pathlib.Path(_ROOT.value or f'runs/ablations/{_BASE.value}'),
+    root=root,
     command=_command(),
   )
 
@@ -127,11 +132,13 @@ def _print_studies() -> None:
   for name in table.studies():
     module = table.load_study(name)
     where = f'table {module.TABLE} of the paper' if module.TABLE else 'our own'
-    print(f'{name}: {module.TITLE} ({where})')
+    print(f'{name}: {module.TITLE} ({where})\n  {module.QUESTION}')
     for row, about in module.ROWS.items():
-      paper = f'AP {about.paper[0]}' if about.paper else ''
-      print(f'  {row:24}{paper:10}{about.title}')
-  print(f'\nbases: {", ".join(table.bases())}')
+      paper = f"paper's AP {about.paper[0]}" if about.paper else ''
+      is_baseline = row in (module.BASELINE, about.baseline)
+      print(f'  {row:24}{paper:18}{about.title}{" (baseline)" if is_baseline else ""}')
+    print()
+  print(f'bases: {", ".join(table.bases())}')
 
 
 if __name__ == '__main__':

@@ -8,14 +8,16 @@ trained network.
 """
 
 import collections
+import functools
 import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import tqdm
+import jax.monitoring
 from ml_collections import ConfigDict
 
 from gfl_jax import data
@@ -26,6 +28,7 @@ from gfl_jax.training.study_plan import Study
 from gfl_jax.training.study_runs import Run
 
 _LOG = logging.getLogger(__name__)
+_COMPILED = '/jax/core/compile/backend_compile_duration'  # as jax names it
 
 
 def run_study(study: Study, *, job: tuple[int, int] = (0, 1)) -> list[str]:
@@ -52,13 +55,19 @@ def run_study(study: Study, *, job: tuple[int, int] = (0, 1)) -> list[str]:
     )
   study_runs.check_code(study.root)
   runs = study.runs()
-  programs = _programs(study, runs)
+  study_file.check(study, runs)
+  alike = _alike(study, runs)
+  programs = _programs(alike)
   index, count = job
   mine = dict(list(runs.items())[index::count])
   for (row, _), run in mine.items():
     if not run.metrics:
       _check_data(run.config, programs[row])
   study_file.write(study, runs)
+  for line in study_file.missing_baselines(study):
+    _LOG.info('%s', line)
+  groups = {row: number for number, (rows, _) in enumerate(alike) for row in rows}
+  compiled = set()  # numbers of groups
   failed = []
   for number, ((row, seed), run) in enumerate(mine.items(), 1):
     name = f'{study.rows[row].title}, seed {seed}'
@@ -70,8 +79,11 @@ def run_study(study: Study, *, job: tuple[int, int] = (0, 1)) -> list[str]:
       if run.metrics:
         _LOG.info('%s: finished before.', place)
         continue
-      left = sum(not other.metrics for other in mine.values())
-      _LOG.info('\n%s%s (%s)', place, _time_left(runs.values(), left), run.folder)
+      left = [groups[key[0]] for key, other in mine.items() if not other.metrics]
+      records = [other.record for other in runs.values() if other.metrics]
+      time_left = _time_left(records, len(left), len({*left} - compiled))
+      _LOG.info('\n%s%s (%s)', place, time_left, run.folder)
+      compiled.add(groups[row])
       try:
         _train(run, programs[row])
       except Exception as error:
@@ -88,27 +100,30 @@ def write_report(study: Study) -> Path:
   """Writes a study's report again, and returns its path; runs nothing.
 
   It is of all that study.json has, whatever code made its runs and whatever rows and
-  seeds `study` chooses. A study without one is written from the runs that are there.
+  seeds `study` chooses.
 
   Raises:
-    ValueError: study.json is of another base or other overrides; without one: a row
-      that cannot run, or a root with runs of another code version.
+    ValueError: there is no study.json, or it is of another base or other overrides.
   """
-  if study_file.exists(study):
-    study_file.refresh(study)
-  else:
-    study_runs.check_code(study.root)
-    study_file.write(study, study.runs())
+  study_file.refresh(study)
   with study_runs.lock(study.folder / '.lock', wait=True):
     return study_report.write_study_report(study.folder)
 
 
-def _programs(study: Study, runs: Mapping[tuple[str, int], Run]) -> dict[str, Programs]:
-  """By row: rows that differ in traceable numbers alone share one compiled step.
+class _Alike(NamedTuple):
+  """Rows that differ in traceable numbers alone, so that one compiled step serves them.
 
-  The numbers that they differ in become arguments of it; all else stays constants,
-  which are faster.
+  Attributes:
+    rows: their names.
+    traced: the numbers that they differ in: arguments of the step. All else stays
+      constants, which are faster.
   """
+
+  rows: list[str]
+  traced: tuple[str, ...]
+
+
+def _alike(study: Study, runs: Mapping[tuple[str, int], Run]) -> list[_Alike]:
   configs = {row: runs[row, study.seeds[0]].config.to_dict() for row in study.chosen}
   groups = collections.defaultdict(list)
   numbers = {}
@@ -118,12 +133,19 @@ def _programs(study: Study, runs: Mapping[tuple[str, int], Run]) -> dict[str, Pr
       section, field = name.split('.')
       numbers[row][name] = config[section].pop(field)
     groups[json.dumps(config, sort_keys=True)].append(row)
+  differs = lambda name, rows: len({numbers[row][name] for row in rows}) > 1
+  return [
+    _Alike(rows, tuple(name for name in step.TRACEABLE if differs(name, rows)))
+    for rows in groups.values()
+  ]
+
+
+def _programs(alike: Iterable[_Alike]) -> dict[str, Programs]:
+  """By row; all share their data sets."""
   by_traced: dict[tuple[str, ...], Programs] = {}
   datasets: dict[str, data.Dataset] = {}
   programs = {}
-  for rows in groups.values():
-    differs = lambda name, rows=rows: len({numbers[row][name] for row in rows}) > 1
-    traced = tuple(filter(differs, step.TRACEABLE))
+  for rows, traced in alike:
     shared = by_traced.setdefault(traced, Programs(traced, datasets))
     programs |= dict.fromkeys(rows, shared)
   return programs
@@ -138,9 +160,9 @@ def _check_data(config: ConfigDict, programs: Programs) -> None:
 
 
 def _train(run: Run, programs: Programs) -> None:
-  start, compiled = time.perf_counter(), programs.num_compiled
+  start, compiled, spent = time.perf_counter(), programs.num_compiled, _compiling()[0]
   with run.recording() as record:
-    seconds, compilations = record['seconds'], record['compilations']
+    before = {name: record[name] for name in ('seconds', 'compilations', 'compiling')}
     try:
       other = run.trained_alike()
       if other:
@@ -150,13 +172,46 @@ def _train(run: Run, programs: Programs) -> None:
       metrics = loop.train(run.config, run.folder, programs)
       record['step'] = metrics['step']
     finally:
-      record['seconds'] = seconds + time.perf_counter() - start
-      record['compilations'] = compilations + programs.num_compiled - compiled
+      now = {
+        'seconds': time.perf_counter() - start,
+        'compilations': programs.num_compiled - compiled,
+        'compiling': _compiling()[0] - spent,
+      }
+      record |= {name: before[name] + value for name, value in now.items()}
 
 
-def _time_left(runs: Iterable[Run], left: int) -> str:
-  seconds = [run.record['seconds'] for run in runs if run.metrics]
-  if not seconds:
+@functools.cache
+def _compiling() -> list[float]:
+  """One number: the seconds that this process has compiled since the first call."""
+  total = [0.0]
+
+  def add(event: str, duration_secs: float, **_) -> None:
+    if event == _COMPILED:
+      total[0] += duration_secs
+
+  jax.monitoring.register_event_duration_secs_listener(add)
+  return total
+
+
+def _time_left(records: list[dict[str, Any]], left: int, programs: int) -> str:
+  """In words, from the runs that are finished; nothing before the first.
+
+  Args:
+    records: of the finished runs.
+    left: how many are to be done.
+    programs: how many of these have to compile their step first.
+  """
+  # Those that took a trained network say nothing of a training.
+  records = [r for r in records if not r.get('trained_in')] or records
+  if not records:
     return ''
-  mean = sum(seconds) / len(seconds)
-  return f'; about {tqdm.tqdm.format_interval(mean * left)} left for {left}'
+  compiling = [record.get('compiling', 0.0) for record in records]
+  each = sum(record['seconds'] for record in records) - sum(compiling)
+  once = [
+    seconds for seconds, r in zip(compiling, records, strict=True) if r['compilations']
+  ]
+  seconds = left * each / len(records) + programs * sum(once) / max(len(once), 1)
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  clock = f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+  return f'; about {clock} left, {left} {"run" if left == 1 else "runs"} to do'

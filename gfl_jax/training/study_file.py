@@ -44,6 +44,11 @@ def write(study: Study, asked: Runs) -> None:
     write_whole(_file(study), json.dumps(content, indent=2))
 
 
+def check(study: Study, asked: Runs) -> None:
+  """Raises the ValueError of `write`; reads study.json alone."""
+  _finished_before(study, asked)
+
+
 def refresh(study: Study) -> None:
   """Writes study.json anew from the folders of its runs, whatever code made them.
 
@@ -51,10 +56,12 @@ def refresh(study: Study) -> None:
   finished runs are not there any more, what it has of all runs stays.
 
   Raises:
-    ValueError: it is of another base, or of other overrides.
+    ValueError: there is none; it is of another base, or of other overrides.
   """
+  content = read(study.folder)
   with study_runs.lock(study.folder / '.lock', wait=True):
-    content = _read(study)
+    content = read(study.folder)
+    _check_same(study, content)
     names = [row['name'] for row in content['rows']]
     for row in content['rows']:
       if row['name'] in study.rows:
@@ -68,33 +75,72 @@ def refresh(study: Study) -> None:
     write_whole(_file(study), json.dumps(content, indent=2))
 
 
-def exists(study: Study) -> bool:
-  """Whether the study has been begun."""
-  return _file(study).exists()
+def read(folder: Path) -> dict[str, Any]:
+  """The content of a study's study.json.
+
+  Args:
+    folder: of the study, below its root.
+
+  Raises:
+    ValueError: there is none.
+  """
+  file = folder / 'study.json'
+  if not file.exists():
+    raise ValueError(
+      f'there is no {file}: give the --root, and perhaps the --base, that the study'
+      ' was run with'
+    )
+  return json.loads(file.read_text())
+
+
+def missing_baselines(study: Study) -> list[str]:
+  """What study.json compares with other rows than the table does, in words."""
+  content = read(study.folder)
+  names = [row['name'] for row in content['rows']]
+  instead = content['baseline']
+  lines = []
+  if study.baseline not in names and len(names) > 1:
+    lines.append(
+      f"The table's baseline ({study.baseline}) is not among the rows: compared with"
+      f' {instead}.'
+    )
+  for name in names:
+    own = study.rows[name].baseline
+    if own not in (None, study.baseline, *names) and name != instead:
+      lines.append(
+        f"{name}'s own baseline ({own}) is not among the rows: compared with {instead}."
+      )
+  return lines
 
 
 def _file(study: Study) -> Path:
   return study.folder / 'study.json'
 
 
-def _read(study: Study) -> dict[str, Any]:
-  content = json.loads(_file(study).read_text())
+def _check_same(study: Study, content: dict[str, Any]) -> None:
+  """A study.json without any recorded run may become of another base."""
+  runs = [run for row in content['rows'] for run in row['runs']]
   there = content['base'], sorted(content['overrides'])
-  here = study.base, sorted(study.overrides)
-  if there != here:
-    raise ValueError(
-      f'{_file(study)} is of base {there[0]} with --set {there[1]}, this is base'
-      f' {here[0]} with --set {here[1]}: give the same, or another --root'
-    )
-  return content
+  if there == (study.base, sorted(study.overrides)) or not any(
+    run['status'] != 'missing' or study_runs.read_record(study.root / run['folder'])
+    for run in runs
+  ):
+    return
+  raise ValueError(
+    f'{_file(study)} has another base or other --set than this; it was made by\n'
+    f'  {content["command"]}\n'
+    'give the same, or another --root'
+  )
 
 
 def _finished_before(study: Study, asked: Runs) -> dict[tuple[str, int], Run]:
   """The finished runs of study.json that are not among those asked for."""
-  if not exists(study):
+  if not _file(study).exists():
     return {}
+  content = read(study.folder)
+  _check_same(study, content)
   found = {}
-  for row in _read(study)['rows']:
+  for row in content['rows']:
     for entry in row['runs']:
       if entry['status'] != 'finished':
         continue

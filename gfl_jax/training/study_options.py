@@ -118,6 +118,7 @@ def _typed(value: str, now: Any, text: str) -> Any:
       return tuple(type(now[0])(item) for item in items) if now else tuple(items)
   except (KeyError, ValueError, TypeError, SyntaxError) as error:
     raise ValueError(
-      f'--set={text}: a {kind.__name__} is needed, as {now!r} is'
+      f'--set={text}: {"an" if kind is int else "a"} {kind.__name__} is needed, as'
+      f' {now!r} is'
     ) from error
   raise ValueError(f'--set={text}: that is a section; its fields: {sorted(now)}')

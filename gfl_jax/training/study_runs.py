@@ -172,6 +172,7 @@ class Run:
       'step': None,
       'seconds': before.get('seconds', 0.0),
       'compilations': before.get('compilations', 0),
+      'compiling': before.get('compiling', 0.0),  # seconds of `seconds`
     }
     write = lambda: write_whole(self.folder / RECORD, json.dumps(record, indent=2))
     write()

@@ -21,6 +21,7 @@ from gfl_jax.training import (
   programs,
   run_folder,
   study,
+  study_file,
   study_options,
   study_plan,
   study_runs,
@@ -31,6 +32,7 @@ from tests.data import sets
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROWS = table.load_study('beta').ROWS
+QUESTION = table.load_study('beta').QUESTION
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -339,7 +341,35 @@ def test_progress_says_which_run_and_the_time_left(
   with caplog.at_level(logging.INFO, 'gfl_jax'):
     study.run_study(asked)
   assert 'Run 1 of 4: beta = 1, seed 0 (' in caplog.text
-  assert 'Run 4 of 4: beta = 2, seed 1; about 00:00 left for 1' in caplog.text
+  assert 'Run 4 of 4: beta = 2, seed 1; about 0:00 left, 1 run to do' in caplog.text
+
+
+def test_the_time_left_counts_compiling_once_for_a_program():
+  def run(seconds, compiling=0.0, trained_in=None):
+    return {
+      'seconds': seconds,
+      'compiling': compiling,
+      'compilations': int(compiling > 0),
+      'trained_in': trained_in,
+    }
+
+  runs = [run(70.0, 50.0), run(40.0), run(2.0, trained_in='beta.1')]
+  left = study._time_left
+  assert left(runs, 3, 0) == '; about 1:30 left, 3 runs to do'
+  assert left(runs, 3, 2) == '; about 3:10 left, 3 runs to do'
+  assert left(runs[1:2], 1, 1) == '; about 0:40 left, 1 run to do'
+  assert left(runs[1:2], 100, 0) == '; about 1:06:40 left, 100 runs to do'
+  assert left(runs[2:], 2, 0) == '; about 0:04 left, 2 runs to do'
+  assert left([], 1, 1) == ''
+
+
+def test_the_seconds_of_compiling_are_a_part_of_a_runs(finished):
+  asked, _ = finished
+  runs = asked.runs()
+  record = runs['1', 0].record
+  assert record['compilations'] == 1
+  assert 0.1 < record['compiling'] < record['seconds']
+  assert runs['2', 1].record['compiling'] < record['compiling'] / 2
 
 
 def test_runs_of_another_code_version_are_not_mixed(data_file, tmp_path, monkeypatch):
@@ -357,9 +387,6 @@ def test_runs_of_another_code_version_are_not_mixed(data_file, tmp_path, monkeyp
   (asked.folder / 'report.html').unlink()
   assert study.write_report(asked).exists() and read(asked) == before
   assert before['code'] == before['rows'][0]['runs'][0]['code'] == 'aaaa'
-  (asked.folder / 'study.json').unlink()
-  with pytest.raises(ValueError, match=message):
-    study.write_report(asked)
 
 
 def test_the_code_version_follows_the_sources_that_make_numbers(tmp_path, monkeypatch):
@@ -421,17 +448,64 @@ def test_a_report_of_a_study_that_was_changed_is_not_replaced(
   study.run_study(dataclasses.replace(asked, overrides=('ema_decay=0.5', 'epochs=2')))
   assert calls == []
   before = read(asked)
+  gone = lambda: make_base(str(tmp_path / 'gone.npz'))  # data are not looked for
   for changes in (
     {'overrides': ('epochs=2',)},
     {'base': 'bccd'},
   ):
     for function in (study.run_study, study.write_report):
-      with pytest.raises(ValueError, match='give the same, or another --root'):
-        function(dataclasses.replace(asked, **changes))
+      with pytest.raises(ValueError, match='give the same, or another --root') as error:
+        function(dataclasses.replace(asked, make_base=gone, **changes))
+      assert before['command'] in str(error.value)
   changed = {'1': ROWS['1']._replace(change=ROWS['0'].change)}
   with pytest.raises(ValueError, match="row '1', seed 0 by another config .* --root"):
     study.run_study(dataclasses.replace(asked, rows=ROWS | changed, chosen=['2']))
   assert calls == [] and read(asked) == before
+
+
+def test_a_study_of_which_nothing_was_run_may_become_another(
+  data_file, tmp_path, monkeypatch
+):
+  asked = make_study(data_file, tmp_path, seeds=(0,))
+  fake_training(monkeypatch, failing=[1.0])
+  study_file.write(asked, asked.runs())
+  other = dataclasses.replace(asked, overrides=('epochs=2', 'ema_decay=0.5'))
+  study.run_study(other)
+  assert read(asked)['overrides'] == list(other.overrides)
+  content = read(asked)
+  for row in content['rows']:  # as where the process was killed
+    row['runs'][0]['status'] = 'missing'
+  (asked.folder / 'study.json').write_text(json.dumps(content))
+  with pytest.raises(ValueError, match='another --root'):
+    study.run_study(asked)
+
+
+def test_a_report_needs_a_study(data_file, tmp_path):
+  asked = make_study(data_file, tmp_path / 'misspelt')
+  with pytest.raises(ValueError, match='there is no .*misspelt/beta/study.json'):
+    study.write_report(asked)
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_log_says_with_what_rows_are_compared_instead(
+  data_file, tmp_path, monkeypatch, caplog
+):
+  fake_training(monkeypatch)
+  rows = ROWS | {'4': ROWS['4']._replace(baseline='2.5')}
+
+  def logged(root, *chosen):
+    caplog.clear()
+    asked = make_study(data_file, tmp_path / root, rows=chosen, seeds=(0,))
+    with caplog.at_level(logging.INFO, 'gfl_jax'):
+      study.run_study(dataclasses.replace(asked, rows=rows))
+    return caplog.text
+
+  text = logged('a', '1', '4')
+  assert "table's baseline (2) is not among the rows: compared with 1." in text
+  assert "4's own baseline (2.5) is not among the rows: compared with 1." in text
+  text = logged('a', '2')  # what is finished stays
+  assert "The table's" not in text and "4's own baseline (2.5)" in text
+  assert 'baseline' not in logged('a', '2.5') + logged('b', '1')
 
 
 def test_a_row_keeps_its_own_baseline_where_that_is_there(
@@ -649,7 +723,7 @@ def test_overrides_are_typed_by_the_field():
     ('epochs.n=4', "no field 'n'"),
     ('data=4', 'is a section; its fields'),
     ('epochs', 'FIELD=VALUE'),
-    ('data.n=4.5', '--set=data.n=4.5: a int is needed, as 3 is'),
+    ('data.n=4.5', '--set=data.n=4.5: an int is needed, as 3 is'),
     ('cache=maybe', 'a bool is needed'),
     ('data.size=3', 'a tuple is needed'),
     ('seed=3', 'given by --seeds'),
@@ -673,7 +747,26 @@ def ablate(*arguments):
 def test_the_script_names_what_there_is():
   listed = ablate('--list')
   assert listed.returncode == 0 and 'beta: Beta of quality focal loss' in listed.stdout
+  for words in (QUESTION, "paper's AP 39.0   beta = 1\n", 'beta = 2 (baseline)'):
+    assert words in listed.stdout
   assert 'bases: bccd, demo_shapes' in listed.stdout
   bad = ablate('--study=beta', '--base=demo_shape')
   assert bad.returncode == 1 and "no base 'demo_shape'; there are: bccd" in bad.stderr
   assert 'Traceback' not in bad.stderr
+  report = ablate('--study=beta', '--report', '--root=/tmp/is/not/there')
+  assert report.returncode == 1 and 'not/there/beta/study.json' in report.stderr
+
+
+def test_a_report_takes_the_base_and_the_overrides_from_the_study(
+  data_file, tmp_path, monkeypatch
+):
+  fake_training(monkeypatch)
+  study.run_study(
+    make_study(data_file, tmp_path, base='bccd', overrides=('ema_decay=0.5',))
+  )
+  (tmp_path / 'beta' / 'report.html').unlink()
+  report = ablate('--study=beta', '--report', f'--root={tmp_path}')
+  assert report.returncode == 0, report.stderr
+  assert (tmp_path / 'beta' / 'report.html').exists()
+  other = ablate('--study=beta', '--report', f'--root={tmp_path}', '--base=demo_shapes')
+  assert other.returncode == 1 and 'another base or other --set' in other.stderr
