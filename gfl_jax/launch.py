@@ -13,6 +13,7 @@ _XLA_FLAG = '--xla_cpu_experimental_ynn_fusion_type='
 _TUNABLE = 'glibc.malloc.hugetlb=1'
 _MARK = 'GFL_JAX_LAUNCHED'
 _TRACEBACK = 'GFL_JAX_TRACEBACK'
+_IN_CONFIG = 'Error whilst parsing config file'  # as ml_collections has it
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -20,11 +21,20 @@ def run(main: Callable[[list[str]], None]) -> None:
 
   With GFL_JAX_TRACEBACK=1 in the environment errors show where they came from.
   """
-  from absl import app
+  from absl import app, flags
 
   def parse_flags(argv: list[str]) -> list[str]:
     try:
-      return app.parse_flags_with_usage(argv)
+      return flags.FLAGS(argv)
+    except flags.Error as error:
+      flag, is_config, _ = str(error).partition(f': {_IN_CONFIG}')
+      if not is_config:
+        sys.exit(f'\nerror: {error}\n(--help shows the flags)')
+      # ml_collections hands on a traceback as text, around the error itself.
+      cause: BaseException | None = error
+      while cause and _IN_CONFIG in str(cause):
+        cause = cause.__context__
+      raise ValueError(f'{flag.removeprefix("flag ")}: {cause}') from error
     except AttributeError as error:
       # ml_collections hands on the text of a KeyError, quotes and escapes included.
       suggestion = re.search('Did you mean "(.*)" instead of "(.*)"', str(error))

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -39,6 +42,7 @@ def test_every_table_is_there_with_its_rows_and_a_baseline_among_them():
     assert study.ROWS[study.BASELINE].baseline in (None, study.BASELINE)
     assert {row.baseline for row in study.ROWS.values()} <= {None, *study.ROWS}
     assert study.TITLE and study.QUESTION.endswith('?')
+    assert isinstance(study.NOTES, str)
     rows_of_paper = [row for row in study.ROWS.values() if row.paper]
     assert len(rows_of_paper) == len(study.ROWS) or not study.TABLE
 
@@ -269,6 +273,10 @@ def test_unknown_names_are_errors_that_list_the_known():
     table.load_study('gamma')
   with pytest.raises(ValueError, match="no row '3'; there are: 0, 1, 2, 2.5, 4"):
     STUDIES['beta'].get_config('3@bccd')
+  with pytest.raises(
+    ValueError, match='give a row, as beta.py:2@demo_shapes; there are'
+  ):
+    STUDIES['beta'].get_config()
   with pytest.raises(ValueError, match="no base 'coco'; there are: bccd, demo_shapes"):
     STUDIES['beta'].get_config('2@coco')
 
@@ -286,3 +294,22 @@ def test_a_row_is_a_config_of_the_command_line():
     3.0,
   )
   assert json.loads(config.to_json())['box']['kind'] == 'dirac'
+
+
+def test_a_row_that_is_not_there_is_one_line_on_the_command_line(tmp_path):
+  path = 'configs/ablations/beta.py:9@demo_shapes'
+  script = [sys.executable, 'scripts/train.py', f'--workdir={tmp_path}']
+  run = lambda flag: subprocess.run(
+    [*script, flag],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  bad = run(f'--config={path}')
+  assert bad.returncode == 1 and 'Traceback' not in bad.stderr
+  assert f"\nerror: --config={path}: there is no row '9'; there are: 0, 1" in bad.stderr
+  bad = run('--confg=x')
+  assert (
+    bad.returncode == 1 and "error: Unknown command line flag 'confg'" in bad.stderr
+  )

@@ -74,9 +74,13 @@ def row_config(rows: Mapping[str, Row], text: str) -> ml_collections.ConfigDict:
   """The config of 'ROW' or 'ROW@BASE'.
 
   Raises:
-    ValueError: an unknown row or base; names those there are.
+    ValueError: no row, an unknown row or base; names those there are.
   """
   name, at, base = text.partition('@')
+  if not name:
+    raise ValueError(
+      f'give a row, as beta.py:2@demo_shapes; there are: {", ".join(rows)}'
+    )
   row = rows[_known('row', name, list(rows))]
   config = base_config(base if at else DEFAULT_BASE)
   row.change(config)
