@@ -44,7 +44,10 @@ class StopRequests:
   def _take(self, number, frame) -> None:
     self.number = number
     self._restore()
-    _LOG.info('\nStopping after this step; once more stops at once, without saving.')
+    _LOG.info(
+      '\nStopping after this step (a step that is being compiled may take a minute);'
+      ' once more stops at once, without saving.'
+    )
 
   def _restore(self) -> None:
     for number, handler in self._before.items():
