@@ -1,17 +1,15 @@
 """The report of a study, as a page, as Markdown and as CSV, from its study.json."""
 
-import csv
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from gfl_jax import files
-from gfl_jax.evaluation.coco_metrics import METRICS
 from gfl_jax.reports import (
   html_page,
   statistics,
   study_diagnostics,
+  study_files,
   study_plots,
   study_tables,
   study_text,
@@ -21,7 +19,6 @@ from gfl_jax.reports.study_plots import Mark, Panel
 from gfl_jax.reports.study_results import (
   BETTER,
   OUTCOMES,
-  RERUN_SPREAD,
   SETTLED,
   WORSE,
   Comparison,
@@ -32,8 +29,6 @@ from gfl_jax.reports.study_results import (
   load_study,
 )
 from gfl_jax.reports.tables import DASH, duration, escape_markdown, number
-
-_CSV_HEAD = ('study', 'base', 'row', 'title', 'seed', 'status', 'error', 'run_seconds')
 
 
 def write_study_report(folder: str | os.PathLike) -> Path:
@@ -55,8 +50,9 @@ def write_study_report(folder: str | os.PathLike) -> Path:
   study = load_study(folder)
   comparisons, order = compare_rows(study), compare_order(study)
   folder = Path(folder)
-  files.write_whole(folder / 'results.csv', _csv(study))
-  files.write_whole(folder / 'results.md', _markdown(study, comparisons, order))
+  files.write_whole(folder / 'results.csv', study_files.csv_text(study))
+  text = study_files.markdown(study, comparisons, order)
+  files.write_whole(folder / 'results.md', text)
   path = folder / 'report.html'
   files.write_whole(path, _page(study, comparisons, order))
   return path
@@ -252,7 +248,7 @@ def _readings(study: Study, comparisons: Mapping[str, Comparison]) -> str:
 
 
 def _order(order: Order) -> str:
-  parts = list(map(paragraph, _order_notes(order)))
+  parts = list(map(paragraph, study_text.order_notes(order)))
   for outcome, words in OUTCOMES.items():
     found = order.of(outcome)
     if found:
@@ -262,103 +258,9 @@ def _order(order: Order) -> str:
   return ''.join(parts)
 
 
-def _order_notes(order: Order) -> list[str]:
-  tau = study_tables.signed(order.tau) if order.tau is not None else 'not defined'
-  notes = [
-    f"Kendall's tau-b over the {len(order.rows)} rows with both numbers: {tau} (1: the "
-    'same order; 0: no relation; −1: the opposite one). It counts every pair alike, '
-    "the paper's smallest differences and what is noise in ours: it is no measure of "
-    'what was reproduced.'
-  ]
-  clear = [pair for pair in order.pairs if pair.is_clear]
-  if len(clear) < len(order.pairs):
-    same = sum(pair.outcome in ('confirmed', 'agrees') for pair in clear)
-    notes.append(
-      f'Without the pairs marked ~, whose difference in the paper is at most '
-      f'{RERUN_SPREAD}: {same} of {len(clear)} are in the paper’s order by their means.'
-    )
-  suggestive = sum(pair.is_suggestive for pair in order.pairs)
-  notes.append(
-    f"“Beyond noise” is after Holm's correction over all {len(order.pairs)} pairs."
-  )
-  if suggestive:
-    notes.append(
-      f'{suggestive} more by the 95 % interval of the pair alone, which about '
-      f'{0.05 * len(order.pairs):.1f} of {len(order.pairs)} would be by chance.'
-    )
-  if order.num_unknown:
-    notes.append(
-      f'{order.num_unknown} more pairs that the paper orders have no seed that both '
-      'rows finished.'
-    )
-  return notes
-
-
 def _commands(study: Study) -> str:
   first, *others = study_text.commands(study)
   folded = html_page.details(
     f'The commands of the runs ({len(others)})', listing(others)
   )
   return f'<h3>The command of the study</h3>{listing([first])}{folded}'
-
-
-def _markdown(study: Study, comparisons: Mapping, order: Order) -> str:
-  finding = study_text.finding(study, comparisons, order)
-  parts = [
-    f'# {escape_markdown(study_text.heading(study))}\n',
-    f'{escape_markdown(study_text.setting(study))}\n',
-    f'{escape_markdown(study.about["question"])}\n',
-    _markdown_list([*finding, *study_text.differences(study), study_text.scope(study)]),
-    study_tables.overview(study, comparisons).as_markdown(),
-    _markdown_list([*study_text.method(study), *study_text.notes(study)]),
-  ]
-  problems = study_tables.problems(study)
-  if problems.rows:
-    parts += ['## Runs that give no AP\n', problems.as_markdown()]
-  if order.pairs:
-    parts += ["## Order of the rows, ours and the paper's\n"]
-    parts += [_markdown_list(_order_notes(order))]
-    parts += [study_tables.pairs(order.pairs).as_markdown()]
-  parts += ['## AP by IoU and size\n', study_tables.precision(study).as_markdown()]
-  table = study_diagnostics.table(study)
-  if table.rows:
-    parts += ['## Diagnostics\n', table.as_markdown(), f'{study_diagnostics.LEGEND}\n']
-  parts += ['## Runs\n', study_tables.runs(study).as_markdown()]
-  fence = '\n'.join(study_text.command_patterns(study))
-  parts += [f'```\n{fence}\n```\n']
-  if '{seed}' in fence:
-    parts += ['{seed} and {digest}: those of the folders above.\n']
-  parts += ['## Machine, versions and cost\n']
-  parts += [study_tables.environment(study).as_markdown()]
-  return '\n'.join(parts)
-
-
-def _markdown_list(lines: list[str]) -> str:
-  return ''.join(f'- {escape_markdown(line)}\n' for line in lines)
-
-
-def _csv(study: Study) -> str:
-  """A line per run; metrics as in metrics.json, and the paper's APs on its scale."""
-  about, lines = study.about, []
-  for row, run in study.runs:
-    fixed = (about['study'], about['base'], row.name, row.title, run['seed'])
-    fixed += (run['status'], run['error'], run['seconds'])
-    line = dict(zip(_CSV_HEAD, fixed, strict=True))
-    line |= {f'paper_{key}': _of_one(row.paper.get(key)) for key in METRICS[:6]}
-    metrics = run['metrics'] or {}
-    line |= {
-      key: value for key, value in metrics.items() if not isinstance(value, Mapping)
-    }
-    named = metrics.get('diagnostics') or {}
-    line |= {f'diagnostics.{key}': value for key, value in named.items()}
-    lines.append(line | {'folder': run['folder'], 'command': run['command']})
-  head = list(dict.fromkeys(key for line in lines for key in line))
-  file = io.StringIO()
-  writer = csv.DictWriter(file, head, lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(lines)
-  return file.getvalue()
-
-
-def _of_one(points: float | None) -> float | None:
-  return None if points is None else round(points / 100, 6)

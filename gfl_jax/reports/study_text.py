@@ -16,7 +16,7 @@ from gfl_jax.reports.study_results import (
   Row,
   Study,
 )
-from gfl_jax.reports.study_tables import counted, quoted
+from gfl_jax.reports.study_tables import counted, quoted, signed
 
 _RECIPE = 'gfl_r50_fpn_1x_coco'  # the base whose numbers the paper's are of
 _TOLD = (
@@ -196,6 +196,39 @@ def _order_findings(order: Order) -> list[str]:
     f"{head}{text} (after Holm's correction); the means alone have {len(same)} of "
     f"{total} in the paper's order."
   ]
+
+
+def order_notes(order: Order) -> list[str]:
+  """How the pairs below it are read, and what their order as a whole is."""
+  tau = signed(order.tau) if order.tau is not None else 'not defined'
+  notes = [
+    f"Kendall's tau-b over the {len(order.rows)} rows with both numbers: {tau} (1: the "
+    'same order; 0: no relation; −1: the opposite one). It counts every pair alike, '
+    "the paper's smallest differences and what is noise in ours: it is no measure of "
+    'what was reproduced.'
+  ]
+  clear = [pair for pair in order.pairs if pair.is_clear]
+  if len(clear) < len(order.pairs):
+    same = sum(pair.outcome in ('confirmed', 'agrees') for pair in clear)
+    notes.append(
+      f'Without the pairs marked ~, whose difference in the paper is at most '
+      f'{RERUN_SPREAD}: {same} of {len(clear)} are in the paper’s order by their means.'
+    )
+  suggestive = sum(pair.is_suggestive for pair in order.pairs)
+  notes.append(
+    f"“Beyond noise” is after Holm's correction over all {len(order.pairs)} pairs."
+  )
+  if suggestive:
+    notes.append(
+      f'{suggestive} more by the 95 % interval of the pair alone, which about '
+      f'{0.05 * len(order.pairs):.1f} of {len(order.pairs)} would be by chance.'
+    )
+  if order.num_unknown:
+    notes.append(
+      f'{order.num_unknown} more pairs that the paper orders have no seed that both '
+      'rows finished.'
+    )
+  return notes
 
 
 def missing_runs(study: Study) -> list[str]:
