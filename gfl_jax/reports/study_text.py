@@ -208,25 +208,32 @@ def order_notes(order: Order) -> list[str]:
     'what was reproduced.'
   ]
   clear = [pair for pair in order.pairs if pair.is_clear]
-  if len(clear) < len(order.pairs):
+  if order.pairs and not clear:
+    notes.append(
+      f'Every difference of the paper is at most {RERUN_SPREAD} (marked ~): it may have '
+      'no order to reproduce.'
+    )
+  elif len(clear) < len(order.pairs):
     same = sum(pair.outcome in ('confirmed', 'agrees') for pair in clear)
     notes.append(
       f'Without the pairs marked ~, whose difference in the paper is at most '
-      f'{RERUN_SPREAD}: {same} of {len(clear)} are in the paper’s order by their means.'
+      f'{RERUN_SPREAD}: our means have {same} of {len(clear)} in the paper’s order.'
     )
   suggestive = sum(pair.is_suggestive for pair in order.pairs)
-  notes.append(
-    f"“Beyond noise” is after Holm's correction over all {len(order.pairs)} pairs."
-  )
+  if len(order.pairs) > 1:
+    notes.append(
+      f"“Beyond noise” is after Holm's correction over all {len(order.pairs)} pairs."
+    )
   if suggestive:
     notes.append(
-      f'{suggestive} more by the 95 % interval of the pair alone, which about '
-      f'{0.05 * len(order.pairs):.1f} of {len(order.pairs)} would be by chance.'
+      f'Suggestive, by the 95 % interval of the pair alone: {suggestive} of '
+      f'{len(order.pairs)}. By chance it would be about {0.05 * len(order.pairs):.1f}.'
     )
   if order.num_unknown:
+    have = 'has' if order.num_unknown == 1 else 'have'
     notes.append(
-      f'{order.num_unknown} more pairs that the paper orders have no seed that both '
-      'rows finished.'
+      f'{counted(order.num_unknown, "more pair")} that the paper orders {have} no seed '
+      'that both rows finished.'
     )
   return notes
 

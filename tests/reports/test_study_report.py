@@ -569,3 +569,11 @@ def test_the_summary_leaves_out_what_has_not_run(tmp_path):
   text = summary_table(tmp_path)
   assert 'Later' not in text and 'First' in text and 'Second' in text
   assert text.count('one run per row') == 1
+
+
+def test_one_pair_is_told_in_the_singular(tmp_path):
+  study = make_study(papers={'joint': 39.9, 'strong': 39.7})
+  text = Page(write_study_report(write(tmp_path, study))).text
+  assert 'The paper orders 1 pair of these rows. Ours do not settle it' in text
+  assert 'Every difference of the paper is at most 0.2' in text
+  assert '1 pairs' not in text
