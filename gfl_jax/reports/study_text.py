@@ -210,8 +210,8 @@ def order_notes(order: Order) -> list[str]:
   clear = [pair for pair in order.pairs if pair.is_clear]
   if order.pairs and not clear:
     notes.append(
-      f'Every difference of the paper is at most {RERUN_SPREAD} (marked ~): it may have '
-      'no order to reproduce.'
+      f'Every difference of the paper is at most {RERUN_SPREAD} (marked ~): it may '
+      'have no order to reproduce.'
     )
   elif len(clear) < len(order.pairs):
     same = sum(pair.outcome in ('confirmed', 'agrees') for pair in clear)
