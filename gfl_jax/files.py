@@ -1,7 +1,11 @@
-"""Files that a reader sees whole."""
+"""Files that a reader sees whole, and JSON that may not be there or not be whole."""
 
+import contextlib
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
@@ -17,3 +21,29 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
   part = path.with_name(path.name + '.part')
   part.write_bytes(content.encode() if isinstance(content, str) else content)
   part.replace(path)
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+  """A file's content, empty if it does not exist."""
+  path = Path(path)
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The lines of a file in its order, as metrics.jsonl; none if there is no file.
+
+  Lines that are not whole JSON are left out: a run that is killed, or is writing now,
+  leaves half a line.
+  """
+  path = Path(path)
+  text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
+  lines = []
+  for line in text.splitlines():
+    with contextlib.suppress(json.JSONDecodeError):
+      lines.append(json.loads(line))
+  return lines
+
+
+def write_json_lines(path: str | os.PathLike, lines: Iterable[dict[str, Any]]) -> None:
+  """Writes what `read_json_lines` reads, whole."""
+  write_whole(path, ''.join(json.dumps(line) + '\n' for line in lines))

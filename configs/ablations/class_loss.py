@@ -18,7 +18,7 @@ centerness in these weights, the one with an IoU branch too.
 
 from ml_collections import ConfigDict
 
-from configs.ablations import changes, table
+from configs.ablations import changes, score, table
 from configs.ablations.table import Row
 
 TITLE = 'Class losses and their labels'
@@ -35,13 +35,13 @@ _SHARED = 'a row of Table 1a, too'
 _ROWS = {
   'focal': (
     'focal, hard labels',
-    (38.0, 56.5, 40.7, 20.6, 42.1, 49.1),
+    score.ROWS['atss_none'].paper,
     changes.separate('none'),
     _SHARED,
   ),
   'focal_iou': (
     'focal, and an IoU branch',
-    (39.6, 57.6, 43.0, 23.3, 43.7, 51.2),
+    score.ROWS['atss_iou'].paper,
     changes.separate('iou'),
     _SHARED,
   ),
@@ -53,7 +53,7 @@ _ROWS = {
   ),
   'quality_focal': (
     'quality focal, IoU labels',
-    (39.9, 58.5, 43.0, 22.4, 43.9, 52.7),
+    score.ROWS['atss_joint'].paper,
     changes.joint_qfl(2.0),
     _SHARED,
   ),

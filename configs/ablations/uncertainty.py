@@ -15,7 +15,7 @@ Tables 1a and 2a have, too, show the paper's numbers, and share their runs.
 
 from ml_collections import ConfigDict
 
-from configs.ablations import changes, table
+from configs.ablations import changes, representation, score, table
 from configs.ablations.table import Row
 
 TITLE = 'Use of the spread in decoding'
@@ -33,15 +33,15 @@ _NLL = changes.gaussian('gaussian_nll')
 _SHARED = 'a row of Table 2a, too'
 
 
-def _row(title, paper, *parts, score='centerness', note='', baseline=None):
-  change = changes.together(changes.atss, changes.separate(score), *parts)
+def _row(title, paper, *parts, quality='centerness', note='', baseline=None):
+  change = changes.together(changes.atss, changes.separate(quality), *parts)
   return Row(title, paper, change, note, baseline)
 
 
 ROWS = {
   'dirac': _row(
     'Dirac delta',
-    (39.2, 57.4, 42.2, 23.0, 42.8, 51.1),
+    representation.ROWS['atss_dirac'].paper,
     changes.dirac,
     note=_SHARED,
   ),
@@ -56,7 +56,7 @@ ROWS = {
   ),
   'gaussian_nll': _row(
     'Gaussian by likelihood',
-    (39.3, 57.0, 42.4, 23.6, 42.9, 51.0),
+    representation.ROWS['atss_gaussian'].paper,
     _NLL,
     note=_SHARED,
   ),
@@ -70,7 +70,7 @@ ROWS = {
   ),
   'general_dfl': _row(
     'general with DFL',
-    (39.5, 57.3, 42.8, 23.6, 43.2, 51.2),
+    representation.ROWS['atss_general_dfl'].paper,
     changes.general_dfl,
     note=_SHARED,
   ),
@@ -83,9 +83,9 @@ ROWS = {
   ),
   'iou': _row(
     'Dirac delta, IoU branch',
-    (39.6, 57.6, 43.0, 23.3, 43.7, 51.2),
+    score.ROWS['atss_iou'].paper,
     changes.dirac,
-    score='iou',
+    quality='iou',
     note='a row of Table 1a, too',
   ),
   'iou_guided_nms': _row(
@@ -93,7 +93,7 @@ ROWS = {
     None,
     changes.dirac,
     changes.iou_guided_nms,
-    score='iou',
+    quality='iou',
     baseline='iou',
   ),
 }

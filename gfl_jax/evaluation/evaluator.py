@@ -18,7 +18,7 @@ from gfl_jax import files
 from gfl_jax.evaluation import coco_metrics, decode, diagnostics, observations
 from gfl_jax.evaluation.decode import Candidates, Detections
 from gfl_jax.evaluation.observations import Observations, Rows, Sides
-from gfl_jax.evaluation.samples import choose_samples, collect_samples, pack_samples
+from gfl_jax.evaluation.samples import choose_samples, collect_samples, sample_arrays
 from gfl_jax.models import make_anchors, network_input
 from gfl_jax.models.representations import REPRESENTATIONS
 
@@ -132,7 +132,7 @@ def evaluate(
     names = [category['name'] for category in ground_truth['categories']]
     write = {
       'detections.json': json.dumps(results),
-      'samples.npz': pack_samples(samples, names),
+      'samples.npz': _npz(sample_arrays(samples, names)),
       'diagnostics.npz': _npz(arrays),
       'metrics.json': json.dumps(metrics, indent=2),
     }

@@ -1,6 +1,5 @@
 """A few images of an evaluation with all that the report draws on them."""
 
-import io
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -74,21 +73,17 @@ def collect_samples(
   return samples
 
 
-def pack_samples(samples: list[dict], class_names: list[str]) -> bytes:
-  """The bytes of samples.npz: 'NUMBER/FIELD' arrays, `num_samples`, `class_names`."""
+def sample_arrays(samples: list[dict], class_names: list[str]) -> dict[str, Any]:
+  """What samples.npz holds: 'NUMBER/FIELD' arrays, `num_samples`, `class_names`."""
   arrays = {
     f'{number}/{field}': value
     for number, sample in enumerate(samples)
     for field, value in sample.items()
   }
-  file = io.BytesIO()
-  np.savez_compressed(
-    file,
-    num_samples=len(samples),
-    class_names=np.array(class_names, np.str_),
-    **arrays,
-  )
-  return file.getvalue()
+  return arrays | {
+    'num_samples': len(samples),
+    'class_names': np.array(class_names, np.str_),
+  }
 
 
 def _dirac(distance, std, outputs, box_config):

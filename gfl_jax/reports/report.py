@@ -1,6 +1,5 @@
 """One HTML page about a run, made from the files in the run's folder alone."""
 
-import contextlib
 import html
 import json
 import os
@@ -61,9 +60,9 @@ def write_report(workdir: str | os.PathLike) -> Path:
   if not (workdir / 'config.json').exists():
     raise FileNotFoundError(f'{workdir} is not the folder of a run: no config.json')
   config = json.loads((workdir / 'config.json').read_text())
-  env = _read_json(workdir / 'env.json')
-  train, evals = _by_step(read_log(workdir / 'metrics.jsonl'))
-  metrics = _read_json(workdir / 'eval' / 'metrics.json')
+  env = files.read_json(workdir / 'env.json')
+  train, evals = _by_step(files.read_json_lines(workdir / 'metrics.jsonl'))
+  metrics = files.read_json(workdir / 'eval' / 'metrics.json')
   name = workdir.resolve().name
   evaluation = workdir / 'eval'
   body = [
@@ -79,26 +78,6 @@ def write_report(workdir: str | os.PathLike) -> Path:
   path = workdir / 'report.html'
   files.write_whole(path, html_page.page(name, ''.join(body), style=_STYLE))
   return path
-
-
-def read_log(path: str | os.PathLike) -> list[dict]:
-  """The lines of a metrics.jsonl, in the file's order; none if there is no file.
-
-  Lines that are not whole JSON are left out: a run that is killed, or is writing now,
-  leaves half a line.
-  """
-  path = Path(path)
-  text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
-  lines = []
-  for line in text.splitlines():
-    with contextlib.suppress(json.JSONDecodeError):
-      lines.append(json.loads(line))
-  return lines
-
-
-def _read_json(path: Path) -> dict:
-  """A file's content, empty if it does not exist."""
-  return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _by_step(lines: list[dict]) -> tuple[list[dict], list[dict]]:
@@ -191,4 +170,4 @@ def _environment(env: Mapping) -> str:
 
 def _configuration(config: Mapping) -> str:
   text = listing(json.dumps(config, indent=2).splitlines())
-  return f'<details><summary>config.json</summary>{text}</details>'
+  return html_page.details('config.json', text)

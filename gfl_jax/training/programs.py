@@ -8,19 +8,12 @@ import jax.numpy as jnp
 
 from gfl_jax import data, models
 from gfl_jax.evaluation import evaluator
-from gfl_jax.training import step
+from gfl_jax.training import run_folder, step
 from gfl_jax.training.parallel import DataParallel
 
 # Programs are told apart by the parts of a config that they read.
 _READ_BY_PREDICT = ('data', 'decode', 'model', 'points')
-_NOT_READ_BY_UPDATE = (
-  'seed',
-  'decode',
-  'log_every_steps',
-  'eval_every_epochs',
-  'checkpoint_every_steps',
-  'tensorboard',
-)
+_NOT_READ_BY_UPDATE = ('seed', 'decode')  # nor the bookkeeping
 
 
 class Parts(NamedTuple):
@@ -73,13 +66,12 @@ class Programs:
   def parts(self, config: Any, devices: DataParallel, steps_per_epoch: int) -> Parts:
     """The programs of a config on some devices."""
     values = config.to_dict()
-    numbers = {}
-    for name in self._traced:
-      section, field = name.split('.')
-      numbers[name] = jnp.float32(values[section].pop(field))
+    taken = step.take_numbers(values, self._traced)
+    numbers = {name: jnp.float32(number) for name, number in taken.items()}
     where = [devices.mode, [str(device) for device in devices.devices]]
     read = {name: values[name] for name in _READ_BY_PREDICT}
-    trained = {k: v for k, v in values.items() if k not in _NOT_READ_BY_UPDATE}
+    not_read = {*_NOT_READ_BY_UPDATE, *run_folder.bookkeeping(values)}
+    trained = {name: value for name, value in values.items() if name not in not_read}
     predict_key = json.dumps([read, where], sort_keys=True)
     update_key = json.dumps([trained, steps_per_epoch, where], sort_keys=True)
 

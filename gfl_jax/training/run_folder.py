@@ -13,8 +13,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from gfl_jax.files import write_whole
-from gfl_jax.reports import report
+from gfl_jax import files
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'gfl-jax')
 
@@ -43,8 +42,8 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
       )
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / 'env.json', json.dumps(_environment(), indent=2))
-    write_whole(stored_file, json.dumps(now, indent=2))
+    files.write_whole(folder / 'env.json', json.dumps(_environment(), indent=2))
+    files.write_whole(stored_file, json.dumps(now, indent=2))
 
 
 def load_config(workdir: str | os.PathLike) -> Any:
@@ -80,8 +79,8 @@ class MetricsLog:
       self._events = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'events'))
     file = pathlib.Path(workdir) / 'metrics.jsonl'
     if file.exists():
-      kept = [line for line in report.read_log(file) if line['step'] <= start_step]
-      write_whole(file, ''.join(json.dumps(line) + '\n' for line in kept))
+      lines = files.read_json_lines(file)
+      files.write_json_lines(file, (x for x in lines if x['step'] <= start_step))
     self._file = file.open('a')
 
   def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:

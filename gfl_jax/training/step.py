@@ -1,6 +1,6 @@
 """The training step of one device, as a pure function of a state and a batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -165,3 +165,11 @@ def _with_numbers(config, numbers: Mapping[str, Array]):
     section, field = name.split('.')
     values[section][field] = number
   return ml_collections.ConfigDict(values, type_safe=False)
+
+
+def take_numbers(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+  """Takes the numbers of these names in `TRACEABLE` out of a config's nested dict."""
+  sections = {name: name.split('.') for name in names}
+  return {
+    name: values[section].pop(field) for name, (section, field) in sections.items()
+  }

@@ -128,10 +128,7 @@ def _alike(study: Study, runs: Mapping[tuple[str, int], Run]) -> list[_Alike]:
   groups = collections.defaultdict(list)
   numbers = {}
   for row, config in configs.items():
-    numbers[row] = {}
-    for name in step.TRACEABLE:
-      section, field = name.split('.')
-      numbers[row][name] = config[section].pop(field)
+    numbers[row] = step.take_numbers(config, step.TRACEABLE)
     groups[json.dumps(config, sort_keys=True)].append(row)
   differs = lambda name, rows: len({numbers[row][name] for row in rows}) > 1
   return [

@@ -58,7 +58,7 @@ def refresh(study: Study) -> None:
   Raises:
     ValueError: there is none; it is of another base, or of other overrides.
   """
-  content = read(study.folder)
+  read(study.folder)  # without one, the lock's folder is not made either
   with study_runs.lock(study.folder / '.lock', wait=True):
     content = read(study.folder)
     _check_same(study, content)

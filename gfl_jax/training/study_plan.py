@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gfl_jax.reports import tables
 from gfl_jax.training import experiment, study_options
 from gfl_jax.training.study_runs import Run
 
@@ -88,7 +89,7 @@ class Study:
     """The command that makes this run alone: exact, whatever the study overrode."""
     plain = self.make_base()
     self.rows[row].change(plain)
-    before, now = _flat(plain.to_dict()), _flat(run.config.to_dict())
+    before, now = _leaves(plain), _leaves(run.config)
     changed = [
       f'--config.{name}={value}' for name, value in now.items() if value != before[name]
     ]
@@ -130,12 +131,8 @@ def _value(config: Any, name: str) -> Any:
   return functools.reduce(lambda node, field: node[field], name.split('.'), config)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Leaves by dotted name, without the copies of box and score in `model`."""
-  leaves = {}
-  for name, value in tree.items():
-    if prefix + name in ('model.box', 'model.score'):
-      continue
-    below = isinstance(value, Mapping)
-    leaves |= _flat(value, f'{prefix}{name}.') if below else {prefix + name: value}
-  return leaves
+def _leaves(config: ConfigDict) -> dict[str, str]:
+  """Its values as text, without the copies of box and score in `model`."""
+  copies = ('model.box.', 'model.score.')
+  rows = tables.flatten(config.to_dict())
+  return {name: value for name, value in rows if not name.startswith(copies)}

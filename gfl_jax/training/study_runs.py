@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gfl_jax.files import write_whole
+from gfl_jax.files import read_json, read_json_lines, write_json_lines, write_whole
 from gfl_jax.training import run_folder
 
 _PACKAGE = Path(__file__).parents[1]
@@ -136,7 +136,7 @@ class Run:
   def trained_alike(self) -> Path | None:
     """The folder of a finished run that differs in decoding alone, if there is one."""
     for file in sorted(self.root.glob(f'runs/*-seed{self.config.seed}-*/{RECORD}')):
-      found = _read(file).get('training') == self.training_key
+      found = read_json(file).get('training') == self.training_key
       if found and file.parent != self.folder and _final_metrics(file.parent):
         return file.parent
     return None
@@ -149,9 +149,9 @@ class Run:
     checkpoints, step = self.folder / 'checkpoints', str(read_record(other)['step'])
     if any(checkpoints.glob('[0-9]*')):
       return
-    lines = (other / 'metrics.jsonl').read_text().splitlines(keepends=True)
-    trained = [line for line in lines if json.loads(line)['kind'] == 'train']
-    write_whole(self.folder / 'metrics.jsonl', ''.join(trained))
+    lines = read_json_lines(other / 'metrics.jsonl')
+    trained = [line for line in lines if line['kind'] == 'train']
+    write_json_lines(self.folder / 'metrics.jsonl', trained)
     part = self.folder / 'checkpoint.part'
     shutil.rmtree(part, ignore_errors=True)  # of a copy that was killed
     shutil.copytree(other / 'checkpoints' / step, part)
@@ -213,12 +213,12 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
 
 def read_record(folder: Path) -> dict[str, Any]:
   """A run's `study_run.json`; empty before the run."""
-  return _read(folder / RECORD)
+  return read_json(folder / RECORD)
 
 
 def environment(folder: Path) -> dict[str, Any]:
   """A run's `env.json`: machine, versions and revision."""
-  return _read(folder / 'env.json')
+  return read_json(folder / 'env.json')
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -237,13 +237,9 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def _final_metrics(folder: Path) -> dict[str, Any] | None:
-  metrics, record = _read(folder / 'eval' / 'metrics.json'), read_record(folder)
+  metrics, record = read_json(folder / 'eval' / 'metrics.json'), read_record(folder)
   done = record.get('status') == 'finished' and metrics.get('step') == record['step']
   return metrics if done else None
-
-
-def _read(file: Path) -> dict[str, Any]:
-  return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _revision(folder: Path) -> str:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from gfl_jax.evaluation import diagnostics
+from gfl_jax.files import read_json_lines
 from gfl_jax.reports import pictures, plots
-from gfl_jax.reports.report import read_log, write_report
+from gfl_jax.reports.report import write_report
 
 CONFIG = {
   'batch_size': 8,
@@ -221,10 +222,10 @@ def test_half_a_line_of_a_killed_run_is_left_out(tmp_path):
   log = tmp_path / 'metrics.jsonl'
   first, last = log.read_text().splitlines()
   log.write_text(f'{first}\n{{"kind": "tr\n{last}\n{{"kind": "eval", "ste')
-  assert read_log(log) == lines
+  assert read_json_lines(log) == lines
   assert '0 min 4 s' in Page(write_report(tmp_path)).text
   log.unlink()
-  assert read_log(log) == []
+  assert read_json_lines(log) == []
 
 
 def test_of_detections_at_one_place_the_best_gets_a_figure(tmp_path):
