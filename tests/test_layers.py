@@ -19,6 +19,7 @@ BELOW = {
   'reports': {'ops', 'models', 'evaluation'},
   'deploy': {'ops', 'models', 'evaluation'},
   'training': {'ops', 'models', 'data', 'evaluation', 'reports', 'deploy'},
+  'inference': {'ops', 'models', 'data', 'evaluation', 'deploy', 'training'},
 }
 
 

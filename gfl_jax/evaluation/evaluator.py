@@ -31,16 +31,37 @@ class PredictOutput(NamedTuple):
   candidates: Candidates
 
 
-def make_predict(detector, config: Any) -> Callable:
-  """The pure function `predict(variables, batch) -> PredictOutput`, to be jitted.
+def make_detect(detector, config: Any) -> Callable:
+  """The pure function `detect(variables, batch) -> Detections`, to be jitted or exported.
 
-  It normalises the batch's uint8 images, applies the detector and decodes; it reads
-  only `images`, `image_sizes` and `scales` of the batch.
+  It normalises the batch's uint8 images, applies the detector and decodes. It reads of
+  the batch `images` [B, H, W, 3] uint8, on the canvas; `image_sizes` [B, 2] (h, w), the
+  part of the canvas that an image covers; and `scales` [B, 2] (x, y), canvas px per
+  original px. Boxes come out in original px.
 
   Args:
     detector: a linen module that returns `Predictions`.
     config: the experiment; reads `data.mean`, `data.std`, `decode`, `score`, `box`,
       and what `make_anchors` reads.
+  """
+
+  def detect(variables, batch) -> Detections:
+    predictions = detector.apply(variables, network_input(config, batch), train=False)
+    return decode.decode_detections(
+      predictions,
+      make_anchors(config, batch['images'].shape[1:3]),
+      batch['image_sizes'],
+      config,
+      scale_factors=batch['scales'],
+    )
+
+  return detect
+
+
+def make_predict(detector, config: Any) -> Callable:
+  """The pure function `predict(variables, batch) -> PredictOutput`, to be jitted.
+
+  What `make_detect` does, and what the diagnostics need besides; same arguments.
   """
 
   def predict(variables, batch) -> PredictOutput:

@@ -43,6 +43,7 @@ def train(
   run_folder.open_run(workdir, config)
   programs = programs or Programs()
   run = Experiment(config, programs.dataset(config.data), devices, programs)
+  run_folder.write_classes(workdir, run.dataset.class_names, run.dataset.category_ids)
 
   with Checkpoints(pathlib.Path(workdir) / 'checkpoints') as checkpoints:
     state = run.initial_state(pretrained=not checkpoints.steps)

@@ -7,7 +7,7 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +58,39 @@ def load_config(workdir: str | os.PathLike) -> Any:
   config: Any = ml_collections.ConfigDict(json.loads(file.read_text()))
   config.model.box, config.model.score = config.box, config.score
   return config.lock()
+
+
+def write_classes(
+  workdir: str | os.PathLike, names: Sequence[str], category_ids: Sequence[int]
+) -> None:
+  """Writes `classes.json`: what the detector's classes are, for whoever uses it.
+
+  Args:
+    workdir: the run's folder.
+    names: of class 0, 1, ...
+    category_ids: the data set's own id of each class.
+  """
+  if jax.process_index() == 0:
+    classes = {'names': list(names), 'category_ids': [int(i) for i in category_ids]}
+    text = json.dumps(classes, indent=2)
+    files.write_whole(pathlib.Path(workdir) / 'classes.json', text)
+
+
+def load_classes(workdir: str | os.PathLike) -> tuple[tuple[str, ...], tuple[int, ...]]:
+  """Names and category ids of a run's classes, as `write_classes` wrote them.
+
+  Raises:
+    FileNotFoundError: the run has no `classes.json`.
+  """
+  file = pathlib.Path(workdir) / 'classes.json'
+  if not file.exists():
+    raise FileNotFoundError(
+      f'{workdir} does not say what its classes are called: no classes.json. It has'
+      ' the form {"names": ["cat", ...], "category_ids": [1, ...]}; scripts/train.py'
+      ' writes it when the run is started again'
+    )
+  classes = files.read_json(file)
+  return tuple(classes['names']), tuple(classes['category_ids'])
 
 
 class MetricsLog:

@@ -1,0 +1,48 @@
+"""A trained detector: what every export is made of, and what every use begins with."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A detector with its parameters, and what is needed to use it.
+
+  Attributes:
+    config: the experiment's config, a locked ConfigDict.
+    variables: of build_detector(config.model): {'params': ...} and, with frozen
+      BatchNorm, 'batch_stats'.
+    class_names: of class 0, 1, ...
+    category_ids: the data set's own id of each class.
+    origin: where it is from, for the record: 'run', 'step', 'weights' ('ema', 'raw').
+  """
+
+  config: Any
+  variables: Mapping[str, Any]
+  class_names: tuple[str, ...]
+  category_ids: tuple[int, ...]
+  origin: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a program finds in a batch, as numpy arrays: N slots for each of B images.
+
+  Attributes:
+    boxes: xyxy in px of the original image, by falling score; unused slots are zero.
+    scores: in (0, 1].
+    classes: 0..C-1.
+    valid: False for an unused slot.
+    edge_std: standard deviation of each side (left, top, right, bottom), in original
+      px.
+  """
+
+  boxes: Float[np.ndarray, 'b n 4']
+  scores: Float[np.ndarray, 'b n']
+  classes: Int[np.ndarray, 'b n']
+  valid: Bool[np.ndarray, 'b n']
+  edge_std: Float[np.ndarray, 'b n 4']
