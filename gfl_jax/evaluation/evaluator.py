@@ -32,7 +32,7 @@ class PredictOutput(NamedTuple):
 
 
 def make_detect(detector, config: Any) -> Callable:
-  """The pure function `detect(variables, batch) -> Detections`, to be jitted or exported.
+  """The pure function `detect(variables, batch) -> Detections`, to jit or to export.
 
   It normalises the batch's uint8 images, applies the detector and decodes. It reads of
   the batch `images` [B, H, W, 3] uint8, on the canvas; `image_sizes` [B, 2] (h, w), the
