@@ -59,11 +59,10 @@ def write_study_report(folder: str | os.PathLike) -> Path:
 
 
 def summary_table(root: str | os.PathLike) -> str:
-  """All studies below a folder as Markdown: a table each, and what it found.
+  """All studies below a folder as Markdown: a table each, and its order in short.
 
-  Studies without a finished run are left out.
-
-  Links are relative to the folder that holds `root`, where a README has them.
+  Studies without a finished run are left out. Links lead to what each found;
+  they are relative to the folder that holds `root`, where a README has them.
 
   Raises:
     FileNotFoundError: no study.json lies below root, or none with a finished run.
@@ -84,7 +83,7 @@ def summary_table(root: str | os.PathLike) -> str:
   for folder, study in studies.items():
     comparisons, order = compare_rows(study), compare_order(study)
     link = (folder.relative_to(root.parent) / 'results.md').as_posix()
-    lines = study_text.finding(study, comparisons, order)
+    lines = study_text.in_short(study, order)
     if not study.has_paper:
       lines = [study_text.scope(study), *lines]
     parts.append(

@@ -81,6 +81,11 @@ def finding(
   ]
 
 
+def in_short(study: Study, order: Order) -> list[str]:
+  """What must stand beside the table of a study where there is room for no more."""
+  return [*_hardly_learned(study), *_order_findings(order), *missing_runs(study)]
+
+
 def _hardly_learned(study: Study) -> list[str]:
   found = [statistics.estimate(list(row.points('AP').values())) for row in study.rows]
   best = max((one.mean for one in found if one is not None), default=_LEARNED)
