@@ -3,8 +3,6 @@
 One table says what a leaf of ours is called there; import and export both follow it.
 """
 
-import os
-import pathlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 from jax.typing import ArrayLike
 
+from gfl_jax.deploy.state_dicts import read_state_dict
 from gfl_jax.models.detector import Config, as_config_dict, build_detector
 from gfl_jax.models.resnet import ResNet
 
@@ -63,7 +62,7 @@ def from_mmdet(
   if _PROJECT in state_dict:
     box = config.box
     _check_bins(state_dict[_PROJECT], np.linspace(box.start, box.stop, box.num_bins))
-  return _fill(build_detector(config), state_dict, _torch_name, ignored={_PROJECT})
+  return fill(build_detector(config), state_dict, _torch_name, ignored={_PROJECT})
 
 
 def from_torchvision_resnet(
@@ -83,7 +82,7 @@ def from_torchvision_resnet(
   Raises:
     ValueError: names or shapes that differ, the first ten named.
   """
-  return _fill(
+  return fill(
     ResNet(depth),
     state_dict,
     lambda path: _torch_name(f'backbone/{path}').removeprefix('backbone.'),
@@ -91,100 +90,26 @@ def from_torchvision_resnet(
   )
 
 
-def to_mmdet(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """The inverse of from_mmdet: our tree under mmdet's names, in torch's layout.
-
-  Args:
-    variables: a detector's variables, or {'params': tree} with any tree of the shape
-      of its parameters, such as gradients.
-  """
-  return {
-    _torch_name(path): _to_torch(np.asarray(leaf))
-    for collection in variables.values()
-    for path, leaf in traverse_util.flatten_dict(collection, sep='/').items()
-  }
-
-
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The arrays of a weights file by their names there.
-
-  Args:
-    path: .npz, or .pth / .pt as torch saves it (needs the extra `torch`; nothing in
-      the file is executed).
-
-  Raises:
-    FileNotFoundError: no such file.
-    ValueError: another kind of file, or torch is not installed.
-  """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f'weights file {path} does not exist')
-  if path.suffix == '.npz':
-    with np.load(path, allow_pickle=False) as arrays:
-      return dict(arrays)
-  if path.suffix not in ('.pth', '.pt'):
-    raise ValueError(f'weights file {path} must end in .npz, .pth or .pt')
-  try:
-    import torch  # pyright: ignore[reportMissingImports]
-  except ImportError as error:
-    raise ValueError(
-      f"reading {path} needs torch: pip install -e '.[torch]', or save it as .npz"
-    ) from error
-  loaded = torch.load(path, map_location='cpu', weights_only=True)
-  return {name: tensor.numpy() for name, tensor in loaded.items()}
-
-
-def load_backbone(variables: Mapping[str, Any], backbone_config: Any) -> dict[str, Any]:
-  """A detector's variables with the ImageNet weights that its config names.
-
-  Args:
-    variables: of the detector.
-    backbone_config: `model.backbone`; `pretrained` is a file of torchvision's weights.
-
-  Raises:
-    ValueError: a backbone that torchvision has no weights of; a file that does not fit.
-  """
-  if backbone_config.norm != 'frozen_batch_norm' or backbone_config.stem != 'conv7':
-    raise ValueError(
-      f'backbone.pretrained={backbone_config.pretrained!r} needs norm='
-      f"'frozen_batch_norm' and stem='conv7', not {backbone_config.norm!r} and"
-      f' {backbone_config.stem!r}'
-    )
-  if tuple(backbone_config.widths) != ResNet.widths:
-    raise ValueError(
-      f'backbone.pretrained={backbone_config.pretrained!r} needs widths='
-      f'{ResNet.widths}, not {tuple(backbone_config.widths)}'
-    )
-  state_dict = read_state_dict(backbone_config.pretrained)
-  backbone = from_torchvision_resnet(state_dict, backbone_config.depth)
-  return {
-    name: {**collection, 'backbone': backbone[name]}
-    for name, collection in variables.items()
-  }
-
-
-def _torch_name(path: str) -> str:
-  for pattern, replacement in _RENAMES:
-    path = re.sub(pattern, replacement, path)
-  return path.replace('/', '.')
-
-
-def _to_torch(leaf: np.ndarray) -> np.ndarray:
-  """Kernels [h, w, in, out] to [out, in, h, w]; the rest is equal."""
-  return leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf
-
-
-def _from_torch(entry: np.ndarray) -> np.ndarray:
-  return entry.transpose(2, 3, 1, 0) if entry.ndim == 4 else entry
-
-
-def _fill(
+def fill(
   module: nn.Module,
   state_dict: Mapping[str, ArrayLike],
   name_of: Callable[[str], str],
   ignored: set[str],
 ) -> dict[str, Any]:
-  """The module's variables out of the entries that name_of(path) names."""
+  """A module's variables out of a state dict: one entry for each leaf, none left over.
+
+  Args:
+    module: called with an image [1, 32, 32, 3].
+    state_dict: names to arrays in torch's layout.
+    name_of: the name there of a leaf of ours, as 'stage1/block0/conv1/kernel'.
+    ignored: names that may be there and are not used; `num_batches_tracked` never is.
+
+  Returns:
+    {'params': ..., ...} of numpy arrays, float32.
+
+  Raises:
+    ValueError: names or shapes that differ, the first ten named.
+  """
   image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   shapes = jax.eval_shape(module.init, jax.random.key(0), image)
   entries = {
@@ -211,6 +136,64 @@ def _fill(
       f' the order h, w, in, out); check depth, channels and classes:{first}'
     )
   return traverse_util.unflatten_dict(filled, sep='/')
+
+
+def to_mmdet(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """The inverse of from_mmdet: our tree under mmdet's names, in torch's layout.
+
+  Args:
+    variables: a detector's variables, or {'params': tree} with any tree of the shape
+      of its parameters, such as gradients.
+  """
+  return {
+    _torch_name(path): _to_torch(np.asarray(leaf))
+    for collection in variables.values()
+    for path, leaf in traverse_util.flatten_dict(collection, sep='/').items()
+  }
+
+
+def load_backbone(variables: Mapping[str, Any], backbone_config: Any) -> dict[str, Any]:
+  """A detector's variables with the ImageNet weights that its config names.
+
+  Args:
+    variables: of the detector.
+    backbone_config: `model.backbone`; `pretrained` is a file of torchvision's weights.
+
+  Raises:
+    ValueError: a backbone that torchvision has no weights of; a file that does not fit.
+  """
+  if backbone_config.norm != 'frozen_batch_norm' or backbone_config.stem != 'conv7':
+    raise ValueError(
+      f'backbone.pretrained={backbone_config.pretrained!r} needs norm='
+      f"'frozen_batch_norm' and stem='conv7', not {backbone_config.norm!r} and"
+      f' {backbone_config.stem!r}'
+    )
+  if tuple(backbone_config.widths) != ResNet.widths:
+    raise ValueError(
+      f'backbone.pretrained={backbone_config.pretrained!r} needs widths='
+      f'{ResNet.widths}, not {tuple(backbone_config.widths)}'
+    )
+  state_dict = read_state_dict(backbone_config.pretrained).arrays
+  backbone = from_torchvision_resnet(state_dict, backbone_config.depth)
+  return {
+    name: {**collection, 'backbone': backbone[name]}
+    for name, collection in variables.items()
+  }
+
+
+def _torch_name(path: str) -> str:
+  for pattern, replacement in _RENAMES:
+    path = re.sub(pattern, replacement, path)
+  return path.replace('/', '.')
+
+
+def _to_torch(leaf: np.ndarray) -> np.ndarray:
+  """Kernels [h, w, in, out] to [out, in, h, w]; the rest is equal."""
+  return leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf
+
+
+def _from_torch(entry: np.ndarray) -> np.ndarray:
+  return entry.transpose(2, 3, 1, 0) if entry.ndim == 4 else entry
 
 
 def _check_bins(project: ArrayLike, expected: np.ndarray) -> None:

@@ -115,11 +115,3 @@ def test_a_backbone_that_torchvision_has_not_is_refused():
   config.backbone.update(norm='frozen_batch_norm', widths=(8, 16, 32, 64))
   with pytest.raises(ValueError, match=r'needs widths=\(64, .*, not \(8, 16, 32, 64\)'):
     weights.load_backbone({}, config.backbone)
-
-
-def test_a_weights_file_that_cannot_be_read_is_named(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r'missing\.npz does not exist'):
-    weights.read_state_dict(tmp_path / 'missing.npz')
-  (tmp_path / 'weights.bin').write_bytes(b'')
-  with pytest.raises(ValueError, match=r'weights\.bin must end in'):
-    weights.read_state_dict(tmp_path / 'weights.bin')
