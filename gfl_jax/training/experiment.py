@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gfl_jax import data, models
-from gfl_jax.deploy import weights
+from gfl_jax.deploy import backbones
 from gfl_jax.evaluation import decode, evaluator
 from gfl_jax.training import optimizer as optimizers
 from gfl_jax.training import step, terms
@@ -45,7 +45,7 @@ class Experiment:
     config = self.config
     variables = models.init_variables(self.detector, jax.random.key(config.seed))
     if pretrained and config.model.backbone.pretrained:
-      variables = weights.load_backbone(variables, config.model.backbone)
+      variables = backbones.load_backbone(variables, config.model.backbone)
     elif pretrained and config.model.backbone.norm == 'frozen_batch_norm':
       _LOG.warning(
         'Training with frozen BatchNorm from random weights will not get far: give'

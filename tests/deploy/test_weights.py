@@ -92,26 +92,3 @@ def test_other_bins_are_an_error(project):
   entries['bbox_head.integral.project'] = project
   with pytest.raises(ValueError, match='trained with bins at'):
     weights.from_mmdet(entries, model_config())
-
-
-def test_a_pretrained_backbone_replaces_the_drawn_one_alone(tmp_path):
-  config = model_config()
-  config.backbone.pretrained = str(tmp_path / 'resnet18.npz')
-  np.savez(config.backbone.pretrained, **torchvision_state_dict())
-  before = jax.tree.map(np.zeros_like, golden_weights.variables(NAME))
-  after = weights.load_backbone(before, config.backbone)
-  expected = weights.from_torchvision_resnet(torchvision_state_dict(), 18)
-  for collection, tree in after.items():
-    jax.tree.map(np.testing.assert_array_equal, tree['backbone'], expected[collection])
-  assert not any(np.any(leaf) for leaf in jax.tree.leaves(after['params']['head']))
-  assert jax.tree.structure(after) == jax.tree.structure(before)
-
-
-def test_a_backbone_that_torchvision_has_not_is_refused():
-  config = model_config()
-  config.backbone.update(pretrained='resnet18.npz', norm='group_norm')
-  with pytest.raises(ValueError, match="needs norm='frozen_batch_norm'"):
-    weights.load_backbone({}, config.backbone)
-  config.backbone.update(norm='frozen_batch_norm', widths=(8, 16, 32, 64))
-  with pytest.raises(ValueError, match=r'needs widths=\(64, .*, not \(8, 16, 32, 64\)'):
-    weights.load_backbone({}, config.backbone)
