@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -46,3 +47,11 @@ class Found:
   classes: Int[np.ndarray, 'b n']
   valid: Bool[np.ndarray, 'b n']
   edge_std: Float[np.ndarray, 'b n 4']
+
+
+def stored_config(values: Mapping[str, Any]) -> Any:
+  """The config of an experiment from what JSON kept of it, a locked ConfigDict."""
+  config: Any = ml_collections.ConfigDict(values)
+  # The network's outputs depend on these choices: the same objects, not copies.
+  config.model.box, config.model.score = config.box, config.score
+  return config.lock()

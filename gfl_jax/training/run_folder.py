@@ -14,6 +14,7 @@ import jax
 import ml_collections
 
 from gfl_jax import files
+from gfl_jax.deploy.trained import stored_config
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'gfl-jax')
 
@@ -55,9 +56,7 @@ def load_config(workdir: str | os.PathLike) -> Any:
   file = pathlib.Path(workdir) / 'config.json'
   if not file.exists():
     raise FileNotFoundError(f'{workdir} is not the folder of a run: no config.json')
-  config: Any = ml_collections.ConfigDict(json.loads(file.read_text()))
-  config.model.box, config.model.score = config.box, config.score
-  return config.lock()
+  return stored_config(json.loads(file.read_text()))
 
 
 def write_classes(
