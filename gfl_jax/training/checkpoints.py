@@ -1,9 +1,10 @@
 """Checkpoints: orbax, asynchronous; the two newest and the best are kept."""
 
+import contextlib
 import logging
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,8 +26,14 @@ class DamagedCheckpointError(ValueError):
 class Checkpoints:
   """A run's checkpoints; use it as a context manager, so that saves are finished."""
 
-  def __init__(self, folder: str | pathlib.Path):
-    """Opens or makes `folder`; leftovers of a save that was killed are removed."""
+  def __init__(self, folder: str | pathlib.Path, *, read_only: bool = False):
+    """Opens or makes `folder`; leftovers of a save that was killed are removed.
+
+    Args:
+      folder: of the checkpoints.
+      read_only: nothing is made or removed, so that a run that is training now, and
+        may be in the middle of a save, can be read.
+    """
     metric = lambda metrics: metrics[METRIC]
     # With best-only keeping, orbax would delete the newest when it is not the best.
     # Two newest, so that there is one to fall back to if a file is damaged.
@@ -44,7 +51,8 @@ class Checkpoints:
         preservation_policy=keep,
         best_fn=metric,
         best_mode='max',
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
       ),
     )
 
@@ -65,6 +73,27 @@ class Checkpoints:
     step = self._manager.best_step()
     metrics: Any = None if step is None else self._manager.metrics(step)
     return step if metrics and metrics[METRIC] != NOT_EVALUATED else None
+
+  def find(self, which: str | int) -> int:
+    """The stored step that is meant.
+
+    Args:
+      which: 'newest', 'best' (highest AP so far) or a number of steps.
+
+    Raises:
+      ValueError: no such step is stored; names those that are.
+    """
+    stored = self.steps
+    named = {'newest': stored[-1] if stored else None, 'best': self.best_step}
+    for step in stored:
+      named[str(step)] = step
+    found = named.get(str(which))
+    if found is None:
+      raise ValueError(
+        f"step={which} is not stored in {self._folder}: take 'newest', 'best' (once a"
+        f' step was evaluated) or a number of {stored}'
+      )
+    return found
 
   def save(
     self, step: int, state: Any, metrics: Mapping[str, float] | None = None
@@ -98,15 +127,11 @@ class Checkpoints:
       DamagedCheckpointError: it cannot be read, or a leaf's checksum is wrong.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-    try:
+    with _damage(step):
       stored = self._manager.item_metadata(step)['state']
       stored = {x.name: x for x in jax.tree.leaves(stored.tree)}
-    except _NOT_DAMAGE:
-      raise
-    except Exception as error:  # whatever orbax's file layers raise
-      raise DamagedCheckpointError(f'step {step}: {str(error)[:300]}') from error
-    _check_same(stored, _named(abstract), step)
-    try:
+    check_same(stored, abstract, step)
+    with _damage(step):
       restored = self._manager.restore(
         step,
         args=ocp.args.Composite(
@@ -114,15 +139,46 @@ class Checkpoints:
           checksums=ocp.args.JsonRestore(),
         ),
       )
-    except _NOT_DAMAGE:
-      raise
-    except Exception as error:
-      raise DamagedCheckpointError(f'step {step}: {str(error)[:300]}') from error
-    found = _checksums(restored['state'])
-    wrong = [name for name in found if found[name] != restored['checksums'].get(name)]
-    if wrong:
-      raise DamagedCheckpointError(f'step {step}: wrong checksum of {wrong[:10]}')
+    _check_sums(restored['state'], restored['checksums'], step)
     return restored['state']
+
+  def restore_variables(self, step: int, weights: str = 'ema') -> dict[str, Any]:
+    """A detector's variables alone: the optimiser's state is not read.
+
+    Args:
+      step: a stored one.
+      weights: 'ema', the running average where the run has one and the parameters
+        themselves where it has none; 'raw', the parameters themselves.
+
+    Returns:
+      {'params': ...} and, if there are any, 'batch_stats', of numpy arrays.
+
+    Raises:
+      ValueError: other `weights`.
+      DamagedCheckpointError: it cannot be read, or a leaf's checksum is wrong.
+    """
+    if weights not in ('ema', 'raw'):
+      raise ValueError(f"weights={weights!r} must be 'ema' or 'raw'")
+    with _damage(step):
+      tree = self._manager.item_metadata(step)['state'].tree
+      params = 'ema' if weights == 'ema' and tree['ema'] else 'params'
+      wanted = {name: tree[name] for name in (params, 'batch_stats') if tree[name]}
+      as_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
+      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        stored = reader.restore(
+          self._folder / str(step) / 'state',
+          args=ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=jax.tree.map(as_numpy, wanted),
+            partial_restore=True,
+          ),
+        )
+      checksums = self._manager.restore(
+        step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore())
+      )['checksums']
+    _check_sums(stored, checksums, step)
+    stored['params'] = stored.pop(params)
+    return stored
 
   def restore_newest(self, target: Any) -> tuple[Any, int] | None:
     """The newest state that can be read and its step; None if nothing is stored.
@@ -161,7 +217,8 @@ class Checkpoints:
     self._manager.reload()
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree by name, as 'params.neck.output0.kernel'."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator='.')
   return {name(path): leaf for path, leaf in leaves}
@@ -170,10 +227,39 @@ def _named(tree: Any) -> dict[str, Any]:
 def _checksums(tree: Any) -> dict[str, int]:
   # Orbax stores none for array data: a flipped bit would load without a word.
   crc = lambda x: zlib.crc32(np.ascontiguousarray(x).tobytes())
-  return {name: crc(np.asarray(leaf)) for name, leaf in _named(tree).items()}
+  return {name: crc(np.asarray(leaf)) for name, leaf in named_leaves(tree).items()}
 
 
-def _check_same(stored: Mapping[str, Any], target: Mapping[str, Any], step: int):
+def _check_sums(tree: Any, expected: Mapping[str, int], step: int) -> None:
+  found = _checksums(tree)
+  wrong = [name for name in found if found[name] != expected.get(name)]
+  if wrong:
+    raise DamagedCheckpointError(f'step {step}: wrong checksum of {wrong[:10]}')
+
+
+@contextlib.contextmanager
+def _damage(step: int) -> Iterator[None]:
+  """Whatever orbax's file layers raise, as a DamagedCheckpointError."""
+  try:
+    yield
+  except _NOT_DAMAGE:
+    raise
+  except Exception as error:
+    raise DamagedCheckpointError(f'step {step}: {str(error)[:300]}') from error
+
+
+def check_same(stored: Mapping[str, Any], target: Any, step: int) -> None:
+  """Checks that stored leaves are those of a tree.
+
+  Args:
+    stored: by name, as 'params.neck.output0.kernel'.
+    target: a tree of arrays, or of their shapes and dtypes.
+    step: theirs, for the message.
+
+  Raises:
+    ValueError: leaves whose name, shape or dtype differ; the first ten are named.
+  """
+  target = named_leaves(target)
   describe = lambda x: f'{np.dtype(x.dtype)}{list(x.shape)}'
   differing = [
     f'{name}: stored {describe(stored[name]) if name in stored else "nothing"},'

@@ -102,11 +102,7 @@ def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
   programs, devices = Programs(), DataParallel(config.parallel)
   run = Experiment(config, programs.dataset(config.data), devices, programs)
   with Checkpoints(pathlib.Path(workdir) / 'checkpoints') as checkpoints:
-    stored = checkpoints.steps
-    named = {'newest': stored[-1] if stored else None, 'best': checkpoints.best_step}
-    number = named[which] if which in named else int(which)
-    if number not in stored:
-      raise ValueError(f'step={which} is not stored in {workdir}; stored: {stored}')
+    number = checkpoints.find(which)
     state = checkpoints.restore(run.initial_state(pretrained=False), number)
   metrics = run.evaluate(state, workdir, number)
   if jax.process_index() == 0:

@@ -1,0 +1,80 @@
+"""A run's folder as a trained detector, and a trained detector as a program."""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gfl_jax.deploy.trained import Found, Trained
+from gfl_jax.evaluation import evaluator
+from gfl_jax.models import build_detector
+from gfl_jax.training import checkpoints, run_folder
+
+Program = Callable[[Mapping[str, np.ndarray]], Found]
+
+
+def load_run(
+  path: str | os.PathLike, step: str | int = 'newest', weights: str = 'ema'
+) -> Trained:
+  """The trained detector of a run.
+
+  Reads what it needs of the folder and changes nothing there, so the run may be
+  training. The data set need not be there.
+
+  Args:
+    path: the run's folder.
+    step: 'newest', 'best' (highest AP so far) or a number of steps.
+    weights: 'ema', the running average of the parameters, or the parameters themselves
+      where the run has no average; 'raw', the parameters themselves.
+
+  Raises:
+    FileNotFoundError: not the folder of a run, or one without names of its classes or
+      without checkpoints.
+    ValueError: no such step or weights; the parameters or the classes are not those of
+      the config's detector.
+    DamagedCheckpointError: the step is stored, but cannot be read.
+  """
+  config = run_folder.load_config(path)
+  names, category_ids = run_folder.load_classes(path)
+  if len(names) != config.model.num_classes:
+    raise ValueError(
+      f'{path} has model.num_classes={config.model.num_classes} and {len(names)} names'
+      ' in classes.json: write there what each class is called'
+    )
+  folder = pathlib.Path(path) / 'checkpoints'
+  if not folder.is_dir():
+    raise FileNotFoundError(f'{path} has no checkpoints: has its training begun?')
+  with checkpoints.Checkpoints(folder, read_only=True) as stored:
+    number = stored.find(step)
+    averaged = weights == 'ema' and config.ema_decay > 0
+    variables = stored.restore_variables(number, weights)
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  init = build_detector(config.model).init
+  expected = jax.eval_shape(init, jax.random.key(0), image)
+  checkpoints.check_same(checkpoints.named_leaves(variables), expected, number)
+  origin = {
+    'run': str(path),
+    'step': number,
+    'weights': 'ema' if averaged else 'raw',
+  }
+  return Trained(config, variables, names, category_ids, origin)
+
+
+def make_program(trained: Trained) -> Program:
+  """A detector as a program: a batch as `evaluator.make_detect` takes it -> `Found`.
+
+  It is compiled at the first batch of each shape.
+  """
+  detect = jax.jit(
+    evaluator.make_detect(build_detector(trained.config.model), trained.config)
+  )
+  variables = jax.device_put(trained.variables)
+
+  def program(batch: Mapping[str, np.ndarray]) -> Found:
+    found = jax.device_get(detect(variables, dict(batch)))
+    return Found(found.boxes, found.scores, found.classes, found.valid, found.edge_std)
+
+  return program
