@@ -90,8 +90,7 @@ class Checkpoints:
     found = named.get(str(which))
     if found is None:
       raise ValueError(
-        f"step={which} is not stored in {self._folder}: take 'newest', 'best' (once a"
-        f' step was evaluated) or a number of {stored}'
+        f'step={which} is not stored in {self._folder}; stored: {stored}'
       )
     return found
 

@@ -97,7 +97,7 @@ def test_it_needs_neither_tensorflow_nor_matplotlib(run):
 
 @pytest.mark.parametrize('which', ['latest', 7, '-1'])
 def test_a_step_that_is_not_there_names_those_that_are(run, which):
-  with pytest.raises(ValueError, match=rf'step={which} is not stored .*\[1, 2\]'):
+  with pytest.raises(ValueError, match=rf'step={which} is not stored in .*; stored: \[1, 2\]'):
     runs.load_run(run, which)
 
 
