@@ -25,10 +25,6 @@ from gfl_jax.data import quiet
 
 _LOG = logging.getLogger(__name__)
 
-# The 80 of COCO's ids 1..90 that are in use, in the order of TFDS's labels.
-COCO_CATEGORY_IDS = tuple(
-  i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-)
 JSON_FILES = {'train': 'instances_train.json', 'validation': 'instances_val.json'}
 MAX_ID = 2**31 - 1  # batches carry int32
 MAX_ANNOTATION_ID = 2**63 - 1  # of COCO's own, some need more than 32 bits

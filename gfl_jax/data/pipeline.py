@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from gfl_jax.data import coco, memory, quiet, scenes, shapes, transforms
+from gfl_jax.data import coco, coco_classes, memory, quiet, scenes, shapes, transforms
 from gfl_jax.data.dataset import Annotations, Dataset
 from gfl_jax.data.memory import MemoryDataset, MemoryPixels
 from gfl_jax.data.transforms import Plan
@@ -206,7 +206,7 @@ def _builder(config) -> tuple[Any, dict[str, Any]]:
         f'{builder.data_path} does not exist: prepare coco/2017 with TFDS (tfds build '
         f'coco/2017 --data_dir={config.data_dir} --manual_dir=<folder of the zips>)'
       )
-    return builder, {'category_ids': coco.COCO_CATEGORY_IDS}
+    return builder, {'category_ids': coco_classes.COCO_CATEGORY_IDS}
   if config.name == 'coco_folder':
     builder = coco.prepare(config)
     metadata: Any = builder.info.metadata

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from tensorflow_datasets.object_detection import coco as tfds_coco
 
 from gfl_jax import data
-from gfl_jax.data import coco, scenes
+from gfl_jax.data import coco_classes, scenes
 from tests.data import sets
 
 
@@ -182,7 +183,7 @@ def test_coco_2017_must_be_prepared_by_its_user(tmp_path):
 
 def test_coco_2017_as_tfds_prepares_it(tmp_path):
   """The official builder's own code writes two splits of two images; we read them."""
-  coco_ids = coco.COCO_CATEGORY_IDS
+  coco_ids = coco_classes.COCO_CATEGORY_IDS
   categories = [{'id': i, 'name': f'class {i}'} for i in coco_ids]
   for name in ('train2017', 'val2017'):
     (tmp_path / name).mkdir()
@@ -237,9 +238,11 @@ def test_coco_2017_as_tfds_prepares_it(tmp_path):
   assert sum(a['iscrowd'] for a in truth['annotations']) == 1
 
 
-def test_ids_of_coco_2017():
-  assert len(coco.COCO_CATEGORY_IDS) == 80
-  assert [coco.COCO_CATEGORY_IDS[i] for i in (0, 11, 12, 79)] == [1, 13, 14, 90]
+def test_names_and_ids_of_coco_2017_are_its_own():
+  file = pathlib.Path(__file__).parents[1] / 'golden/cocoeval100/instances_gt.json'
+  categories = json.loads(file.read_text())['categories']
+  assert coco_classes.COCO_NAMES == tuple(c['name'] for c in categories)
+  assert coco_classes.COCO_CATEGORY_IDS == tuple(c['id'] for c in categories)
 
 
 def test_scenes_are_drawn_once_and_know_their_sides(tmp_path):
