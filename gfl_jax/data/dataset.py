@@ -237,11 +237,7 @@ class Dataset:
 
   def _turned(self, split: Annotations) -> np.ndarray:
     """[N] bool: the image comes on the transposed canvas."""
-    height, width = self._config.canvas
-    image_height, image_width = split.sizes.T
-    if height == width:
-      return np.zeros(len(split), bool)
-    return image_height > image_width if width > height else image_width > image_height
+    return transforms.is_turned(split.sizes, self._config.canvas)
 
   def _canvas(self, turned: bool) -> tuple[int, int]:
     height, width = self._config.canvas

@@ -62,12 +62,19 @@ class MemoryPixels:
       for i, row in enumerate(plan.rows):
         if row >= 0:
           height, width = plan.image_sizes[i]
-          _place(self.image(row), plan, i, batch[i, :height, :width])
+          place(self.image(row), plan, i, batch[i, :height, :width])
       yield batch
 
 
-def _place(image: np.ndarray, plan: Plan, i: int, target: np.ndarray):
-  """Writes what plan's i-th row wants to see of a stored image into the target."""
+def place(image: np.ndarray, plan: Plan, i: int, target: np.ndarray) -> None:
+  """Writes what a plan's i-th row wants to see of an image.
+
+  Args:
+    image: [h, w, 3] uint8 of any size.
+    plan: of a batch.
+    i: position in that batch.
+    target: [*plan.image_sizes[i], 3] uint8, the covered part of the canvas.
+  """
   height, width = target.shape[:2]
   if tuple(plan.resized[i]) == image.shape[:2]:
     y, x = plan.offsets[i]

@@ -58,6 +58,16 @@ def resized_sizes(
   return np.maximum((sizes * scale[:, None] + 0.5).astype(np.int64), 1)
 
 
+def is_turned(sizes: np.ndarray, canvas) -> np.ndarray:
+  """[n] bool: the image comes on the transposed canvas, being portrait where the canvas
+  is landscape or the other way round.
+
+  Args: sizes [n, 2] and canvas, (h, w).
+  """
+  longer = np.sign(np.diff(sizes, axis=-1)[:, 0])  # 1 for landscape, -1 for portrait
+  return longer * np.sign(canvas[1] - canvas[0]) < 0
+
+
 def plan_training(
   rows: np.ndarray, sizes: np.ndarray, draws: np.ndarray, canvas, config
 ) -> Plan:
