@@ -188,7 +188,7 @@ def _array(path: pathlib.Path, name: str, value: Any) -> np.ndarray:
       value = (value.float() if value.is_floating_point() else value).numpy()
   except (AttributeError, TypeError, RuntimeError) as error:
     raise ValueError(
-      f'weights file {path}: {name!r} is a {type(value).__name__}, not an array of'
+      f'weights file {path}: {name!r} is of type {type(value).__name__}, not an array of'
       " numbers; the tensors must stand alone or below 'state_dict' or 'model'"
     ) from error
   floating = jnp.issubdtype(value.dtype, jnp.floating)
