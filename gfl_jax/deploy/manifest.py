@@ -132,10 +132,8 @@ def write(
   folder = pathlib.Path(folder)
   config = json.loads(trained.config.to_json())
   content = {
-    'kind': _KIND,
-    'format_version': VERSION,
+    **head(),
     'format': format,
-    'versions': {name: importlib.metadata.version(name) for name in ('gfl-jax', 'jax')},
     'class_names': list(trained.class_names),
     'category_ids': list(trained.category_ids),
     'inputs': INPUTS,
@@ -174,7 +172,7 @@ def read(folder: str | os.PathLike) -> Manifest:
     raise FileNotFoundError(f'{folder} is not the folder of an export: no {NAME}')
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
-    check_version(content, path)
+    check_head(content, path)
     found = Manifest(
       format=content['format'],
       class_names=tuple(content['class_names']),
@@ -196,12 +194,18 @@ def read(folder: str | os.PathLike) -> Manifest:
   return found
 
 
-def check_version(content: Mapping[str, Any], path: str | os.PathLike) -> None:
-  """Raises a ValueError unless this code can read what `content` is the head of.
+def head() -> dict[str, Any]:
+  """What everything exported begins with: its kind and the versions it was made by."""
+  versions = {name: importlib.metadata.version(name) for name in ('gfl-jax', 'jax')}
+  return {'kind': _KIND, 'format_version': VERSION, 'versions': versions}
+
+
+def check_head(content: Mapping[str, Any], path: str | os.PathLike) -> None:
+  """Raises a ValueError unless `content` begins with a `head` that this code knows.
 
   Args:
-    content: with 'kind', 'format_version' and 'versions', as `write` writes them.
-    path: of the file, for the error.
+    content: of a file.
+    path: of that file, for the error.
   """
   if not isinstance(content, Mapping) or content.get('kind') != _KIND:
     raise ValueError(f'{path} is not of an export of gfl_jax')
