@@ -1,7 +1,7 @@
 """A trained detector: what every export is made of, and what every use begins with."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -47,6 +47,10 @@ class Found:
   classes: Int[np.ndarray, 'b n']
   valid: Bool[np.ndarray, 'b n']
   edge_std: Float[np.ndarray, 'b n 4']
+
+
+# A batch as `evaluator.make_detect` takes it, in numpy, to what is found in it.
+Program = Callable[[Mapping[str, np.ndarray]], Found]
 
 
 def stored_config(values: Mapping[str, Any]) -> Any:

@@ -2,18 +2,16 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gfl_jax.deploy.trained import Found, Trained
+from gfl_jax.deploy.trained import Found, Program, Trained
 from gfl_jax.evaluation import evaluator
 from gfl_jax.models import build_detector
 from gfl_jax.training import checkpoints, run_folder
-
-Program = Callable[[Mapping[str, np.ndarray]], Found]
 
 
 def load_run(
@@ -34,7 +32,7 @@ def load_run(
     FileNotFoundError: not the folder of a run, or one without names of its classes or
       without checkpoints.
     ValueError: no such step or weights; the parameters or the classes are not those of
-      the config's detector.
+      the config's detector; a config of another version.
     DamagedCheckpointError: the step is stored, but cannot be read.
   """
   config = run_folder.load_config(path)
@@ -51,9 +49,15 @@ def load_run(
     number = stored.find(step)
     averaged = weights == 'ema' and config.ema_decay > 0
     variables = stored.restore_variables(number, weights)
+  try:
+    detector = build_detector(config.model)
+  except AttributeError as error:
+    raise ValueError(
+      f'{path}/config.json lacks a field of config.model ({error}): another version of'
+      ' gfl_jax wrote it; add the field as configs/gfl_r50_fpn_1x_coco.py has it'
+    ) from error
   image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-  init = build_detector(config.model).init
-  expected = jax.eval_shape(init, jax.random.key(0), image)
+  expected = jax.eval_shape(detector.init, jax.random.key(0), image)
   checkpoints.check_same(checkpoints.named_leaves(variables), expected, number)
   origin = {
     'run': str(path),

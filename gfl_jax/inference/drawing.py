@@ -1,0 +1,144 @@
+"""Detections drawn over their photograph: box, class, score, spread of each side."""
+
+import colorsys
+import functools
+import importlib.util
+import math
+import pathlib
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from gfl_jax.inference.predictor import ImageDetections
+
+_SMALL_SIDE = 480  # px, up to which small images are enlarged
+_MAX_ENLARGED = 8
+_LINE_SHARE, _FONT_SHARE = 1 / 280, 1 / 40  # of the geometric mean of width and height
+_MIN_FONT, _MAX_FONT = 10, 96  # px
+_BAND_OPACITY = 110  # of 255
+
+Rectangle = tuple[float, float, float, float]
+
+
+def draw(image: UInt8[np.ndarray, 'h w 3'], found: ImageDetections) -> Image.Image:
+  """A picture of the detections of one image.
+
+  A box is a line in the colour of its class. The band along each side reaches one
+  standard deviation to either side of it: narrow where the detector is sure where the
+  object ends. A label has the class and the score; one that would cover another is
+  moved, or left out where there is no room for it.
+
+  Args:
+    image: RGB, upright.
+    found: in px of this image; what should not be seen is left out beforehand.
+
+  Returns:
+    RGB, of the size of the image; one of up to 240 px comes enlarged by a whole number,
+    so that its labels can be read.
+  """
+  height, width = image.shape[:2]
+  zoom = min(max(_SMALL_SIDE // max(height, width), 1), _MAX_ENLARGED)
+  picture = Image.fromarray(image)
+  if zoom > 1:
+    picture = picture.resize((width * zoom, height * zoom), Image.Resampling.BICUBIC)
+  scale = math.sqrt(picture.width * picture.height)
+  line = max(1, round(scale * _LINE_SHARE))
+  weakest_first = reversed(range(len(found)))
+  boxes = [tuple(box) for box in (found.boxes * zoom).tolist()]
+  spreads = (found.edge_std * zoom).tolist()
+  colors = [class_color(int(index)) for index in found.classes]
+  drawing = ImageDraw.Draw(picture)
+  for i in weakest_first:
+    _draw_band(picture, boxes[i], spreads[i], colors[i])
+    drawing.rectangle(_ordered(boxes[i]), outline=colors[i], width=line)
+  font = _font(min(max(round(scale * _FONT_SHARE), _MIN_FONT), _MAX_FONT))
+  taken: list[Rectangle] = []
+  for i in range(len(found)):
+    text = f'{found.names[i]} {found.scores[i]:.2f}'
+    _draw_label(drawing, picture.size, boxes[i], text, colors[i], font, taken)
+  return picture
+
+
+def class_color(index: int) -> tuple[int, int, int]:
+  """RGB of a class; neighbouring classes are far apart on the colour wheel."""
+  hue = (210 + 137.508 * index) % 360 / 360  # as in a run's report
+  red, green, blue = colorsys.hls_to_rgb(hue, 0.42, 0.75)
+  return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _draw_band(picture: Image.Image, box, spread, color) -> None:
+  """Shades `spread` px (left, top, right, bottom) to either side of a box's sides."""
+  left, top, right, bottom = box
+  sides = (
+    (left - spread[0], top, left + spread[0], bottom),
+    (left, top - spread[1], right, top + spread[1]),
+    (right - spread[2], top, right + spread[2], bottom),
+    (left, bottom - spread[3], right, bottom + spread[3]),
+  )
+  x0 = max(math.floor(min(side[0] for side in sides)), 0)
+  y0 = max(math.floor(min(side[1] for side in sides)), 0)
+  x1 = min(math.ceil(max(side[2] for side in sides)), picture.width)
+  y1 = min(math.ceil(max(side[3] for side in sides)), picture.height)
+  if x1 <= x0 or y1 <= y0:
+    return
+  # One mask for all four sides: where two cross the shade is no deeper.
+  mask = Image.new('L', (x1 - x0, y1 - y0))
+  shade = ImageDraw.Draw(mask)
+  for side in sides:
+    if side[2] - side[0] > 0 and side[3] - side[1] > 0:
+      moved = (side[0] - x0, side[1] - y0, side[2] - x0 - 1, side[3] - y0 - 1)
+      shade.rectangle(_ordered(moved), fill=_BAND_OPACITY)
+  picture.paste(color, (x0, y0), mask)
+
+
+def _ordered(box) -> Rectangle:
+  """The same with no side before its opposite, as rounding may leave a thin box."""
+  left, top, right, bottom = box
+  return left, top, max(right, left), max(bottom, top)
+
+
+def _draw_label(drawing, size, box, text, color, font, taken) -> None:
+  pad = max(1, font.size // 6)
+  width = drawing.textlength(text, font) + 2 * pad
+  height = sum(font.getmetrics()) + pad
+  spot = _free_spot(box, width, height, size, taken)
+  if spot is None:
+    return
+  taken.append(spot)
+  drawing.rounded_rectangle(spot, radius=pad, fill=color)
+  drawing.text((spot[0] + pad, spot[1] + pad / 2), text, font=font, fill='white')
+
+
+def _free_spot(box, width, height, size, taken) -> Rectangle | None:
+  """A place at the box for a label of this size that covers no other one."""
+  left, top, right, bottom = box
+  for x, y in (
+    (left, top - height),
+    (left, top),
+    (right - width, top - height),
+    (left, bottom - height),
+    (left, bottom),
+    (right - width, bottom),
+  ):
+    x = min(max(x, 0), max(size[0] - width, 0))
+    spot = (x, y, x + width, y + height)
+    inside = y >= 0 and y + height <= size[1]
+    if inside and not any(_overlap(spot, other) for other in taken):
+      return spot
+  return None
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+  return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+  """DejaVu Sans, which has the letters of Latin, Greek and Cyrillic, as matplotlib
+  brings it; Pillow's own font knows ASCII alone."""
+  # Found without the import of matplotlib, which takes longer than all the drawing.
+  package = importlib.util.find_spec('matplotlib')
+  assert package is not None and package.origin is not None
+  fonts = pathlib.Path(package.origin).parent / 'mpl-data' / 'fonts' / 'ttf'
+  return ImageFont.truetype(fonts / 'DejaVuSans.ttf', size)

@@ -1,0 +1,157 @@
+"""Photographs of any kind as 8-bit RGB, and their place on the detector's canvas."""
+
+import os
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from gfl_jax.data import memory, transforms
+
+Source = np.ndarray | Image.Image | str | os.PathLike
+_WHITE = (255, 255, 255)
+
+
+class Placed(NamedTuple):
+  """One image on its canvas.
+
+  Attributes:
+    canvas: the image at the top left, zeros around it.
+    size: (h, w) px of the canvas that it covers.
+    scale: (x, y) canvas px per px of the image.
+  """
+
+  canvas: UInt8[np.ndarray, 'h w 3']
+  size: Int[np.ndarray, '2']
+  scale: Float[np.ndarray, '2']
+
+
+def to_rgb(source: Source) -> UInt8[np.ndarray, 'h w 3']:
+  """An image as 8-bit RGB, upright.
+
+  Of files and Pillow images the EXIF orientation is followed, and of several frames the
+  first is taken. What is transparent is seen over white. Of 16 bits the upper 8 count,
+  as in training.
+
+  Args:
+    source: the path of a file, a Pillow image, or an array: uint8 [h, w] or [h, w, 1]
+      grey, [h, w, 3] RGB, [h, w, 4] RGB and opacity.
+
+  Raises:
+    TypeError: none of these.
+    ValueError: an array of another dtype or shape; a file that cannot be decoded;
+      pixels whose range is not known.
+    FileNotFoundError: no such file.
+  """
+  if isinstance(source, np.ndarray):
+    return _array_to_rgb(source)
+  if isinstance(source, Image.Image):
+    return _image_to_rgb(source)
+  if isinstance(source, str | os.PathLike):
+    return _read(pathlib.Path(source))
+  raise TypeError(
+    f'an image must be a numpy array, a Pillow image or a path, not {type(source)}'
+  )
+
+
+def place(image: UInt8[np.ndarray, 'h w 3'], config: Any) -> Placed:
+  """Puts an image on its canvas as evaluation does; see `transforms`.
+
+  Args:
+    image: of any size.
+    config: the experiment's config; reads `data`.
+
+  Raises:
+    ValueError: the config's sizes make of it more than the canvas holds.
+  """
+  size = np.array([image.shape[:2]])
+  turned = transforms.is_turned(size, config.data.canvas)[0]
+  canvas = tuple(config.data.canvas)[:: -1 if turned else 1]
+  plan = transforms.plan_evaluation(np.zeros(1, int), size, canvas, config.data)
+  height, width = plan.resized[0]
+  if height > canvas[0] or width > canvas[1]:
+    raise ValueError(
+      f'an image of (h, w) {image.shape[:2]} becomes {(int(height), int(width))} with'
+      f' the short_side and max_long_side that the detector was trained with: larger'
+      f' than its canvas {canvas}; cut the image into parts of another form'
+    )
+  pixels = np.zeros((*canvas, 3), np.uint8)
+  memory.place(image, plan, 0, pixels[:height, :width])
+  scale = (plan.resized / size)[0, ::-1].astype(np.float32)
+  return Placed(pixels, plan.resized[0].astype(np.int32), scale)
+
+
+def batch_of(placed: Sequence[Placed], batch_size: int) -> dict[str, np.ndarray]:
+  """A batch as `evaluator.make_detect` takes it.
+
+  Args:
+    placed: at least one, on canvases of one shape, and not more than batch_size.
+    batch_size: the batch is filled up to it with images of size (0, 0).
+  """
+  batch = {
+    'images': np.zeros((batch_size, *placed[0].canvas.shape), np.uint8),
+    'image_sizes': np.zeros((batch_size, 2), np.int32),
+    'scales': np.ones((batch_size, 2), np.float32),
+  }
+  for row, image in enumerate(placed):
+    batch['images'][row] = image.canvas
+    batch['image_sizes'][row] = image.size
+    batch['scales'][row] = image.scale
+  return batch
+
+
+def _array_to_rgb(array: np.ndarray) -> np.ndarray:
+  if array.dtype != np.uint8:
+    raise ValueError(
+      f'an image array must be uint8 with values 0..255, not {array.dtype}'
+      + (': multiply by 255 if it is in 0..1' if array.dtype.kind == 'f' else '')
+    )
+  channels = array.shape[2] if array.ndim == 3 else 1
+  if array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
+    raise ValueError(
+      f'an image array must be [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], not'
+      f' {list(array.shape)}: height and width first, one image at a time'
+    )
+  if channels == 3:
+    return array
+  if channels == 4:
+    return _image_to_rgb(Image.fromarray(array))
+  return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+
+
+def _image_to_rgb(image: Image.Image) -> np.ndarray:
+  """The array of a Pillow image; raises what Pillow raises where it cannot."""
+  image = ImageOps.exif_transpose(image)
+  if image.mode == 'I' or image.mode.startswith('I;16'):
+    # Pillow up to 10 opens 16-bit PNGs as 32-bit 'I'.
+    values = np.asarray(image)
+    if values.size and not (values.min() >= 0 and values.max() < 2**16):
+      raise ValueError('its pixels are beyond 16 bits: save it with 8')
+    image = Image.fromarray((values >> 8).astype(np.uint8))
+  elif image.mode == 'F':
+    raise ValueError('its pixels are floats, of unknown range: save it with 8 bits')
+  if image.has_transparency_data:
+    image = image.convert('RGBA')
+    below = Image.new('RGBA', image.size, (*_WHITE, 255))
+    image = Image.alpha_composite(below, image)
+  return np.asarray(image.convert('RGB'))
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+  try:
+    with warnings.catch_warnings():
+      # Large photographs are welcome; from twice Pillow's limit on it is an error.
+      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+      opened = Image.open(path)
+    with opened as image:
+      return _image_to_rgb(image)
+  except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
+    raise
+  except UnidentifiedImageError as error:
+    raise ValueError(f'{path} is not an image file that can be read') from error
+  except Exception as error:  # Pillow's decoders raise of many kinds
+    raise ValueError(f'{path} cannot be decoded: {error}') from error

@@ -1,0 +1,252 @@
+"""Predictions in three lines: `gfl_jax.load(path).predict(images)`."""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+
+from gfl_jax.data import prefetch
+from gfl_jax.deploy import manifest
+from gfl_jax.deploy.trained import Program
+from gfl_jax.inference import images as image_forms
+from gfl_jax.inference.images import Placed, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDetections:
+  """What was found in one image, best first.
+
+  Attributes:
+    boxes: xyxy in px of the image.
+    scores: in (0, 1].
+    classes: 0..C-1.
+    names: what these classes are called.
+    edge_std: standard deviation of each side (left, top, right, bottom), in px of the
+      image; 0 where the detector does not tell it.
+  """
+
+  boxes: Float[np.ndarray, 'n 4']
+  scores: Float[np.ndarray, ' n']
+  classes: Int[np.ndarray, ' n']
+  names: tuple[str, ...]
+  edge_std: Float[np.ndarray, 'n 4']
+
+  def __len__(self) -> int:
+    """Number of boxes."""
+    return len(self.scores)
+
+  def above(self, min_score: float) -> 'ImageDetections':
+    """Those of this score or a higher one."""
+    keep = self.scores >= min_score
+    return ImageDetections(
+      boxes=self.boxes[keep],
+      scores=self.scores[keep],
+      classes=self.classes[keep],
+      names=tuple(itertools.compress(self.names, keep)),
+      edge_std=self.edge_std[keep],
+    )
+
+
+class Predictor:
+  """A trained detector, ready for images; `load` makes one.
+
+  Attributes:
+    config: the experiment's config, a locked ConfigDict.
+    class_names: of class 0, 1, ...
+    category_ids: the data set's own id of each class.
+  """
+
+  def __init__(
+    self,
+    program: Program,
+    config: Any,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+  ):
+    """Args: program: finds boxes in a batch on any of the config's canvases."""
+    self._program = program
+    self.config = config
+    self.class_names = tuple(class_names)
+    self.category_ids = tuple(category_ids)
+
+  def predict(
+    self, images: Sequence[Source], *, batch_size: int = 1, min_score: float = 0.0
+  ) -> list[ImageDetections]:
+    """What is in some images.
+
+    The first image takes longer: there the program is compiled, once for landscape and
+    once for portrait canvases, and again for another batch size.
+
+    Args:
+      images: arrays (uint8: [h, w], [h, w, 1], [h, w, 3] in RGB or [h, w, 4] in RGBA),
+        Pillow images or paths. Boxes of an image with an EXIF orientation are those of
+        the upright picture; what is transparent is seen over white.
+      batch_size: images at a time; more than 1 pays on GPUs and TPUs.
+      min_score: detections below it are left out, as are all below the config's
+        `decode.score_threshold`.
+
+    Returns:
+      One result for each image, in their order.
+
+    Raises:
+      TypeError: one image instead of a list, or something that is no image.
+      ValueError, OSError: an image that cannot be decoded, or an array of another form;
+        a batch_size or min_score out of range.
+    """
+    if isinstance(images, np.ndarray | Image.Image | str | os.PathLike):
+      raise TypeError('predict takes a list of images: write predict([image])')
+    if not 0 <= min_score <= 1:
+      raise ValueError(f'min_score={min_score} must be from 0 to 1')
+
+    def failed(index: int, error: Exception):
+      raise type(error)(f'images[{index}]: {error}') from error
+
+    found = {
+      index: detections.above(min_score)
+      for index, _, detections in self.stream(
+        images, batch_size=batch_size, failed=failed
+      )
+    }
+    return [found[index] for index in range(len(images))]
+
+  def stream(
+    self,
+    images: Iterable[Source],
+    *,
+    batch_size: int,
+    failed: Callable[[int, Exception], None],
+  ) -> Iterator[tuple[int, np.ndarray, ImageDetections]]:
+    """What is in any number of images, as it is found; few are in memory at a time.
+
+    Args:
+      images: as in `predict`; they are read ahead in a thread.
+      batch_size: images at a time. Those of one canvas make a batch, so results may
+        come in another order.
+      failed: called in that thread with the position of an image that cannot be read
+        and the error; the others go on.
+
+    Yields:
+      (position, upright RGB [h, w, 3] uint8, what was found).
+    """
+    if batch_size < 1:
+      raise ValueError(f'batch_size={batch_size} must be at least 1')
+    waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray, Placed]]] = {}
+    for item in prefetch(self._read(images, failed)):
+      group = waiting.setdefault(item[2].canvas.shape, [])
+      group.append(item)
+      if len(group) == batch_size:
+        yield from self._detect(group, batch_size)
+        group.clear()
+    for group in waiting.values():
+      if group:
+        yield from self._detect(group, batch_size)
+
+  def _read(self, images, failed) -> Iterator[tuple[int, np.ndarray, Placed]]:
+    for index, image in enumerate(images):
+      try:
+        rgb = image_forms.to_rgb(image)
+        placed = image_forms.place(rgb, self.config)
+      except (TypeError, ValueError, OSError) as error:
+        failed(index, error)
+        continue
+      yield index, rgb, placed
+
+  def _detect(self, group, batch_size):
+    placed = [placed for _, _, placed in group]
+    found = self._program(image_forms.batch_of(placed, batch_size))
+    for row, (index, rgb, _) in enumerate(group):
+      kept = found.valid[row]
+      classes = found.classes[row][kept]
+      yield (
+        index,
+        rgb,
+        ImageDetections(
+          boxes=found.boxes[row][kept],
+          scores=found.scores[row][kept],
+          classes=classes,
+          names=tuple(self.class_names[i] for i in classes),
+          edge_std=found.edge_std[row][kept],
+        ),
+      )
+
+
+def load(
+  path: str | os.PathLike,
+  *,
+  step: str | int | None = None,
+  weights: str | None = None,
+) -> Predictor:
+  """A trained detector, ready for images.
+
+  Args:
+    path: the folder of a run or of an export, or a file in the folder of an export.
+    step: of a run: 'newest' (if not given), 'best' (highest AP so far) or a number of
+      steps.
+    weights: of a run: 'ema' (if not given), the running average of the parameters where
+      there is one; 'raw', the parameters themselves.
+
+  Raises:
+    FileNotFoundError: nothing there, or neither a run nor an export.
+    ValueError: what is there does not fit together, or is damaged; `step` or `weights`
+      of an export, which holds one step's.
+  """
+  folder = folder_of(path)
+  chosen = {'step': step, 'weights': weights}
+  chosen = {name: value for name, value in chosen.items() if value is not None}
+  if not (folder / manifest.NAME).exists():
+    from gfl_jax.inference import runs
+
+    trained = runs.load_run(folder, **chosen)
+    program = runs.make_program(trained)
+    return Predictor(program, trained.config, trained.class_names, trained.category_ids)
+  if chosen:
+    raise ValueError(f'{folder} is an export, of one step: {chosen} is for runs alone')
+  described = manifest.read(folder)
+  return Predictor(
+    _exported_program(folder, described),
+    described.config,
+    described.class_names,
+    described.category_ids,
+  )
+
+
+def folder_of(path: str | os.PathLike) -> pathlib.Path:
+  """The folder of a run or an export; `path` is that folder, or a file of an export.
+
+  Raises:
+    FileNotFoundError: it is neither.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f'{path} does not exist')
+  folder = path.parent if path.is_file() else path
+  marks = (manifest.NAME,) if path.is_file() else (manifest.NAME, 'config.json')
+  if not any((folder / mark).is_file() for mark in marks):
+    raise FileNotFoundError(
+      f'{path} is neither the folder of a run (no config.json) nor of an export, nor a'
+      f' file of one (no {manifest.NAME} beside it)'
+    )
+  return folder
+
+
+# A format's packages are imported when it is loaded: onnx needs an extra, and the
+# programs need none of the detector's code.
+def _exported_program(folder: pathlib.Path, described: manifest.Manifest) -> Program:
+  if described.format == 'params':
+    from gfl_jax.deploy import params
+    from gfl_jax.inference import runs
+
+    return runs.make_program(params.load(folder, described))
+  if described.format == 'stablehlo':
+    from gfl_jax.deploy import stablehlo
+
+    return stablehlo.load(folder, described)
+  from gfl_jax.deploy import onnx
+
+  return onnx.load(folder, described)

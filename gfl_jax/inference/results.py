@@ -1,0 +1,106 @@
+"""What scripts/predict.py leaves behind: pictures, and COCO's json."""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from gfl_jax import files
+from gfl_jax.evaluation import coco_metrics
+from gfl_jax.evaluation.decode import Detections
+from gfl_jax.inference import drawing
+from gfl_jax.inference.image_files import ImageFile
+from gfl_jax.inference.predictor import ImageDetections, Predictor
+
+_MAX_JPEG_SIDE = 65500
+
+
+class Results:
+  """Writes each picture as it comes, and the json at the end."""
+
+  def __init__(
+    self,
+    out: str | os.PathLike,
+    image_files: Sequence[ImageFile],
+    detector: Predictor,
+    *,
+    min_score: float,
+  ):
+    """Makes the folder.
+
+    Args:
+      out: the folder.
+      image_files: all that may come; an image's id is its position here, from 1.
+      detector: whose detections they will be.
+      min_score: of what the pictures show.
+    """
+    self._out = pathlib.Path(out)
+    self._image_files, self._detector = image_files, detector
+    self._min_score = min_score
+    self._images: dict[int, dict] = {}
+    self._detections: dict[int, list[dict]] = {}
+    self._num_drawn = 0
+    self._out.mkdir(parents=True, exist_ok=True)
+
+  def add(
+    self, index: int, image: UInt8[np.ndarray, 'h w 3'], found: ImageDetections
+  ) -> None:
+    """Draws one image and keeps its detections.
+
+    Args:
+      index: its position in the list of files.
+      image: RGB, upright.
+      found: in it.
+    """
+    source, name = self._image_files[index]
+    picture_name = f'pictures/{name}.jpg'
+    self._images[index] = {
+      'id': index + 1,
+      'file_name': str(source),
+      'width': image.shape[1],
+      'height': image.shape[0],
+      'picture': picture_name,
+    }
+    self._detections[index] = self._coco_results(index + 1, found)
+    shown = found.above(self._min_score)
+    self._num_drawn += len(shown)
+    picture = drawing.draw(image, shown)
+    picture.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
+    path = self._out / picture_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, quality=92, subsampling=0)
+
+  def finish(self) -> str:
+    """Writes `detections.json` and `images.json`; returns what to tell the user."""
+    ids = zip(self._detector.category_ids, self._detector.class_names, strict=True)
+    data_set = {
+      'images': [self._images[index] for index in sorted(self._images)],
+      'annotations': [],
+      'categories': [{'id': id, 'name': name} for id, name in ids],
+    }
+    detections = [
+      one for index in sorted(self._detections) for one in self._detections[index]
+    ]
+    files.write_whole(self._out / 'images.json', json.dumps(data_set, indent=1))
+    files.write_whole(self._out / 'detections.json', json.dumps(detections))
+    return (
+      f'{self._out}: {len(self._images)} pictures with {self._num_drawn} boxes of score'
+      f' {self._min_score:g} or more; detections.json has all {len(detections)}'
+    )
+
+  def _coco_results(self, image_id: int, found: ImageDetections) -> list[dict]:
+    fields: dict[str, Any] = {
+      name: getattr(found, name)[None]
+      for name in ('boxes', 'scores', 'classes', 'edge_std')
+    }
+    fields['valid'] = np.ones((1, len(found)), bool)
+    fields['anchor_index'] = np.full((1, len(found)), -1)  # not known, and not read
+    results = coco_metrics.to_coco_results(
+      Detections(**fields), [image_id], self._detector.category_ids
+    )
+    spreads = found.edge_std.astype(np.float64).round(3).tolist()
+    return [one | {'edge_std': s} for one, s in zip(results, spreads, strict=True)]
