@@ -88,13 +88,16 @@ def get_config() -> ml_collections.ConfigDict:
     num_classes=80,
     dtype='float32',  # 'bfloat16': the trunk alone
     backbone=dict(
+      kind='resnet',  # 'efficientnet_lite0': depth to stem are not its own
       depth=50,
       widths=(64, 128, 256, 512),
+      groups=1,  # ResNeXt-101-32x4d: 32 and 4, with depth 101
+      group_width=64,
       stem='conv7',
       norm='frozen_batch_norm',
       norm_groups=32,
       frozen_stages=1,
-      pretrained='',
+      pretrained='',  # file of ImageNet weights: .pth, .safetensors, .npz
     ),
     neck=dict(channels=256, num_levels=5),
     head=dict(channels=256, num_convs=4, norm_groups=32, prior_probability=0.01),

@@ -11,7 +11,8 @@ import ml_collections
 from jaxtyping import Array, Float, PyTree
 
 from gfl_jax.choices import choose
-from gfl_jax.models import resnet
+from gfl_jax.models import stages
+from gfl_jax.models.backbones import build_backbone
 from gfl_jax.models.fpn import FPN
 from gfl_jax.models.heads import DenseHead, Predictions
 from gfl_jax.models.representations import REPRESENTATIONS
@@ -30,7 +31,7 @@ class Detector(nn.Module):
   `detector.apply(variables, images, method=lambda d, x: d.backbone(x))` for C2..C5.
   """
 
-  backbone: resnet.ResNet
+  backbone: nn.Module
   neck: FPN
   head: DenseHead
 
@@ -68,15 +69,7 @@ def build_detector(model_config: Config) -> Detector:
   score = choose(SCORES, config.score.kind, 'score.kind')
   representation = choose(REPRESENTATIONS, config.box.kind, 'box.kind')
   return Detector(
-    backbone=resnet.ResNet(
-      depth=config.backbone.depth,
-      widths=tuple(config.backbone.widths),
-      stem=config.backbone.stem,
-      norm=config.backbone.norm,
-      norm_groups=config.backbone.norm_groups,
-      frozen_stages=config.backbone.frozen_stages,
-      dtype=dtype,
-    ),
+    backbone=build_backbone(config.backbone, dtype),
     neck=FPN(config.neck.channels, config.neck.num_levels, dtype),
     head=DenseHead(
       num_classes=config.num_classes,
@@ -120,7 +113,7 @@ def frozen_mask(model_config: Config, params: PyTree) -> PyTree[bool]:
   Their gradients are zero, but weight decay and momentum would still move them.
   """
   config = as_config_dict(model_config)
-  frozen = resnet.frozen_names(config.backbone.frozen_stages)
+  frozen = stages.frozen_names(config.backbone.frozen_stages)
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[0].key == 'backbone' and path[1].key in frozen, params
   )

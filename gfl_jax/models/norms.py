@@ -1,10 +1,15 @@
 """Normalisation layers: BatchNorm with fixed statistics, and GroupNorm."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from gfl_jax.choices import choose
 
 _EPSILON = 1e-5  # torch's default; Flax's own is 1e-6
 
@@ -17,20 +22,22 @@ class FrozenBatchNorm(nn.Module):
 
   Attributes:
     dtype: type of the output; the arithmetic is float32.
+    epsilon: added to the variance: what the statistics were trained with.
   Source: norm_eval=True of mmdet's recipes.
   """
 
   dtype: DTypeLike = jnp.float32
+  epsilon: float = _EPSILON
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
-    """(x - mean) / sqrt(var + 1e-5) * scale + bias, per channel."""
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, per channel."""
     shape = (x.shape[-1],)
     mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
     var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
     scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
-    gain = scale * jax.lax.rsqrt(var.value + _EPSILON)
+    gain = scale * jax.lax.rsqrt(var.value + self.epsilon)
     offset = bias - mean.value * gain
     y = x.astype(jnp.float32) * gain[None, None, None] + offset[None, None, None]
     return y.astype(self.dtype)
@@ -76,3 +83,24 @@ class GroupNorm(nn.Module):
     gain = jax.lax.rsqrt(variance + _EPSILON) * scale[None, None, None]
     y = centred * gain + bias[None, None, None]
     return y.astype(self.dtype)
+
+
+def make_norm(
+  kind: str, num_groups: int, dtype: DTypeLike, *, epsilon: float = _EPSILON
+) -> Callable[..., nn.Module]:
+  """What makes the normalisation layers of a backbone, given a name.
+
+  Args:
+    kind: 'frozen_batch_norm' or 'group_norm'.
+    num_groups: of 'group_norm'.
+    dtype: type of the layers' outputs.
+    epsilon: of 'frozen_batch_norm'.
+
+  Raises:
+    ValueError: an unknown kind.
+  """
+  kinds = {
+    'frozen_batch_norm': functools.partial(FrozenBatchNorm, epsilon=epsilon),
+    'group_norm': functools.partial(GroupNorm, num_groups),
+  }
+  return functools.partial(choose(kinds, kind, 'backbone.norm'), dtype=dtype)

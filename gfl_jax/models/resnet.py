@@ -1,4 +1,7 @@
-"""ResNet-10/18/34/50/101 as in torchvision: stride 2 in the 3x3 convolution."""
+"""ResNet-10/18/34/50/101 and ResNeXt as in torchvision.
+
+The stride of a bottleneck is in its 3x3 convolution.
+"""
 
 import functools
 from collections.abc import Callable
@@ -10,12 +13,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gfl_jax.choices import choose
-from gfl_jax.models import norms
+from gfl_jax.models import norms, stages
 
 # He initialisation by the number of outputs, as torchvision: keeps the scale of the
 # gradients through a stack of ReLU layers.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-_STAGE_NAMES = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
 
 
 class BasicBlock(nn.Module):
@@ -37,19 +39,25 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-  """1x1, 3x3 and 1x1 convolutions and a shortcut (ResNet-50, 101)."""
+  """1x1, 3x3 and 1x1 convolutions and a shortcut (ResNet-50, 101 and ResNeXt).
+
+  The 3x3 convolution has `groups` groups of planes * group_width / 64 channels.
+  """
 
   planes: int
   stride: int
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
+  groups: int
+  group_width: int
   expansion = 4
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
-    y = self.conv(self.planes, 1, 1, name='conv1')(x)
+    width = self.planes * self.group_width // 64 * self.groups
+    y = self.conv(width, 1, 1, name='conv1')(x)
     y = nn.relu(self.norm(name='norm1')(y))
-    y = self.conv(self.planes, 3, self.stride, name='conv2')(y)
+    y = self.conv(width, 3, self.stride, groups=self.groups, name='conv2')(y)
     y = nn.relu(self.norm(name='norm2')(y))
     y = self.conv(self.planes * self.expansion, 1, 1, name='conv3')(y)
     y = self.norm(name='norm3')(y)
@@ -119,17 +127,23 @@ class ResNet(nn.Module):
   Attributes:
     depth: 10, 18, 34, 50 or 101.
     widths: planes of the four stages; bottlenecks put out 4 times as many channels.
+    groups: of the 3x3 convolutions of bottlenecks; 1 for ResNet.
+    group_width: channels of such a group where the stage's planes are 64; more planes
+      widen it in proportion. ResNeXt-101-32x4d is depth 101, groups 32, group_width 4.
     stem: 'conv7' or 'patch4', see Conv7Stem and Patch4Stem.
     norm: 'frozen_batch_norm' (statistics in `batch_stats`) or 'group_norm'.
     norm_groups: groups of 'group_norm'.
     frozen_stages: 0 trains everything; n in 1..4 freezes the stem and stages 1..n:
       no gradient is computed for them.
     dtype: type of the features; parameters are float32.
-  Source: arXiv:1512.03385; torchvision's resnet.py.
+  Source: arXiv:1512.03385, 1611.05431; torchvision's resnet.py, whose width_per_group
+    is group_width.
   """
 
   depth: int
   widths: tuple[int, ...] = (64, 128, 256, 512)
+  groups: int = 1
+  group_width: int = 64
   stem: str = 'conv7'
   norm: str = 'frozen_batch_norm'
   norm_groups: int = 32
@@ -145,32 +159,40 @@ class ResNet(nn.Module):
     """
     if len(self.widths) != 4:
       raise ValueError(f'backbone.widths={self.widths}: one width for each of 4 stages')
-    if self.frozen_stages not in range(5):
-      raise ValueError(f'backbone.frozen_stages={self.frozen_stages} must be 0 to 4')
-    block, num_blocks = choose(_BLOCKS, self.depth, 'backbone.depth')
+    frozen = stages.frozen_names(self.frozen_stages)
+    block, num_blocks = self._blocks()
     stem = choose(_STEMS, self.stem, 'backbone.stem')
-    norms_by_kind = {
-      'frozen_batch_norm': norms.FrozenBatchNorm,
-      'group_norm': functools.partial(norms.GroupNorm, self.norm_groups),
-    }
-    norm = choose(norms_by_kind, self.norm, 'backbone.norm')
-    norm = functools.partial(norm, dtype=self.dtype)
+    norm = norms.make_norm(self.norm, self.norm_groups, self.dtype)
     conv = functools.partial(_conv, dtype=self.dtype)
 
     x = stem(self.widths[0], conv, norm, name='stem')(images)
     features = []
-    for i, name in enumerate(_STAGE_NAMES[1:]):
+    for i, name in enumerate(stages.STAGE_NAMES[1:]):
       stage_block = functools.partial(block, self.widths[i], conv=conv, norm=norm)
       x = Stage(stage_block, num_blocks[i], stride=1 if i == 0 else 2, name=name)(x)
-      if i + 1 == self.frozen_stages:
+      if name in frozen:
         x = jax.lax.stop_gradient(x)
       features.append(x)
     return tuple(features)
 
-
-def frozen_names(frozen_stages: int) -> tuple[str, ...]:
-  """Names of the backbone's parts that `frozen_stages` leaves untrained."""
-  return _STAGE_NAMES[: frozen_stages + 1] if frozen_stages else ()
+  def _blocks(self) -> tuple[Callable[..., nn.Module], tuple[int, ...]]:
+    """The kind of block, and the number of them in each stage."""
+    block, num_blocks = choose(_BLOCKS, self.depth, 'backbone.depth')
+    if block is BasicBlock:
+      if (self.groups, self.group_width) != (1, 64):
+        raise ValueError(
+          f'backbone.groups={self.groups}, group_width={self.group_width}: depth='
+          f'{self.depth} has no bottlenecks to group; set 1 and 64'
+        )
+      return block, num_blocks
+    if self.groups < 1 or min(self.widths) * self.group_width < 64:
+      raise ValueError(
+        f'backbone.groups={self.groups}, group_width={self.group_width}, widths='
+        f"{self.widths}: groups and a group's channels, width * group_width / 64, must"
+        ' be at least 1'
+      )
+    grouped = functools.partial(block, groups=self.groups, group_width=self.group_width)
+    return grouped, num_blocks
 
 
 def _conv(
@@ -180,6 +202,7 @@ def _conv(
   *,
   dtype: DTypeLike,
   name: str,
+  groups: int = 1,
   padding: tuple[tuple[int, int], ...] | None = None,
 ) -> nn.Conv:
   half = size // 2
@@ -188,6 +211,7 @@ def _conv(
     (size, size),
     (stride, stride),
     padding=((half, half), (half, half)) if padding is None else padding,
+    feature_group_count=groups,
     use_bias=False,
     dtype=dtype,
     kernel_init=_KERNEL_INIT,

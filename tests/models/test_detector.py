@@ -132,9 +132,13 @@ def test_variables_before_training():
   jax.tree.map(np.testing.assert_array_equal, params, again)
 
 
-def test_frozen_mask_is_true_exactly_where_the_gradient_is_zero():
+# The neck takes stages 2 to 4: from each of them a gradient could come back.
+@pytest.mark.parametrize(('frozen_stages', 'frozen_leaves'), [(2, 18), (3, 27)])
+def test_frozen_mask_is_true_exactly_where_the_gradient_is_zero(
+  frozen_stages, frozen_leaves
+):
   config = tiny_config()
-  config.backbone.frozen_stages = 2
+  config.backbone.frozen_stages = frozen_stages
   detector = build_detector(config)
   params = draw(detector, images())['params']
 
@@ -144,8 +148,8 @@ def test_frozen_mask_is_true_exactly_where_the_gradient_is_zero():
 
   grads, image_grad = jax.jit(jax.grad(total, argnums=(0, 1)))(params, images())
   mask = frozen_mask(config, params)
-  # The stem, and two blocks of which the second changes the resolution.
-  assert jax.tree.leaves(mask).count(True) == 3 + 6 + 9
+  # The stem has 3, the first block 6, one that changes the resolution 9.
+  assert jax.tree.leaves(mask).count(True) == frozen_leaves
   jax.tree.map(
     lambda frozen, g: np.testing.assert_(frozen == (not g.any())), mask, grads
   )
@@ -163,6 +167,10 @@ def test_frozen_mask_is_true_exactly_where_the_gradient_is_zero():
       r"model.dtype='float16' is not one of \['bfloat16', 'float32'\]",
     ),
     ({'score': {'kind': 'quality'}}, r"score.kind='quality' is not one of .*'joint'"),
+    (
+      {'backbone': {'kind': 'vgg'}},
+      r"backbone.kind='vgg' is not one of \['efficientnet_lite0', 'resnet'\]",
+    ),
     ({'box': {'kind': 'laplace'}}, r"box.kind='laplace' is not one of .*'general'"),
   ],
 )

@@ -33,17 +33,23 @@ def test_parameters_are_torchvisions(depth, num_params, last_channels):
   assert features[-1] == (2, 2, 3, last_channels)
 
 
+def test_parameters_of_resnext_are_torchvisions():
+  resnext = resnet.ResNet(50, groups=32, group_width=4)
+  features, variables = shapes(resnext, 64, 96)
+  # resnext50_32x4d's count less the classifier's.
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+  assert num_params == 25_028_904 - 2_049_000
+  kernel = variables['params']['stage4']['block2']['conv2']['kernel']
+  assert kernel.shape == (3, 3, 1024 // 32, 1024)
+  assert features[-1] == (2, 2, 3, 2048)
+
+
 @pytest.mark.parametrize('stem', ['conv7', 'patch4'])
 @pytest.mark.parametrize('size', [(64, 96), (65, 97), (33, 31), (1, 1)])
 def test_level_sizes_round_up(stem, size):
   features, _ = shapes(resnet.ResNet(**TINY, stem=stem), *size)
   expected = [tuple(-(-n // stride) for n in size) for stride in (4, 8, 16, 32)]
   assert [f[1:3] for f in features] == expected
-
-
-def test_frozen_names_are_the_stem_and_the_first_stages():
-  assert resnet.frozen_names(0) == ()
-  assert resnet.frozen_names(2) == ('stem', 'stage1', 'stage2')
 
 
 def test_max_pooling_has_a_gradient_in_bfloat16():
@@ -65,6 +71,8 @@ def test_max_pooling_has_a_gradient_in_bfloat16():
     ({'frozen_stages': 5}, 'backbone.frozen_stages=5 must be 0 to 4'),
     ({'widths': (8, 8)}, r'backbone.widths=\(8, 8\): one width for each'),
     ({'norm_groups': 3}, 'num_groups=3 must divide the 4 channels'),
+    ({'groups': 32}, 'backbone.groups=32, group_width=64: depth=10 has no bottlenecks'),
+    ({'depth': 50, 'group_width': 8}, 'group_width=8, widths=.* must be at least 1'),
   ],
 )
 def test_bad_settings_are_errors(setting, message):

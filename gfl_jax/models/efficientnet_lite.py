@@ -1,0 +1,182 @@
+"""EfficientNet-Lite0: a backbone of 3.4 million parameters, for CPUs and phones."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from gfl_jax.models import norms, stages
+from gfl_jax.ops.depthwise import depthwise_conv
+
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# A filter that one channel alone goes through has as many outputs as inputs.
+_DEPTHWISE_INIT = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+_STEM_CHANNELS = 32
+
+
+class _Row(NamedTuple):
+  """Blocks of one kind: the first may have a stride, the others have none."""
+
+  repeats: int
+  size: int
+  stride: int
+  expansion: int
+  channels: int
+
+
+_STAGES = (
+  (_Row(1, 3, 1, 1, 16), _Row(2, 3, 2, 6, 24)),
+  (_Row(2, 5, 2, 6, 40),),
+  (_Row(3, 3, 2, 6, 80), _Row(3, 5, 1, 6, 112)),
+  (_Row(4, 5, 2, 6, 192), _Row(1, 3, 1, 6, 320)),
+)
+
+
+class InvertedResidual(nn.Module):
+  """A wide depthwise convolution between 1x1 convolutions, and a shortcut.
+
+  Attributes:
+    channels: of the output.
+    size: of the depthwise filters.
+    stride: of the depthwise convolution; with stride 1 and equal channels the input is
+      added.
+    expansion: channels of the depthwise convolution per channel of the input; with 1
+      the first 1x1 convolution is missing.
+    norm: makes a normalisation layer of a name.
+    dtype: type of the output; parameters are float32.
+  """
+
+  channels: int
+  size: int
+  stride: int
+  expansion: int
+  norm: Callable[..., nn.Module]
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
+    width = x.shape[-1] * self.expansion
+    y = x
+    if self.expansion > 1:
+      y = _conv(width, 1, 1, self.dtype, name='expand')(y)
+      y = nn.relu6(self.norm(name='expand_norm')(y))
+    y = nn.Conv(
+      width,
+      (self.size, self.size),
+      (self.stride, self.stride),
+      feature_group_count=width,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=_DEPTHWISE_INIT,
+      conv_general_dilated=depthwise_conv,
+      name='depthwise',
+    )(y)
+    y = nn.relu6(self.norm(name='depthwise_norm')(y))
+    y = _conv(self.channels, 1, 1, self.dtype, name='project')(y)
+    y = self.norm(name='project_norm')(y)
+    return x + y if self.stride == 1 and y.shape == x.shape else y
+
+
+class Stem(nn.Module):
+  """A 3x3 convolution of stride 2."""
+
+  norm: Callable[..., nn.Module]
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b h2 w2 c']:
+    x = _conv(_STEM_CHANNELS, 3, 2, self.dtype, name='conv')(images)
+    return nn.relu6(self.norm(name='norm')(x))
+
+
+class Stage(nn.Module):
+  """The blocks between two resolutions.
+
+  Attributes:
+    rows: kinds of blocks, in order.
+    first: number of the first block: blocks are counted through all stages.
+  """
+
+  rows: tuple[_Row, ...]
+  first: int
+  norm: Callable[..., nn.Module]
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
+    number = self.first
+    for row in self.rows:
+      for i in range(row.repeats):
+        x = InvertedResidual(
+          row.channels,
+          row.size,
+          row.stride if i == 0 else 1,
+          row.expansion,
+          self.norm,
+          self.dtype,
+          name=f'block{number}',
+        )(x)
+        number += 1
+    return x
+
+
+class EfficientNetLite0(nn.Module):
+  """The backbone: an image to C2..C5 of 24, 40, 112 and 320 channels.
+
+  They are the outputs of the blocks 2, 4, 10 and 15, of strides 4, 8, 16 and 32; a
+  level of stride s has ceil(height / s) rows. Padding is TensorFlow's 'SAME', more of
+  it after than before: on even sizes the cell (i, j) looks at the point (i, j) * s +
+  s - 1/2, nearly a stride further to the lower right than torch's padding has it.
+
+  Attributes:
+    norm: 'frozen_batch_norm' (statistics in `batch_stats`, epsilon 1e-3) or
+      'group_norm'.
+    norm_groups: groups of 'group_norm'; all layers have multiples of 8 channels.
+    frozen_stages: 0 trains everything; n in 1..4 freezes the stem and stages 1..n:
+      no gradient is computed for them.
+    dtype: type of the features; parameters are float32.
+  Source: EfficientNet (arXiv:1905.11946) without squeeze-and-excitation, with ReLU6
+    for swish, as in tensorflow/tpu's efficientnet/lite.
+  """
+
+  norm: str = 'frozen_batch_norm'
+  norm_groups: int = 8
+  frozen_stages: int = 0
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: Float[Array, 'b h w 3']) -> tuple[Array, ...]:
+    """Normalised images [B, H, W, 3] to (C2, C3, C4, C5).
+
+    Raises:
+      ValueError: a setting out of the ranges above, named.
+    """
+    frozen = stages.frozen_names(self.frozen_stages)
+    norm = norms.make_norm(self.norm, self.norm_groups, self.dtype, epsilon=1e-3)
+    x = Stem(norm, self.dtype, name='stem')(images)
+    features, first = [], 0
+    for name, rows in zip(stages.STAGE_NAMES[1:], _STAGES, strict=True):
+      x = Stage(rows, first, norm, self.dtype, name=name)(x)
+      first += sum(row.repeats for row in rows)
+      if name in frozen:
+        x = jax.lax.stop_gradient(x)
+      features.append(x)
+    return tuple(features)
+
+
+def _conv(
+  features: int, size: int, stride: int, dtype: DTypeLike, *, name: str
+) -> nn.Conv:
+  return nn.Conv(
+    features,
+    (size, size),
+    (stride, stride),
+    use_bias=False,
+    dtype=dtype,
+    kernel_init=_KERNEL_INIT,
+    name=name,
+  )
