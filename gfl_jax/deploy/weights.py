@@ -36,7 +36,9 @@ _RENAMES = (
   (r'^head/box_output', 'bbox_head/gfl_reg'),
   (r'^head/scale(\d)', r'bbox_head/scales/\1/scale'),
 )
-_PROJECT = 'bbox_head.integral.project'
+# The bin values: no parameter, but kept among them.
+PROJECT_OF_MMDET_1 = 'bbox_head.distribution_project.project'
+_PROJECTS = ('bbox_head.integral.project', PROJECT_OF_MMDET_1)
 
 
 def from_mmdet(
@@ -45,23 +47,24 @@ def from_mmdet(
   """The variables of a detector from the state dict of mmdet's GFL.
 
   Args:
-    state_dict: mmdet's names to arrays in torch's layout.
+    state_dict: mmdet's names to arrays in torch's layout; 2.x and 3.x have the same,
+      1.x (the authors' first code) but for the bin values.
     model_config: the config's `model` section; it must describe the same detector.
 
   Returns:
     {'params': ..., 'batch_stats': ...} of numpy arrays, float32: every leaf of
     build_detector(model_config) from its entry, every entry of theirs used, except
-    `num_batches_tracked` (nothing learned) and `integral.project` (checked only).
+    `num_batches_tracked` (nothing learned) and the bin values (checked only).
 
   Raises:
-    ValueError: names or shapes that differ, the first ten named; bin values of
-      `integral.project` that differ from those of model_config.
+    ValueError: names or shapes that differ, the first ten named; bin values that differ
+      from those of model_config.
   """
   config = as_config_dict(model_config)
-  if _PROJECT in state_dict:
-    box = config.box
-    _check_bins(state_dict[_PROJECT], np.linspace(box.start, box.stop, box.num_bins))
-  return fill(build_detector(config), state_dict, _torch_name, ignored={_PROJECT})
+  box = config.box
+  for name in state_dict.keys() & set(_PROJECTS):
+    _check_bins(state_dict[name], np.linspace(box.start, box.stop, box.num_bins))
+  return fill(build_detector(config), state_dict, _torch_name, ignored={*_PROJECTS})
 
 
 def from_torchvision_resnet(
@@ -126,7 +129,7 @@ def fill(
     entry = entries.pop(name)
     if entry.shape != leaf.shape:
       problems.append(f'{name}: {entry.shape} here, {leaf.shape} in the model')
-    filled[path] = entry.astype(np.float32)
+    filled[path] = entry.astype(np.float32, copy=False)
   problems += [f'{k}: {v.shape}, not in the model' for k, v in entries.items()]
   if problems:
     first = ''.join(f'\n  {problem}' for problem in problems[:10])

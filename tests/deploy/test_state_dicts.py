@@ -9,7 +9,15 @@ import types
 import numpy as np
 import pytest
 
-from gfl_jax.deploy import state_dicts
+from gfl_jax.deploy import state_dicts, torch_files
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request, monkeypatch):
+  """Starting torch takes seconds: but for one test, it reads in the tests' process."""
+  if 'own_process' not in request.node.name:
+    for suffix in ('.pth', '.pt'):
+      monkeypatch.setitem(state_dicts._READERS, suffix, torch_files.read)
 
 
 class Malicious:
@@ -264,6 +272,24 @@ def test_damaged_files_of_other_kinds_are_named(tmp_path):
     state_dicts.read_state_dict(tmp_path / 'objects.npz')
   with pytest.raises(ValueError, match="weights='best' must be"):
     state_dicts.read_state_dict(tmp_path / 'objects.npz', 'best')
+
+
+def test_torch_reads_in_an_own_process_the_same(tmp_path):
+  torch = pytest.importorskip('torch')
+  meta = {'dataset_meta': {'classes': ['cat', 'dog']}}
+  content = averaged_checkpoint('3.x') | {'meta': meta}
+  content['state_dict']['count'] = torch.tensor(3)
+  content['state_dict']['transposed'] = torch.arange(6.0).reshape(2, 3).T
+  path = save(tmp_path / 'x.pth', content)
+  found = state_dicts.read_state_dict(path, 'raw')
+  count, transposed = found.arrays.pop('count'), found.arrays.pop('transposed')
+  assert count.shape == () and count == 3
+  np.testing.assert_array_equal(transposed, np.arange(6).reshape(2, 3).T)
+  assert_same(found.arrays, other_arrays())
+  assert found.class_names == ('cat', 'dog')
+  path.write_bytes(path.read_bytes()[:-100])
+  with pytest.raises(ValueError, match=r'^weights file .*x\.pth cannot be read as a'):
+    state_dicts.read_state_dict(path)
 
 
 def test_without_torch_the_error_says_what_to_do(tmp_path, monkeypatch):

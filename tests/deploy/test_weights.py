@@ -86,9 +86,29 @@ def test_a_long_list_of_differences_ends_after_ten():
   assert len(str(error.value).splitlines()) == 11
 
 
-@pytest.mark.parametrize('project', [np.arange(16.0), np.arange(17.0) / 2])
-def test_other_bins_are_an_error(project):
+def test_names_of_the_authors_first_code_are_the_same_but_for_the_bins():
   entries = dict(golden_weights.state_dict(NAME))
-  entries['bbox_head.integral.project'] = project
+  bins = entries.pop('bbox_head.integral.project')
+  entries['bbox_head.distribution_project.project'] = bins
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    weights.from_mmdet(entries, model_config()),
+    golden_weights.variables(NAME),
+  )
+
+
+def test_deformable_convolutions_are_named():
+  entries = dict(golden_weights.state_dict(NAME))
+  entries['backbone.layer2.0.conv2.conv_offset.weight'] = np.zeros((27, 128, 3, 3))
+  message = r'conv2\.conv_offset\.weight: \(3, 3, 128, 27\), not in the model'
+  with pytest.raises(ValueError, match=message):
+    weights.from_mmdet(entries, model_config())
+
+
+@pytest.mark.parametrize('project', [np.arange(16.0), np.arange(17.0) / 2])
+@pytest.mark.parametrize('of', ['integral', 'distribution_project'])
+def test_other_bins_are_an_error(project, of):
+  entries = dict(golden_weights.state_dict(NAME))
+  entries[f'bbox_head.{of}.project'] = project
   with pytest.raises(ValueError, match='trained with bins at'):
     weights.from_mmdet(entries, model_config())

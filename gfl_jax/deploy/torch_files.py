@@ -1,0 +1,162 @@
+"""Reads checkpoints of torch by torch itself, so that nothing in them is executed.
+
+It is also a program, because torch takes half a gigabyte of memory that it never gives
+back (its CUDA libraries): state_dicts.py runs it in a process of its own, which leaves
+a .safetensors file. It imports nothing of this package.
+"""
+
+import json
+import pathlib
+import pickle
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# What mmengine keeps beside the tensors (a log of losses, as numpy arrays) and torch
+# refuses to build. Stand-ins that do nothing take their place, and are not read.
+_LOGGED = (
+  'mmengine.logging.history_buffer.HistoryBuffer',
+  'mmengine.logging.log_buffer.LogBuffer',
+  'numpy.core.multiarray._reconstruct',
+  'numpy.core.multiarray.scalar',
+  'numpy._core.multiarray._reconstruct',
+  'numpy._core.multiarray.scalar',
+  'numpy.ndarray',
+  'numpy.dtype',
+  'builtins.getattr',
+)
+Content = tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]
+# Of the names in the file that `main` writes.
+_FIRST, _SECOND = 'state_dict/', 'ema_state_dict/'
+
+
+def read(path: pathlib.Path) -> Content:
+  """The arrays of a torch file, those of its `ema_state_dict`, names of its classes.
+
+  Args:
+    path: as torch saves it, today's or its legacy form: the tensors themselves, or a
+      dict that has them as `state_dict` or `model`.
+
+  Returns:
+    (arrays, arrays, class names), each empty if it is not there; floating point as
+    float32.
+
+  Raises:
+    ValueError: not a torch file, a damaged one, or one with more than plain data; torch
+      is not installed.
+  """
+  checkpoint = _load(path)
+  if not isinstance(checkpoint, Mapping):
+    raise ValueError(
+      f'weights file {path} holds a {type(checkpoint).__name__}, not a dict of tensors'
+    )
+  held = [checkpoint.get(key) for key in ('state_dict', 'model')]
+  state = next((x for x in held if isinstance(x, Mapping)), checkpoint)
+  second = checkpoint.get('ema_state_dict', {})
+  # `steps` counts the updates of the average; the tensors are below `module.`.
+  second = {k: v for k, v in second.items() if k.startswith('module.')}
+  arrays = lambda entries: {k: _array(path, k, v) for k, v in entries.items()}
+  return arrays(state), arrays(second), _class_names(checkpoint.get('meta'))
+
+
+def unpack(path: pathlib.Path) -> Content:
+  """What `read` returned, of the file that `main` wrote."""
+  from safetensors import safe_open
+
+  with safe_open(path, framework='numpy') as file:
+    part = lambda prefix: {
+      name.removeprefix(prefix): file.get_tensor(name)
+      for name in file.keys()
+      if name.startswith(prefix)
+    }
+    class_names = json.loads(file.metadata()['class_names'])
+    return part(_FIRST), part(_SECOND), tuple(class_names)
+
+
+def main(source: str, target: str) -> None:
+  """Writes what is in a torch file as a .safetensors file that `unpack` reads."""
+  from safetensors.numpy import save_file
+
+  first, second, class_names = read(pathlib.Path(source))
+  parts = ((_FIRST, first), (_SECOND, second))
+  arrays = {prefix + k: v for prefix, part in parts for k, v in part.items()}
+  save_file(arrays, target, metadata={'class_names': json.dumps(class_names)})
+
+
+def _load(path: pathlib.Path) -> Any:
+  try:
+    import torch  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise ValueError(
+      f"reading {path} needs torch: pip install -e '.[torch]', or save the tensors as"
+      ' .npz or .safetensors where there is torch'
+    ) from error
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # torch's, about pickles that are none of its own
+      with torch.serialization.safe_globals([_stand_in(name) for name in _LOGGED]):
+        return torch.load(path, map_location='cpu', weights_only=True)
+  except (MemoryError, PermissionError):
+    raise
+  except Exception as error:  # whatever torch's file layers raise
+    found = re.search(r'GLOBAL ([\w.]+)', str(error))
+    if found and isinstance(error, pickle.UnpicklingError):
+      raise ValueError(
+        f'weights file {path} holds {found[1]}, which is no plain data: nothing of it'
+        ' was run. If you trust the file, load it where it was made and save'
+        " {'state_dict': ..., 'meta': ...} with tensors, numbers and text alone"
+      ) from error
+    reason = str(error).strip().partition('\n')[0][:200]
+    raise ValueError(
+      f'weights file {path} cannot be read as a torch checkpoint; is it cut off, or'
+      f' another kind of file? ({type(error).__name__}: {reason})'
+    ) from error
+
+
+class _StandIn:
+  """Takes whatever a pickle would build an object from, and keeps nothing."""
+
+  def __new__(cls, *args):
+    return super().__new__(cls)
+
+  def __setstate__(self, state):
+    pass
+
+
+def _stand_in(path: str) -> type:
+  # torch finds a class by the module and the name that it says it has.
+  module, _, name = path.rpartition('.')
+  return type(name, (_StandIn,), {'__module__': module})
+
+
+def _class_names(meta: Any) -> tuple[str, ...]:
+  """Of mmdet's `meta`: 3.x has it in `dataset_meta`, 2.x and 1.x in `CLASSES`."""
+  meta = meta if isinstance(meta, Mapping) else {}
+  held = [x for x in (meta.get('dataset_meta'), meta) if isinstance(x, Mapping)]
+  for names in (x.get(key) for x in held for key in ('classes', 'CLASSES')):
+    if isinstance(names, list | tuple) and all(isinstance(x, str) for x in names):
+      return tuple(names)
+  return ()
+
+
+def _array(path: pathlib.Path, name: str, value: Any) -> np.ndarray:
+  try:
+    value = value.detach()
+    value = (value.float() if value.is_floating_point() else value).numpy()
+    return np.asarray(value, order='C')
+  except (AttributeError, TypeError, RuntimeError) as error:
+    raise ValueError(
+      f'weights file {path}: {name!r} is of type {type(value).__name__}, not an array'
+      " of numbers; tensors must stand alone or below 'state_dict' or 'model'"
+    ) from error
+
+
+if __name__ == '__main__':
+  try:
+    main(*sys.argv[1:])
+  except (ValueError, OSError) as error:
+    sys.exit(str(error))
