@@ -16,7 +16,7 @@ _SMALL_SIDE = 480  # px, up to which small images are enlarged
 _MAX_ENLARGED = 8
 _LINE_SHARE, _FONT_SHARE = 1 / 280, 1 / 40  # of the geometric mean of width and height
 _MIN_FONT, _MAX_FONT = 10, 96  # px
-_BAND_OPACITY = 110  # of 255
+_BAND_OPACITY = 85  # of 255
 
 Rectangle = tuple[float, float, float, float]
 

@@ -97,7 +97,8 @@ def test_it_needs_neither_tensorflow_nor_matplotlib(run):
 
 @pytest.mark.parametrize('which', ['latest', 7, '-1'])
 def test_a_step_that_is_not_there_names_those_that_are(run, which):
-  with pytest.raises(ValueError, match=rf'step={which} is not stored in .*; stored: \[1, 2\]'):
+  says = rf'step={which} is not stored in .*; stored: \[1, 2\]'
+  with pytest.raises(ValueError, match=says):
     runs.load_run(run, which)
 
 
@@ -113,6 +114,14 @@ def test_another_architecture_says_what_differs(copy):
   with pytest.raises(ValueError, match='neck.*stored float32.*expected') as error:
     runs.load_run(copy)
   assert len(str(error.value).splitlines()) == 11  # the first ten
+
+
+def test_a_config_of_another_version_says_what_it_lacks(copy):
+  config = json.loads((copy / 'config.json').read_text())
+  del config['model']['backbone']['kind']
+  (copy / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(ValueError, match='lacks a field of config.model .*kind'):
+    runs.load_run(copy)
 
 
 @pytest.mark.parametrize(
