@@ -43,9 +43,11 @@ def train(
   run_folder.open_run(workdir, config)
   programs = programs or Programs()
   run = Experiment(config, programs.dataset(config.data), devices, programs)
-  run_folder.write_classes(workdir, run.dataset.class_names, run.dataset.category_ids)
 
   with Checkpoints(pathlib.Path(workdir) / 'checkpoints') as checkpoints:
+    if checkpoints.steps:
+      run_folder.check_classes(workdir, run.dataset.class_names)
+    run_folder.write_classes(workdir, run.dataset.class_names, run.dataset.category_ids)
     state = run.initial_state(pretrained=not checkpoints.steps)
     _LOG.info('%s', run.description(state))
     restored = checkpoints.restore_newest(state)
@@ -101,6 +103,7 @@ def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
   config = run_folder.load_config(workdir)
   programs, devices = Programs(), DataParallel(config.parallel)
   run = Experiment(config, programs.dataset(config.data), devices, programs)
+  run_folder.check_classes(workdir, run.dataset.class_names)
   with Checkpoints(pathlib.Path(workdir) / 'checkpoints') as checkpoints:
     number = checkpoints.find(which)
     state = checkpoints.restore(run.initial_state(pretrained=False), number)

@@ -1,6 +1,7 @@
 """A run's folder: its config and environment, and the numbers it logs."""
 
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -90,6 +91,31 @@ def load_classes(workdir: str | os.PathLike) -> tuple[tuple[str, ...], tuple[int
     )
   classes = files.read_json(file)
   return tuple(classes['names']), tuple(classes['category_ids'])
+
+
+def check_classes(workdir: str | os.PathLike, names: Sequence[str]) -> None:
+  """Checks that a data set has the classes that a run's detector was trained for.
+
+  A folder without `classes.json` is of a run that begins now.
+
+  Args:
+    workdir: the run's folder.
+    names: of the data's class 0, 1, ...
+
+  Raises:
+    ValueError: other names, or another order; the first that differs is named.
+  """
+  if not (pathlib.Path(workdir) / 'classes.json').exists():
+    return
+  stored, _ = load_classes(workdir)
+  pairs = enumerate(itertools.zip_longest(stored, names, fillvalue='(none)'))
+  for number, (ours, theirs) in pairs:
+    if ours != theirs:
+      raise ValueError(
+        f'class {number} is {ours!r} in {workdir}/classes.json and {theirs!r} in the'
+        ' data: the detector would be trained and evaluated for other classes. If it is'
+        ' only called otherwise, write its name into classes.json'
+      )
 
 
 class MetricsLog:

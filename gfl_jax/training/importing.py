@@ -1,0 +1,152 @@
+"""Detectors that mmdetection trained, made into runs."""
+
+import logging
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gfl_jax import files, models
+from gfl_jax.data.coco_classes import COCO_CATEGORY_IDS, COCO_NAMES
+from gfl_jax.deploy.state_dicts import read_state_dict
+from gfl_jax.deploy.weights import PROJECT_OF_MMDET_1, from_mmdet, to_mmdet
+from gfl_jax.training import run_folder, step
+from gfl_jax.training.checkpoints import Checkpoints
+from gfl_jax.training.experiment import check_config
+
+_LOG = logging.getLogger(__name__)
+_CLASS_BIAS = 'bbox_head.gfl_cls.bias'
+
+
+def import_detector(
+  checkpoint: str | os.PathLike,
+  workdir: str | os.PathLike,
+  config: Any,
+  *,
+  weights: str,
+  class_names: str,
+  new_head: bool,
+) -> None:
+  """Makes a run of a checkpoint of mmdet's GFL: its parameters are those of step 0.
+
+  The run is one like any other: it can be evaluated, exported and used, and a training
+  with the same config goes on from it. The data set is not needed.
+
+  Args:
+    checkpoint: a file that `read_state_dict` reads.
+    workdir: the run's folder, made if missing.
+    config: the experiment; it must describe the detector of the checkpoint. mean and
+      std of the images are not checked: a checkpoint does not tell them.
+    weights: where mmdet kept a running average: 'ema', the average, or 'raw', what was
+      trained.
+    class_names: as 'cat,dog', or a .json in COCO form; empty: those of the checkpoint.
+    new_head: the layer that tells the classes apart is drawn anew, for the number of
+      classes of the config; class_names must be given.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: a config that cannot run; a folder that holds a run; a checkpoint that
+      cannot be read or is of another detector; classes without names.
+  """
+  check_config(config)
+  folder = pathlib.Path(workdir)
+  if (folder / 'config.json').exists() or (folder / 'checkpoints').exists():
+    raise ValueError(f'{folder} holds a run already: take another --workdir')
+  stored = read_state_dict(checkpoint, weights)
+  names, category_ids = _classes(
+    class_names, () if new_head else stored.class_names, checkpoint
+  )
+  variables = _variables(stored.arrays, config, checkpoint, new_head)
+  if len(names) != config.model.num_classes:
+    raise ValueError(
+      f'{len(names)} names of classes ({", ".join(names[:10])}) for model.num_classes='
+      f'{config.model.num_classes}: give --class_names=, one name for each'
+    )
+  run_folder.open_run(folder, config)
+  run_folder.write_classes(folder, names, category_ids)
+  with Checkpoints(folder / 'checkpoints') as checkpoints:
+    checkpoints.save(0, step.create_state(variables, config))
+  count = sum(x.size for x in jax.tree.leaves(variables['params']))
+  kind = 'a running average' if stored.averaged else 'as they were trained'
+  _LOG.info(
+    '%s: %s parameters (%s), %d classes', folder, f'{count:,}', kind, len(names)
+  )
+
+
+def _variables(
+  arrays: Mapping[str, np.ndarray], config: Any, checkpoint: Any, new_head: bool
+) -> dict[str, Any]:
+  """The detector's variables of mmdet's arrays."""
+  if PROJECT_OF_MMDET_1 in arrays and config.points.offset != 0.5:
+    raise ValueError(
+      f'{checkpoint} is of mmdet 1.x, whose points are the middles of the cells: give'
+      ' --config.points.offset=0.5'
+    )
+  count = config.model.num_classes
+  if new_head:
+    arrays = {**arrays, **_new_class_output(config)}
+  elif _CLASS_BIAS in arrays and arrays[_CLASS_BIAS].shape != (count,):
+    found = arrays[_CLASS_BIAS].size
+    raise ValueError(
+      f'{checkpoint} tells {found} classes apart, model.num_classes={count}: give'
+      f' --config.model.num_classes={found}; or, to train it for {count} others,'
+      ' --new_head --class_names='
+    )
+  return from_mmdet(arrays, config.model)
+
+
+def _new_class_output(config: Any) -> dict[str, np.ndarray]:
+  """The head's class output as a training would draw it, under mmdet's names."""
+  init = models.build_detector(config.model).init
+  image = jnp.zeros((1, 64, 64, 3))
+  # Jitted, the rest of the detector is neither drawn nor run.
+  draw = jax.jit(lambda key: init(key, image)['params']['head']['class_output'])
+  head = {'class_output': draw(jax.random.key(config.seed))}
+  return to_mmdet({'params': {'head': head}})
+
+
+def _classes(
+  given: str, stored: tuple[str, ...], checkpoint: Any
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+  """Names and category ids of the classes.
+
+  The ids of COCO's own classes are COCO's, those of others 1, 2, ... where no json
+  tells them.
+  """
+  if given.endswith('.json'):
+    return _categories(pathlib.Path(given))
+  names = tuple(given.split(',')) if given else stored
+  if not names:
+    raise ValueError(
+      f'{checkpoint} does not tell what its classes are called, or they are new: give'
+      ' --class_names=cat,dog (one name for each) or --class_names=FILE.json in COCO'
+      ' form'
+    )
+  repeated = sorted({name for name in names if names.count(name) > 1 or not name})
+  if repeated:
+    raise ValueError(f'names of classes that are there twice or empty: {repeated}')
+  # mmdet 1.x wrote 'traffic_light'.
+  if tuple(name.replace('_', ' ') for name in names) == COCO_NAMES:
+    return COCO_NAMES, COCO_CATEGORY_IDS
+  return names, tuple(range(1, len(names) + 1))
+
+
+def _categories(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+  """Names and ids of a json in COCO form, in its order, as a `coco_folder` has them."""
+  if not path.is_file():
+    raise FileNotFoundError(f'--class_names={path} does not exist')
+  try:
+    categories = files.read_json(path)['categories']
+    return (
+      tuple(str(category['name']) for category in categories),
+      tuple(int(category['id']) for category in categories),
+    )
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f'--class_names={path} is not in COCO form: it needs a list "categories" of'
+      ' {"id": 1, "name": "cat"}'
+    ) from error

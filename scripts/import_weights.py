@@ -1,0 +1,61 @@
+"""Makes a run of a detector that mmdetection trained.
+
+  python scripts/import_weights.py --checkpoint=gfl_r50_fpn_1x_coco.pth \
+    --config=configs/gfl_r50_fpn_1x_coco.py --workdir=runs/r50_mmdet
+
+The config must describe the same detector; for R-101 give
+--config.model.backbone.depth=101, for X-101-32x4d besides
+--config.model.backbone.groups=32 --config.model.backbone.group_width=4. The run can be
+evaluated, exported and used like any other, and scripts/train.py with the same config
+and folder goes on from it. Reading .pth needs torch (pip install -e '.[torch]');
+nothing in the file is executed.
+
+Checkpoints of mmdetection 1.x (the authors' first code) need
+--config.points.offset=0.5. Its boxes held their last pixel, so here each side comes out
+half a pixel of the network's input further inside.
+"""
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from gfl_jax import launch
+
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'File of mmdetection: .pth, or its state dict as .safetensors.'
+)
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config.')
+_WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder, made if missing.")
+_WEIGHTS = flags.DEFINE_enum(
+  'weights',
+  'ema',
+  ['ema', 'raw'],
+  'Where the checkpoint has a running average: the average, or what was trained.',
+)
+_CLASS_NAMES = flags.DEFINE_string(
+  'class_names', '', "cat,dog or a FILE.json in COCO form; empty: the checkpoint's."
+)
+_NEW_HEAD = flags.DEFINE_boolean(
+  'new_head', False, "Draw the class output anew, for the config's number of classes."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Checks the flags and imports."""
+  if argv[1:]:
+    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  logging.set_verbosity(logging.WARNING)
+  from gfl_jax.training import importing
+
+  importing.import_detector(
+    _CHECKPOINT.value,
+    _WORKDIR.value,
+    _CONFIG.value,
+    weights=_WEIGHTS.value,
+    class_names=_CLASS_NAMES.value,
+    new_head=_NEW_HEAD.value,
+  )
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['checkpoint', 'config', 'workdir'])
+  launch.run(main)
