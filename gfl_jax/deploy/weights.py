@@ -68,14 +68,20 @@ def from_mmdet(
 
 
 def from_torchvision_resnet(
-  state_dict: Mapping[str, ArrayLike], depth: int
+  state_dict: Mapping[str, ArrayLike],
+  depth: int,
+  *,
+  groups: int = 1,
+  group_width: int = 64,
 ) -> dict[str, Any]:
-  """The variables of a ResNet backbone from torchvision's state dict.
+  """The variables of a ResNet or ResNeXt backbone from torchvision's state dict.
 
   Args:
     state_dict: torchvision's names to arrays in torch's layout; the classifier `fc`
       is not used.
     depth: 18, 34, 50 or 101.
+    groups: of ResNeXt; 1 for ResNet.
+    group_width: torchvision's width_per_group.
 
   Returns:
     {'params': ..., 'batch_stats': ...} of numpy arrays, float32: what stands under
@@ -85,7 +91,7 @@ def from_torchvision_resnet(
     ValueError: names or shapes that differ, the first ten named.
   """
   return fill(
-    ResNet(depth),
+    ResNet(depth, groups=groups, group_width=group_width),
     state_dict,
     lambda path: _torch_name(f'backbone/{path}').removeprefix('backbone.'),
     ignored={'fc.weight', 'fc.bias'},

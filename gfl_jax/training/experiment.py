@@ -167,6 +167,7 @@ def check_config(config) -> None:
     raise ValueError('the config cannot run: ' + '; '.join(problems))
   # Choices that do not exist, or do not fit, are an error now, not when traced.
   models.build_detector(config.model)
+  backbones.check_pretrained(config)
   terms.check_choices(config)
   decode.check_choices(config)
   optimizers.make_optimizer(config, optimizers.make_schedule(config, 1), {})
