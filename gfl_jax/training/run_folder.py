@@ -96,7 +96,7 @@ def load_classes(workdir: str | os.PathLike) -> tuple[tuple[str, ...], tuple[int
 def check_classes(workdir: str | os.PathLike, names: Sequence[str]) -> None:
   """Checks that a data set has the classes that a run's detector was trained for.
 
-  A folder without `classes.json` is of a run that begins now.
+  A folder without `classes.json` tells nothing: all is well.
 
   Args:
     workdir: the run's folder.
