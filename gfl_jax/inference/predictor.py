@@ -185,7 +185,8 @@ def load(
   """A trained detector, ready for images.
 
   Args:
-    path: the folder of a run or of an export, or a file in the folder of an export.
+    path: the folder of a run or of an export, a file in the folder of an export, or a
+      file of exported parameters alone.
     step: of a run: 'newest' (if not given), 'best' (highest AP so far) or a number of
       steps.
     weights: of a run: 'ema' (if not given), the running average of the parameters where
@@ -197,42 +198,49 @@ def load(
       of an export, which holds one step's.
   """
   folder = folder_of(path)
+  is_export = (folder / manifest.NAME).is_file()
+  is_run = not is_export and folder == pathlib.Path(path)
   chosen = {'step': step, 'weights': weights}
   chosen = {name: value for name, value in chosen.items() if value is not None}
-  if not (folder / manifest.NAME).exists():
-    from gfl_jax.inference import runs
+  if chosen and not is_run:
+    raise ValueError(f'{path} is an export, of one step: {chosen} is for runs alone')
+  if is_export:
+    described = manifest.read(folder)
+    return Predictor(
+      _exported_program(folder, described),
+      described.config,
+      described.class_names,
+      described.category_ids,
+    )
+  from gfl_jax.deploy import params
+  from gfl_jax.inference import runs
 
-    trained = runs.load_run(folder, **chosen)
-    program = runs.make_program(trained)
-    return Predictor(program, trained.config, trained.class_names, trained.category_ids)
-  if chosen:
-    raise ValueError(f'{folder} is an export, of one step: {chosen} is for runs alone')
-  described = manifest.read(folder)
-  return Predictor(
-    _exported_program(folder, described),
-    described.config,
-    described.class_names,
-    described.category_ids,
-  )
+  trained = runs.load_run(folder, **chosen) if is_run else params.read(path)
+  program = runs.make_program(trained)
+  return Predictor(program, trained.config, trained.class_names, trained.category_ids)
 
 
 def folder_of(path: str | os.PathLike) -> pathlib.Path:
-  """The folder of a run or an export; `path` is that folder, or a file of an export.
+  """The folder that `load` would read: `path` itself, or the one that the file is in.
 
   Raises:
-    FileNotFoundError: it is neither.
+    FileNotFoundError: it is no run, no export and no file of one.
   """
   path = pathlib.Path(path)
   if not path.exists():
     raise FileNotFoundError(f'{path} does not exist')
-  folder = path.parent if path.is_file() else path
-  marks = (manifest.NAME,) if path.is_file() else (manifest.NAME, 'config.json')
-  if not any((folder / mark).is_file() for mark in marks):
+  if path.is_file():
+    if path.suffix == '.safetensors' or (path.parent / manifest.NAME).is_file():
+      return path.parent
     raise FileNotFoundError(
-      f'{path} is neither the folder of a run (no config.json) nor of an export, nor a'
-      f' file of one (no {manifest.NAME} beside it)'
+      f'{path} is no file of an export: no {manifest.NAME} beside'
     )
-  return folder
+  if not any((path / name).is_file() for name in (manifest.NAME, 'config.json')):
+    raise FileNotFoundError(
+      f'{path} is neither the folder of a run (no config.json) nor of an export (no'
+      f' {manifest.NAME})'
+    )
+  return path
 
 
 # A format's packages are imported when it is loaded: onnx needs an extra, and the
