@@ -97,6 +97,18 @@ def test_names_of_the_authors_first_code_are_the_same_but_for_the_bins():
   )
 
 
+def test_x101_has_the_names_and_shapes_of_mmdets():
+  """ResNeXt-101 32x4d: 32 groups; 4 channels in each at a width of 64."""
+  config = golden_weights.config('model_r50').model
+  config.backbone.update(depth=101, groups=32, group_width=4)
+  zeros = lambda x: np.broadcast_to(np.float32(0), x.shape)
+  entries = weights.to_mmdet(jax.tree.map(zeros, shapes(build_detector(config))))
+  assert entries['backbone.layer1.0.conv2.weight'].shape == (128, 4, 3, 3)
+  assert entries['backbone.layer3.22.conv2.weight'].shape == (512, 16, 3, 3)
+  assert entries['backbone.layer4.2.conv3.weight'].shape == (2048, 1024, 1, 1)
+  weights.from_mmdet(entries, config)
+
+
 def test_deformable_convolutions_are_named():
   entries = dict(golden_weights.state_dict(NAME))
   entries['backbone.layer2.0.conv2.conv_offset.weight'] = np.zeros((27, 128, 3, 3))
