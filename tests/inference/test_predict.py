@@ -1,0 +1,164 @@
+"""scripts/predict.py: which images it takes, and what it leaves behind."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+import gfl_jax
+from gfl_jax.inference import image_files
+from tests.inference import small_run
+
+SCRIPT = pathlib.Path(__file__).parents[2] / 'scripts' / 'predict.py'
+
+
+def save(path, size=(48, 64), seed=0):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+  Image.fromarray(pixels).save(path)
+  return path
+
+
+def names(files):
+  return [file.name for file in files]
+
+
+@pytest.fixture
+def photos(tmp_path):
+  folder = tmp_path / 'photos'
+  for name in ('b.jpg', 'a.PNG', 'deep/er/b.jpg', '.hidden/c.jpg', '.d.jpg'):
+    save(folder / name)
+  (folder / 'notes.txt').write_text('none')
+  return folder
+
+
+def test_a_folder_has_all_images_below_it(photos, tmp_path):
+  found = image_files.find([str(photos)], leave_out=tmp_path / 'out')
+  assert names(found) == ['a', 'b', 'deep/er/b']
+  assert [file.path for file in found] == [
+    photos / name for name in ('a.PNG', 'b.jpg', 'deep/er/b.jpg')
+  ]
+
+
+def test_patterns_reach_files_and_folders(photos, tmp_path):
+  found = image_files.find([f'{photos}/**/*.jpg'], leave_out=tmp_path / 'out')
+  assert names(found) == ['b', 'b-2']
+  found = image_files.find([f'{photos}/d*'], leave_out=tmp_path / 'out')
+  assert names(found) == ['er/b']
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
+  file = save(tmp_path / 'image[1].jpg')
+  assert names(image_files.find([str(file)], leave_out=tmp_path / 'out')) == [
+    'image[1]'
+  ]
+
+
+def test_a_file_is_taken_once_and_no_name_twice(photos, tmp_path):
+  other = save(tmp_path / 'other' / 'B.png')
+  given = [photos / 'b.jpg', photos, other, tmp_path / 'photos' / '..' / 'photos/a.PNG']
+  found = image_files.find(map(str, given), leave_out=tmp_path / 'out')
+  assert names(found) == ['b', 'a', 'deep/er/b', 'B-2']
+
+
+def test_earlier_results_are_no_images(photos):
+  save(photos / 'out' / 'pictures' / 'b.jpg')
+  found = image_files.find([str(photos)], leave_out=photos / 'out')
+  assert names(found) == ['a', 'b', 'deep/er/b']
+
+
+@pytest.mark.parametrize(
+  'given, error, says',
+  [
+    ([], ValueError, 'no images given'),
+    (['empty'], ValueError, 'no image in empty: files that end in .bmp'),
+    (['nothing.jpg'], FileNotFoundError, 'nothing.jpg does not exist'),
+    (['*.jpg'], FileNotFoundError, r"no file fits '\*.jpg'"),
+  ],
+)
+def test_inputs_without_an_image_are_an_error(
+  given, error, says, tmp_path, monkeypatch
+):
+  (tmp_path / 'empty').mkdir()
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(error, match=says):
+    image_files.find(given, leave_out='out')
+
+
+def predict(*arguments):
+  return subprocess.run(
+    [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True
+  )
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  return small_run.write(tmp_path_factory.mktemp('parent') / 'run')
+
+
+def test_a_picture_each_and_json_that_pycocotools_reads(run, tmp_path):
+  photos, out = tmp_path / 'photos', tmp_path / 'new' / 'out'
+  sizes = {'a/x.png': (48, 64), 'b/x.jpg': (600, 300), 'c.png': (1, 1)}
+  for seed, (name, size) in enumerate(sizes.items()):
+    save(photos / name, size, seed)
+  (photos / 'b' / 'cut.jpg').write_bytes((photos / 'b/x.jpg').read_bytes()[:900])
+  (photos / 'b' / 'text.png').write_text('no picture')
+
+  done = predict(
+    f'--model={run}', photos, f'--out={out}', '--batch_size=2', '--min_score=0.2'
+  )
+  assert done.returncode == 1
+  errors = done.stderr[done.stderr.index('error: ') :]
+  assert errors.startswith('error: 2 of 5 images were left out:\n')
+  assert f'{photos}/b/cut.jpg cannot be decoded' in errors
+  assert f'{photos}/b/text.png is not an image file' in errors
+  assert 'Traceback' not in done.stderr
+
+  data_set = json.loads((out / 'images.json').read_text())
+  results = json.loads((out / 'detections.json').read_text())
+  assert [image['file_name'] for image in data_set['images']] == [
+    str(photos / name) for name in sizes
+  ]
+  pictures = [out / image['picture'] for image in data_set['images']]
+  assert sorted(pictures) == sorted(out.rglob('*.jpg'))
+  for (height, width), picture, image in zip(
+    sizes.values(), pictures, data_set['images'], strict=True
+  ):
+    assert (image['height'], image['width']) == (height, width)
+    zoom = min(max(480 // max(height, width), 1), 8)
+    with Image.open(picture) as opened:
+      assert opened.size == (width * zoom, height * zoom)
+
+  expected = gfl_jax.load(run).predict([photos / name for name in sizes])
+  ids = [image['id'] for image in data_set['images']]
+  loaded = COCO(out / 'images.json').loadRes(str(out / 'detections.json'))
+  for image_id, found in zip(ids, expected, strict=True):
+    mine = [one for one in results if one['image_id'] == image_id]
+    assert len(loaded.getAnnIds([image_id])) == len(mine) == len(found)
+    corners = np.array([one['bbox'] for one in mine])
+    corners[:, 2:] += corners[:, :2]
+    np.testing.assert_allclose(corners, found.boxes, atol=0.02)
+    np.testing.assert_allclose([one['score'] for one in mine], found.scores, atol=1e-5)
+    spreads = [one['edge_std'] for one in mine]
+    np.testing.assert_allclose(spreads, found.edge_std, atol=0.01)
+  categories = [(x['id'], x['name']) for x in data_set['categories']]
+  assert categories == list(zip(small_run.IDS, small_run.NAMES, strict=True))
+
+  drawn = sum((found.scores >= 0.2).sum() for found in expected)
+  last = done.stdout.splitlines()[-1]
+  assert last.startswith(f'{out}: 3 pictures with {drawn} boxes of score 0.2 or more')
+  assert last.endswith(f'has all {len(results)}')
+  assert (run.parent / '.compilation_cache').is_dir()
+
+
+def test_wrong_words_are_one_line(run, tmp_path):
+  photo = save(tmp_path / 'x.png')
+  done = predict(f'--model={tmp_path}', photo, f'--out={tmp_path}/out')
+  assert done.returncode == 1 and 'Traceback' not in done.stderr
+  assert f'error: {tmp_path} is neither the folder of a run' in done.stderr
+  assert not (tmp_path / 'out').exists()
