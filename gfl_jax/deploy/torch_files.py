@@ -110,7 +110,9 @@ def _load(path: pathlib.Path) -> Any:
         ' was run. If you trust the file, load it where it was made and save'
         " {'state_dict': ..., 'meta': ...} with tensors, numbers and text alone"
       ) from error
-    reason = str(error).strip().partition('\n')[0][:200]
+    # Torch advises to read it without care; its reason comes after the advice.
+    reason = str(error).rpartition('WeightsUnpickler error: ')[-1].strip()
+    reason = reason.partition('\n')[0][:200]
     raise ValueError(
       f'weights file {path} cannot be read as a torch checkpoint; is it cut off, or'
       f' another kind of file? ({type(error).__name__}: {reason})'
