@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from gfl_jax.deploy.trained import Found
+from gfl_jax.deploy.trained import Found, Program
 from gfl_jax.evaluation import evaluator
 from gfl_jax.models import build_detector
 
-Program = Callable[[Mapping[str, np.ndarray]], Found]
 INPUTS = ('images', 'image_sizes', 'scales')
 OUTPUTS = ('boxes', 'scores', 'classes', 'valid', 'edge_std')
 

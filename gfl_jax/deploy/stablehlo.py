@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from safetensors.numpy import load_file
 
 from gfl_jax.deploy import manifest, params, programs
-from gfl_jax.deploy.trained import Trained
+from gfl_jax.deploy.trained import Program, Trained
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 _SUFFIX = 'stablehlo'
@@ -54,7 +54,7 @@ def write(trained: Trained, folder: str | os.PathLike) -> None:
   )
 
 
-def load(folder: str | os.PathLike, described: manifest.Manifest) -> programs.Program:
+def load(folder: str | os.PathLike, described: manifest.Manifest) -> Program:
   """The program of a folder whose manifest was read.
 
   It is compiled at the first batch of each shape, on the platform of this process.

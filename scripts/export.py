@@ -1,0 +1,57 @@
+"""Exports the detector of a run, and says so once it is known to be equal to it.
+
+  python scripts/export.py --run=runs/demo --format=stablehlo --out=exports/demo
+
+Formats:
+  params     the parameters in one safetensors file, with config and class names
+  stablehlo  programs for cpu, cuda and tpu: images to detections, any batch size; jax
+             alone runs them
+  onnx       the same for onnxruntime; needs the extra: pip install -e '.[onnx]'
+
+Programs are compared with the run on its evaluation images, or on --images. The folder
+--out gets a manifest.json, which says what goes in and what comes out.
+"""
+
+import pathlib
+
+from absl import app, flags, logging
+
+from gfl_jax import launch
+
+_RUN = flags.DEFINE_string('run', None, "The run's folder.")
+_FORMAT = flags.DEFINE_enum(
+  'format', None, ['params', 'stablehlo', 'onnx'], 'What to export.'
+)
+_OUT = flags.DEFINE_string('out', None, 'Folder of the export.')
+_STEP = flags.DEFINE_string('step', 'newest', "'newest', 'best' or a number of steps.")
+_WEIGHTS = flags.DEFINE_enum(
+  'weights',
+  'ema',
+  ['ema', 'raw'],
+  "'ema': the running average of the parameters, where there is one.",
+)
+_IMAGES = flags.DEFINE_list(
+  'images', [], 'Files, folders or quoted patterns to compare on, with commas between.'
+)
+
+
+def main(argv: list[str]) -> None:
+  """Loads the run, exports it and prints what was compared."""
+  if argv[1:]:
+    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  logging.set_verbosity(logging.WARNING)
+  from gfl_jax.inference import export, runs
+
+  launch.use_compilation_cache(_RUN.value)
+  trained = runs.load_run(_RUN.value, _STEP.value, _WEIGHTS.value)
+  result = export.export(trained, _FORMAT.value, _OUT.value, images=_IMAGES.value)
+  folder = pathlib.Path(_OUT.value)
+  size = sum(path.stat().st_size for path in folder.iterdir())
+  print(f'{folder}: {_FORMAT.value}, {size / 2**20:.1f} MiB')
+  for name, value in {**trained.origin, **result}.items():
+    print(f'{name.replace("_", " "):20} {value}')
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['run', 'format', 'out'])
+  launch.run(main)
