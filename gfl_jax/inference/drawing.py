@@ -17,6 +17,7 @@ _MAX_ENLARGED = 8
 _LINE_SHARE, _FONT_SHARE = 1 / 280, 1 / 40  # of the geometric mean of width and height
 _MIN_FONT, _MAX_FONT = 10, 96  # px
 _BAND_OPACITY = 85  # of 255
+_BRIGHT = 115  # of 255: from here on a label's text is black
 
 Rectangle = tuple[float, float, float, float]
 
@@ -43,7 +44,7 @@ def draw(image: UInt8[np.ndarray, 'h w 3'], found: ImageDetections) -> Image.Ima
   if zoom > 1:
     picture = picture.resize((width * zoom, height * zoom), Image.Resampling.BICUBIC)
   scale = math.sqrt(picture.width * picture.height)
-  line = max(1, round(scale * _LINE_SHARE))
+  line = max(2, round(scale * _LINE_SHARE))
   weakest_first = reversed(range(len(found)))
   boxes = [tuple(box) for box in (found.boxes * zoom).tolist()]
   spreads = (found.edge_std * zoom).tolist()
@@ -107,7 +108,9 @@ def _draw_label(drawing, size, box, text, color, font, taken) -> None:
     return
   taken.append(spot)
   drawing.rounded_rectangle(spot, radius=pad, fill=color)
-  drawing.text((spot[0] + pad, spot[1] + pad / 2), text, font=font, fill='white')
+  brightness = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+  ink = 'white' if brightness < _BRIGHT else 'black'
+  drawing.text((spot[0] + pad, spot[1] + pad / 2), text, font=font, fill=ink)
 
 
 def _free_spot(box, width, height, size, taken) -> Rectangle | None:
