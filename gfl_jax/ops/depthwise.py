@@ -81,18 +81,17 @@ def _backward(strides, padding, saved, grad):
   spread = lax.pad(grad, grad.dtype.type(0), ((0, 0, 0), *margins, (0, 0, 0)))
   images_grad = _correlate(spread, kernel[::-1, ::-1], (1, 1))
 
-  # A tap's gradient is a sum over images and cells. Adding the images up first and the
-  # cells by a matrix product is what XLA makes fast code of.
+  # A tap's gradient is a sum over images and cells, which XLA makes fast code of when
+  # it is a matrix product. One loop body for all taps: unrolled they compile for long.
   padded = jnp.pad(images, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
-  exact, cells = grad.astype(jnp.float32), grad.shape[1] * grad.shape[2]
-  ones = jnp.ones(cells, jnp.float32)
-  taps = []
-  for row in range(size[0]):
-    for column in range(size[1]):
-      part = _shifted(padded, row, column, grad.shape[1:3], strides)
-      summed = sum(part[i] * exact[i] for i in range(len(exact)))
-      taps.append(ones @ jnp.reshape(summed, (cells, -1)))
-  kernel_grad = jnp.stack(taps).reshape(kernel.shape)
+  exact, cells = grad.astype(jnp.float32), grad.shape[1:3]
+  ones = jnp.ones(exact[..., 0].size, jnp.float32)
+
+  def of_tap(tap):
+    part = _shifted(padded, tap // size[1], tap % size[1], cells, strides)
+    return ones @ jnp.reshape(part * exact, (ones.size, -1))
+
+  kernel_grad = lax.map(of_tap, jnp.arange(size[0] * size[1])).reshape(kernel.shape)
   return images_grad.astype(images.dtype), kernel_grad.astype(kernel.dtype)
 
 
@@ -115,11 +114,9 @@ def _correlate(padded: Array, kernel: Array, strides: Sizes) -> Array:
   return total
 
 
-def _shifted(padded: Array, row: int, column: int, cells, strides: Sizes) -> Array:
+def _shifted(padded: Array, row, column, cells, strides: Sizes) -> Array:
   """[B, rows, columns, C]: what the tap (row, column) sees at each cell."""
-  height, width = (
-    (n - 1) * stride + 1 for n, stride in zip(cells, strides, strict=True)
-  )
-  return padded[
-    :, row : row + height : strides[0], column : column + width : strides[1]
-  ]
+  extent = [(n - 1) * stride + 1 for n, stride in zip(cells, strides, strict=True)]
+  sizes = (padded.shape[0], *extent, padded.shape[3])
+  part = lax.dynamic_slice(padded, (0, row, column, 0), sizes)
+  return part[:, :: strides[0], :: strides[1]]
