@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from gfl_jax.models import build_detector, init_variables
-from gfl_jax.training import parallel, step
+from gfl_jax.training import experiment, parallel, step
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(f for f in (ROOT / 'configs').glob('*.py') if f.stem != '__init__')
+CASES = [(f, ()) for f in FILES] + [(ROOT / 'configs' / 'bccd.py', ('pretrained',))]
 
 
 def load(file):
@@ -24,12 +25,17 @@ def load(file):
   return module
 
 
-@pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)
-def test_config_says_how_it_is_run_and_runs_a_step(file):
+@pytest.mark.parametrize(
+  ('file', 'arguments'),
+  CASES,
+  ids=lambda x: x.stem if isinstance(x, pathlib.Path) else '',
+)
+def test_config_says_how_it_is_run_and_runs_a_step(file, arguments):
   module = load(file)
-  name = file.relative_to(ROOT)
-  assert f'python scripts/train.py --config={name}' in module.__doc__
-  config = module.get_config()
+  name = ':'.join([str(file.relative_to(ROOT)), *arguments])
+  assert f'python scripts/train.py --config={name} ' in module.__doc__
+  config = module.get_config(*arguments)
+  experiment.check_config(config)
   assert config.model.box is config.box and config.model.score is config.score
   config.model.backbone.widths = tuple(8 for _ in config.model.backbone.widths)
   config.model.backbone.norm_groups = 4
@@ -45,6 +51,11 @@ def test_config_says_how_it_is_run_and_runs_a_step(file):
   state, scalars = update(devices.replicate(state), devices.split(batch), {})
   assert state.step == 1
   assert all(np.isfinite(value) for value in scalars.values()), scalars
+
+
+def test_a_start_that_bccd_does_not_have_is_an_error():
+  with pytest.raises(ValueError, match="start='imagenet' must be 'scratch' or"):
+    load(ROOT / 'configs' / 'bccd.py').get_config('imagenet')
 
 
 def train(*arguments):
