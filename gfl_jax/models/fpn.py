@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -72,4 +73,7 @@ def upsample_nearest(
   if x.shape[1:3] != (-(-height // 2), -(-width // 2)):
     raise ValueError(f'{x.shape[1:3]=} must be half of {size=}, rounded up')
   x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-  return x[:, :height, :width]
+  for axis, length in ((1, height), (2, width)):
+    if x.shape[axis] > length:  # indexing is a gather where the batch size is symbolic
+      x = jax.lax.slice_in_dim(x, 0, length, axis=axis)
+  return x
