@@ -21,9 +21,9 @@ def depthwise_conv(
 ) -> Float[Array, 'b h2 w2 c']:
   """Each channel convolved with a filter of its own: lax.conv_general_dilated's result.
 
-  XLA's grouped convolution on CPUs is 20 to 70 times slower than a sum of shifted
-  images, one for each tap of the filter, and its gradient 5 to 20 times: there it is
-  that sum. Every other platform, exported programs included, gets the convolution.
+  XLA's grouped convolution on CPUs is far slower than a sum of shifted images, one for
+  each tap of the filter: there it is that sum. Every other platform gets the
+  convolution.
 
   Args:
     images: NHWC.
