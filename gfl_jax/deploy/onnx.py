@@ -17,6 +17,7 @@ import numpy as np
 
 from gfl_jax.deploy import manifest, onnx_graph, programs
 from gfl_jax.deploy.onnx_operators import OPERATORS
+from gfl_jax.deploy.onnx_suppression import class_aware_nms
 from gfl_jax.deploy.stablehlo import batch_shapes
 from gfl_jax.deploy.trained import Program, Trained
 
@@ -47,12 +48,17 @@ def write(trained: Trained, folder: str | os.PathLike) -> None:
       f'model.dtype={trained.config.model.dtype!r} has no ONNX form: see in_float32'
     )
   folder, described = pathlib.Path(folder), []
-  function = programs.make_function(trained.config)
-  for canvas in manifest.canvases(trained.config):
+  config = trained.config
+  function = programs.make_function(config)
+  native = class_aware_nms(
+    iou_threshold=config.decode.nms_iou, num_classes=config.model.num_classes
+  )
+  operators = {**OPERATORS, 'jit:class_aware_nms': native}
+  for canvas in manifest.canvases(config):
     name = programs.file_name(canvas, _SUFFIX)
     try:
       graph = onnx_graph.convert(
-        function, trained.variables, batch_shapes(canvas), OPERATORS
+        function, trained.variables, batch_shapes(canvas), operators
       )
     except NotImplementedError as error:
       raise ValueError(
@@ -76,7 +82,7 @@ def load(folder: str | os.PathLike, described: manifest.Manifest) -> Program:
     ValueError: the extra `onnx` is not installed, or onnxruntime refuses a file.
   """
   try:
-    import onnxruntime  # pyright: ignore[reportMissingImports]
+    import onnxruntime
   except ImportError as error:
     raise _missing(error) from error
 
@@ -98,8 +104,8 @@ def _missing(error: ImportError) -> ValueError:
 def _model(graph: onnx_graph.WholeGraph, trained: Trained) -> Any:
   """The file's content, with the names of the classes beside the graph."""
   try:
-    import onnx  # pyright: ignore[reportMissingImports]
-    from onnx import helper  # pyright: ignore[reportMissingImports]
+    import onnx
+    from onnx import helper
   except ImportError as error:
     raise _missing(error) from error
   model = helper.make_model(
@@ -120,7 +126,7 @@ def _model(graph: onnx_graph.WholeGraph, trained: Trained) -> Any:
 
 
 def _graph(graph: onnx_graph.WholeGraph, name: str) -> Any:
-  from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
+  from onnx import helper, numpy_helper
 
   return helper.make_graph(
     [
@@ -138,7 +144,7 @@ def _graph(graph: onnx_graph.WholeGraph, name: str) -> Any:
 
 
 def _attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-  from onnx import helper  # pyright: ignore[reportMissingImports]
+  from onnx import helper
 
   def value(x):
     if isinstance(x, onnx_graph.WholeGraph):
@@ -149,7 +155,7 @@ def _attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _port(port: onnx_graph.Port) -> Any:
-  from onnx import helper  # pyright: ignore[reportMissingImports]
+  from onnx import helper
 
   sizes = [s if onnx_graph.is_static([s]) else onnx_graph.BATCH for s in port.shape]
   dtype = helper.np_dtype_to_tensor_dtype(port.dtype)

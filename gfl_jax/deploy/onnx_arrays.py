@@ -95,6 +95,14 @@ def where(graph: Graph, which: Tensor, yes: Tensor, no: Tensor, aval: Any) -> Te
   return broadcasting(graph, 'Or', [first, second], aval)
 
 
+def _max(graph, equation, inputs):
+  kept = [x for x in inputs if x.array is None or x.array.ndim or x.array != 0]
+  if len(kept) == 1 and kept[0].dtype == np.float32:
+    # What runtimes make a part of the convolution before it.
+    return _elementwise('Relu', graph, equation, kept)
+  return _elementwise('Max', graph, equation, inputs)
+
+
 def _clamp(graph, equation, inputs):
   low, value, high = inputs
   (raised,) = _elementwise('Max', graph, equation, [value, low])
@@ -102,7 +110,27 @@ def _clamp(graph, equation, inputs):
 
 
 def _convert(graph, equation, inputs):
-  return [graph.cast(inputs[0], equation.params['new_dtype'])]
+  value, dtype = inputs[0], equation.params['new_dtype']
+  if value.dtype != np.uint8 or len(value.shape) != 4:
+    return [graph.cast(value, dtype)]
+  # Images become planes. onnxruntime moves the transposition that turns them back down
+  # to the first convolution, which undoes it, and so normalises plane by plane, several
+  # times as fast. A transposition here it would move, too, and have both cancelled.
+  images, height, width, channels = value.shape
+  plane = (images, 1, height, width)
+  parts = graph.node(
+    'Split',
+    [value, int64([1] * channels)],
+    [(value.dtype, (images, height, width, 1))] * channels,
+    axis=3,
+  )
+  (planes,) = graph.node(
+    'Concat',
+    [graph.reshape(part, plane) for part in parts],
+    [(value.dtype, (images, channels, height, width))],
+    axis=1,
+  )
+  return [graph.transpose(graph.cast(planes, dtype), (0, 2, 3, 1))]
 
 
 def _same(graph, equation, inputs):
@@ -154,6 +182,8 @@ def _slice(graph, equation, inputs):
     if (start, stop, stride) != (0, size, 1)
   ]
   need(all(is_static(part) for part in cut), equation)
+  if not cut:
+    return [value]
   axes, starts, stops, steps = (int64(x) for x in zip(*cut, strict=True))
   out = equation.outvars[0].aval
   return graph.node(
@@ -268,7 +298,7 @@ ARRAY_OPERATORS: dict[str, Callable[[Graph, Any, list[Tensor]], Outputs]] = {
   'log': _simple('Log'),
   'logistic': _simple('Sigmoid'),
   'lt': _simple('Less'),
-  'max': _simple('Max'),
+  'max': _max,
   'min': _simple('Min'),
   'mul': _simple('Mul'),
   'ne': _not_equal,

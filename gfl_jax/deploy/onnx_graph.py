@@ -28,6 +28,7 @@ class Tensor:
     dtype: of the value.
     shape: of the value; the batch is a symbolic dimension.
     stored: the shape it has in the graph: 1 where a broadcast is not carried out.
+    depth: of the graph it is in: 0, or in how many loops.
   """
 
   name: str
@@ -35,6 +36,7 @@ class Tensor:
   dtype: Any
   shape: tuple[Any, ...]
   stored: tuple[Any, ...]
+  depth: int = 0
 
 
 # Those that hold jaxprs, that broadcast, and that would tell about this machine.
@@ -82,12 +84,15 @@ class Graph:
 
   def __init__(self, operators: Mapping[str, Callable], parent: 'Graph | None' = None):
     """Args:
-    operators: for each primitive a function (graph, equation, inputs) -> outputs.
+    operators: for each primitive a function (graph, equation, inputs) -> outputs. The
+      name 'jit:f' stands for all that a jitted function f does.
     parent: of a body, which sees the values of the graph around it.
     """
     self._operators = operators
     self._nodes: list[Node] = []
+    self._parent = parent
     self._root: Graph = parent._root if parent else self
+    self.depth: int = parent.depth + 1 if parent else 0
     self._counter = 0
     self._names: dict[Any, str] = {}  # of constants, by what they are
     self._constants: dict[str, np.ndarray] = {}
@@ -100,6 +105,10 @@ class Graph:
     """A name that is not taken, in this graph and all bodies."""
     self._root._counter += 1
     return f'{hint}_{self._root._counter}'
+
+  def tensor(self, name: str, dtype: Any, shape: Sequence[Any]) -> Tensor:
+    """A value of this graph, stored in full."""
+    return Tensor(name, None, np.dtype(dtype), tuple(shape), tuple(shape), self.depth)
 
   def inline(self, closed: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Adds the nodes of a closed jaxpr; gives its outputs.
@@ -118,16 +127,17 @@ class Graph:
 
   def _apply(self, equation: Any, inputs: list[Tensor]) -> Sequence[Tensor]:
     name = equation.primitive.name
+    whole = f'jit:{equation.params.get("name")}'
+    if name == 'jit' and whole in self._operators:
+      return self._operators[whole](self, equation, inputs)
+    if name not in _NEVER_FOLDED:
+      known = _known(equation, inputs)
+      if known is not None:
+        return known
+    if self._parent and all(x.depth < self.depth for x in inputs):
+      return self._parent._apply(equation, inputs)  # the same at every step of the loop
     if name not in self._operators:
-      raise NotImplementedError(f'ONNX form of {name!r} is not known')
-    if name not in _NEVER_FOLDED and all(
-      x.array is not None and is_static(x.shape) for x in inputs
-    ):
-      if all(is_static(v.aval.shape) for v in equation.outvars):
-        arrays = [np.broadcast_to(x.array, x.shape) for x in inputs]
-        found = equation.primitive.bind(*arrays, **equation.params)
-        found = found if equation.primitive.multiple_results else [found]
-        return [constant(x) for x in found]
+      raise NotImplementedError(f'the primitive {name!r}')
     return self._operators[name](self, equation, inputs)
 
   def node(
@@ -146,8 +156,8 @@ class Graph:
       **attributes: of the node.
     """
     results = [
-      Tensor(self.new_name(operator.lower()), None, np.dtype(dtype), tuple(s), tuple(s))
-      for dtype, s in outputs
+      self.tensor(self.new_name(operator.lower()), dtype, shape)
+      for dtype, shape in outputs
     ]
     names = ['' if x is None else self.name_of(x) for x in inputs]
     self._nodes.append(
@@ -171,6 +181,8 @@ class Graph:
     """The tensor with its broadcasts carried out."""
     if tensor.stored == tensor.shape:
       return tensor
+    if self._parent and tensor.depth < self.depth:
+      return self._parent.full(tensor)
     if tensor.array is not None and is_static(tensor.shape):
       return constant(np.ascontiguousarray(np.broadcast_to(tensor.array, tensor.shape)))
     return self.node(
@@ -238,6 +250,18 @@ class Graph:
     return WholeGraph(self._nodes, inputs, outputs, self._constants)
 
 
+def _known(equation: Any, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+  """What an equation gives whose inputs are constants; None if one is not."""
+  shapes = [v.aval.shape for v in equation.outvars] + [x.shape for x in inputs]
+  arrays = [x.array for x in inputs if x.array is not None]
+  if len(arrays) < len(inputs) or not all(is_static(shape) for shape in shapes):
+    return None
+  full = [np.broadcast_to(a, x.shape) for a, x in zip(arrays, inputs, strict=True)]
+  found = equation.primitive.bind(*full, **equation.params)
+  found = found if equation.primitive.multiple_results else [found]
+  return [constant(x) for x in found]
+
+
 def is_static(shape: Sequence[Any]) -> bool:
   """Whether all dimensions are numbers."""
   return all(isinstance(size, int | np.integer) for size in shape)
@@ -265,7 +289,7 @@ def convert(
   graph = Graph(operators)
   names = sorted(batch)  # as jax orders a dict
   inputs = [Port(n, np.dtype(batch[n].dtype), batch[n].shape) for n in names]
-  values = [Tensor(p.name, None, p.dtype, p.shape, p.shape) for p in inputs]
+  values = [graph.tensor(port.name, port.dtype, port.shape) for port in inputs]
   graph.measure_batch(values[0])
   known = [constant(leaf) for leaf in jax.tree.leaves(variables)]
   found = zip(sorted(shapes), graph.inline(closed, [*known, *values]), strict=True)

@@ -23,8 +23,13 @@ def _dot_general(graph, equation, inputs):
   need(
     tuple(left_axes) == (len(left.shape) - 1,) and tuple(right_axes) == (0,), equation
   )
-  out = equation.outvars[0].aval
-  return graph.node('MatMul', [left, right], [(out.dtype, out.shape)])
+  # As one product of matrices: runtimes do many small ones one by one.
+  length, out = right.shape[0], equation.outvars[0].aval
+  left = graph.reshape(left, ('rows', length))
+  right = graph.reshape(right, (length, *(right.shape[1:] or (1,))))
+  shape = ('rows', right.shape[1])
+  (product,) = graph.node('MatMul', [left, right], [(out.dtype, shape)])
+  return [graph.reshape(product, out.shape)]
 
 
 def _convolution(graph, equation, inputs):
@@ -194,9 +199,7 @@ def _loop(graph, equation, carried, step, going, length) -> Outputs:
   bool tensor, asked before each step."""
   carried = [graph.full(x) for x in carried]
   body = graph.body()
-  state = [
-    Tensor(graph.new_name('state'), None, x.dtype, x.shape, x.shape) for x in carried
-  ]
+  state = [body.tensor(graph.new_name('state'), x.dtype, x.shape) for x in carried]
   results = step(body, state)
   on = body.output(going(body, results[: len(state)]), graph.new_name('going'))
   outputs = [body.output(x, graph.new_name('result')) for x in results]

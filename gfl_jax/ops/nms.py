@@ -1,5 +1,7 @@
 """Suppression of boxes that say the same, and means of them, in fixed sizes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -8,6 +10,9 @@ from gfl_jax.ops import boxes as box_ops
 from gfl_jax.ops.types import ArrayLike
 
 
+# A function of its own in a program, so that an export can put the operator that a
+# runtime has for it in its place.
+@functools.partial(jax.jit, static_argnames=('iou_threshold', 'max_outputs'))
 def class_aware_nms(
   boxes: Float[ArrayLike, 'n 4'],
   scores: Float[ArrayLike, ' n'],
