@@ -64,7 +64,8 @@ def write(trained: Trained, folder: str | os.PathLike) -> None:
       raise ValueError(
         f'this detector cannot be written as ONNX ({error}): export it as stablehlo'
       ) from error
-    (folder / name).write_bytes(_model(graph, trained).SerializeToString())
+    classes = {'class_names': trained.class_names, 'category_ids': trained.category_ids}
+    (folder / name).write_bytes(make_model(graph, classes).SerializeToString())
     described.append({'file': name, 'canvas': list(canvas), 'batch': 'any'})
   manifest.write(
     folder,
@@ -101,8 +102,18 @@ def _missing(error: ImportError) -> ValueError:
   return ValueError(f"ONNX needs an extra ({error}): pip install -e '.[onnx]'")
 
 
-def _model(graph: onnx_graph.WholeGraph, trained: Trained) -> Any:
-  """The file's content, with the names of the classes beside the graph."""
+def make_model(
+  graph: onnx_graph.WholeGraph, properties: Mapping[str, Any] | None = None
+) -> Any:
+  """An onnx.ModelProto of a graph.
+
+  Args:
+    graph: from onnx_graph.convert.
+    properties: kept in the file's metadata, as JSON.
+
+  Raises:
+    ValueError: the extra `onnx` is not installed.
+  """
   try:
     import onnx
     from onnx import helper
@@ -114,13 +125,8 @@ def _model(graph: onnx_graph.WholeGraph, trained: Trained) -> Any:
     ir_version=_IR_VERSION,
     producer_name='gfl_jax',
   )
-  helper.set_model_props(
-    model,
-    {
-      'class_names': json.dumps(trained.class_names),
-      'category_ids': json.dumps(trained.category_ids),
-    },
-  )
+  properties = {k: json.dumps(v) for k, v in (properties or {}).items()}
+  helper.set_model_props(model, properties)
   onnx.checker.check_model(model)
   return model
 
