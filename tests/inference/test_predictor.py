@@ -204,7 +204,7 @@ def test_bad_input_is_told(images, options, error, says):
 @pytest.mark.parametrize('format', ['params', 'stablehlo', 'onnx'])
 def test_an_export_finds_what_its_run_finds(run, found, format, tmp_path):
   if format == 'onnx':
-    pytest.importorskip('jax2onnx')
+    pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
   module = importlib.import_module(f'gfl_jax.deploy.{format}')
   module.write(runs.load_run(run), tmp_path)
