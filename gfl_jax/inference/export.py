@@ -31,7 +31,7 @@ def export(
 
   Parameters are read back and compared bit for bit. Programs are loaded and run on
   images: on each canvas, at least `verification.NUM_IMAGES` of them. If anything fails,
-  the folder stays as it was.
+  the folder stays as it was. ONNX is exported, and compared, with a trunk in float32.
 
   Args:
     trained: the detector.
@@ -50,18 +50,22 @@ def export(
     raise ValueError(f'{format=} is not one of {manifest.FORMATS}')
   out = pathlib.Path(out)
   _check_out(out)
+  placed = []
+  if format != 'params':
+    placed = verification.sample_images(trained.config, images, leave_out=out)
   out.absolute().parent.mkdir(parents=True, exist_ok=True)
   part = out.absolute().with_name(f'.{out.name}.part.{os.getpid()}')
   part.mkdir()
   try:
     # Imported only where asked for: the packages of one format are an extra.
     module = importlib.import_module(f'gfl_jax.deploy.{format}')
+    if format == 'onnx':
+      trained = module.in_float32(trained)
     module.write(trained, part)
     loaded = module.load(part, manifest.read(part))
     if format == 'params':
       result = _verify_params(trained, loaded)
     else:
-      placed = verification.sample_images(trained.config, images, leave_out=out)
       result = _verify_program(trained, loaded, placed, precise=format == 'onnx')
     manifest.record_verification(part, result)
     if out.exists():
