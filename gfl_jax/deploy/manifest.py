@@ -15,19 +15,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gfl_jax import files
-from gfl_jax.deploy.trained import Trained, stored_config
+from gfl_jax.deploy import checks
+from gfl_jax.deploy.trained import NOT_WHOLE, Trained, stored_config
 
 NAME = 'manifest.json'
 VERSION = 1  # of the folder's form; a reader refuses what is newer
 FORMATS = ('params', 'stablehlo', 'onnx')
 _KIND = 'gfl_jax export'
-_NOT_WHOLE = (
-  json.JSONDecodeError,
-  UnicodeDecodeError,
-  KeyError,
-  TypeError,
-  AttributeError,
-)
 
 INPUTS = {
   'images': {
@@ -173,17 +167,18 @@ def read(folder: str | os.PathLike) -> Manifest:
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
     check_head(content, path)
+    names, ids = checks.checked_classes(content['class_names'], content['category_ids'])
     found = Manifest(
       format=content['format'],
-      class_names=tuple(content['class_names']),
-      category_ids=tuple(content['category_ids']),
+      class_names=names,
+      category_ids=ids,
       config=stored_config(content['config']),
       origin=content['origin'],
       programs=tuple(content['programs']),
       files=dict(content['files']),
       verification=content['verification'],
     )
-  except _NOT_WHOLE as error:
+  except NOT_WHOLE as error:
     raise ValueError(
       f'{path} is no whole manifest of an export ({error!r}): export again'
     ) from error
@@ -209,11 +204,13 @@ def check_head(content: Mapping[str, Any], path: str | os.PathLike) -> None:
   """
   if not isinstance(content, Mapping) or content.get('kind') != _KIND:
     raise ValueError(f'{path} is not of an export of gfl_jax')
-  if int(content['format_version']) > VERSION:
+  version = content.get('format_version')
+  if not isinstance(version, int):
+    raise ValueError(f'{path} has format_version={version!r}, no number: export again')
+  if version > VERSION:
     raise ValueError(
-      f'{path} has format version {content["format_version"]}, made by gfl_jax'
-      f' {content["versions"]["gfl-jax"]}; this one reads up to {VERSION}: update'
-      ' gfl_jax'
+      f'{path} has format version {version}, and this gfl_jax reads up to {VERSION}:'
+      ' update gfl_jax'
     )
 
 

@@ -1,5 +1,7 @@
 """A detector's parameters in one safetensors file that says what they are of."""
 
+import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -9,10 +11,11 @@ from typing import Any
 import numpy as np
 import safetensors
 from flax import traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from gfl_jax.deploy import manifest
-from gfl_jax.deploy.trained import Trained, stored_config
+from gfl_jax import files
+from gfl_jax.deploy import checks, manifest
+from gfl_jax.deploy.trained import NOT_WHOLE, Trained, stored_config
 
 FILE = 'weights.safetensors'
 
@@ -42,13 +45,13 @@ def write_weights(trained: Trained, folder: str | os.PathLike) -> dict[str, np.n
   The arrays have names like 'params/backbone/stem/conv/kernel', the kernels of
   convolutions the shape [height, width, in, out]. The file's metadata holds 'kind',
   'format_version', 'versions', 'config', 'class_names', 'category_ids' and 'origin',
-  each as JSON.
+  each as JSON, and 'sha256', of all that and of the arrays.
 
   Returns:
     The arrays by their names.
   """
   arrays = {
-    # `save_file` writes the bytes of a transposed array in the order they lie in.
+    # `save` writes the bytes of a transposed array in the order they lie in.
     name: np.asarray(leaf, order='C')
     for name, leaf in traverse_util.flatten_dict(trained.variables, sep='/').items()
   }
@@ -59,11 +62,10 @@ def write_weights(trained: Trained, folder: str | os.PathLike) -> dict[str, np.n
     'category_ids': trained.category_ids,
     'origin': dict(trained.origin),
   }
-  save_file(
-    arrays,
-    pathlib.Path(folder) / FILE,
-    metadata={name: json.dumps(value) for name, value in metadata.items()},
-  )
+  stored = {name: json.dumps(value) for name, value in metadata.items()}
+  stored['sha256'] = _sha256(arrays, stored)
+  # `save_file` would make a file that its owner alone can read.
+  files.write_whole(pathlib.Path(folder) / FILE, save(arrays, metadata=stored))
   return arrays
 
 
@@ -77,7 +79,8 @@ def read(path: str | os.PathLike) -> Trained:
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: no whole safetensors file, not one of these, or of a newer version.
+    ValueError: no whole safetensors file, not one of these, of a newer version, not as
+      it was written, or parameters that are not those of its config's detector.
   """
   if not pathlib.Path(path).is_file():
     raise FileNotFoundError(f'{path} does not exist')
@@ -87,15 +90,44 @@ def read(path: str | os.PathLike) -> Trained:
       arrays = {name: file.get_tensor(name) for name in file.keys()}
   except safetensors.SafetensorError as error:
     raise ValueError(f'{path} is no whole safetensors file: {error}') from error
+  manifest.check_head(_head_of(stored), path)
+  if stored.get('sha256') != _sha256(arrays, stored):
+    raise ValueError(
+      f'{path} is not as it was written (its SHA-256 differs from the one in its'
+      ' metadata): copy it again, or export again'
+    )
   try:
-    metadata = {name: json.loads(text) for name, text in stored.items()}
-  except json.JSONDecodeError:
-    metadata = {}
-  manifest.check_head(metadata, path)
-  return Trained(
-    config=stored_config(metadata['config']),
-    variables=nested(arrays),
-    class_names=tuple(metadata['class_names']),
-    category_ids=tuple(metadata['category_ids']),
-    origin=metadata['origin'],
-  )
+    metadata = {name: json.loads(text) for name, text in _described(stored).items()}
+    names, ids = checks.checked_classes(
+      metadata['class_names'], metadata['category_ids']
+    )
+    config, origin = stored_config(metadata['config']), metadata['origin']
+  except NOT_WHOLE as error:
+    raise ValueError(
+      f'{path} does not say what it is of ({error!r}): export again'
+    ) from error
+  trained = Trained(config, nested(arrays), names, ids, origin)
+  checks.check_trained(trained, path)
+  return trained
+
+
+def _head_of(stored: Mapping[str, str]) -> dict[str, Any]:
+  """What `check_head` reads; a newer version may hold all else in another form."""
+  head = {}
+  for name in ('kind', 'format_version'):
+    with contextlib.suppress(KeyError, json.JSONDecodeError):
+      head[name] = json.loads(stored[name])
+  return head
+
+
+def _described(stored: Mapping[str, str]) -> dict[str, str]:
+  return {name: text for name, text in stored.items() if name != 'sha256'}
+
+
+def _sha256(arrays: Mapping[str, np.ndarray], stored: Mapping[str, str]) -> str:
+  """Of the metadata and of the arrays, each by name, whatever their order in a file."""
+  total = hashlib.sha256(json.dumps(_described(stored), sort_keys=True).encode())
+  for name, array in sorted(arrays.items()):
+    total.update(f'{name} {array.dtype} {array.shape}'.encode())
+    total.update(array.tobytes())
+  return total.hexdigest()

@@ -1,12 +1,22 @@
 """A trained detector: what every export is made of, and what every use begins with."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+# What a file raises that is not what was written, where its content is taken apart.
+NOT_WHOLE = (
+  json.JSONDecodeError,
+  UnicodeDecodeError,
+  KeyError,
+  TypeError,
+  AttributeError,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from gfl_jax.deploy import checks
 from gfl_jax.deploy.trained import Found, Program, Trained
 from gfl_jax.evaluation import evaluator
 from gfl_jax.models import build_detector
@@ -37,11 +37,6 @@ def load_run(
   """
   config = run_folder.load_config(path)
   names, category_ids = run_folder.load_classes(path)
-  if len(names) != config.model.num_classes:
-    raise ValueError(
-      f'{path} has model.num_classes={config.model.num_classes} and {len(names)} names'
-      ' in classes.json: write there what each class is called'
-    )
   folder = pathlib.Path(path) / 'checkpoints'
   if not folder.is_dir():
     raise FileNotFoundError(f'{path} has no checkpoints: has its training begun?')
@@ -49,22 +44,14 @@ def load_run(
     number = stored.find(step)
     averaged = weights == 'ema' and config.ema_decay > 0
     variables = stored.restore_variables(number, weights)
-  try:
-    detector = build_detector(config.model)
-  except AttributeError as error:
-    raise ValueError(
-      f'{path}/config.json lacks a field of config.model ({error}): another version of'
-      ' gfl_jax wrote it; add the field as configs/gfl_r50_fpn_1x_coco.py has it'
-    ) from error
-  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-  expected = jax.eval_shape(detector.init, jax.random.key(0), image)
-  checkpoints.check_same(checkpoints.named_leaves(variables), expected, number)
   origin = {
     'run': str(path),
     'step': number,
     'weights': 'ema' if averaged else 'raw',
   }
-  return Trained(config, variables, names, category_ids, origin)
+  trained = Trained(config, variables, names, category_ids, origin)
+  checks.check_trained(trained, path)
+  return trained
 
 
 def make_program(trained: Trained) -> Program:

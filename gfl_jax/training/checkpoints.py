@@ -12,6 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from gfl_jax.deploy.checks import check_same, named_leaves
+
 METRIC = 'AP'
 NOT_EVALUATED = -1.0
 # A file that cannot be reached or held now may be whole: no reason to go back.
@@ -84,10 +86,16 @@ class Checkpoints:
       ValueError: no such step is stored; names those that are.
     """
     stored = self.steps
+    if not stored:
+      raise ValueError(f'{self._folder} holds no checkpoint yet')
     named = {'newest': stored[-1] if stored else None, 'best': self.best_step}
     for step in stored:
       named[str(step)] = step
     found = named.get(str(which))
+    if found is None and which == 'best':
+      raise ValueError(
+        f'step=best: no step in {self._folder} is evaluated yet; stored: {stored}'
+      )
     if found is None:
       raise ValueError(
         f'step={which} is not stored in {self._folder}; stored: {stored}'
@@ -129,7 +137,7 @@ class Checkpoints:
     with _damage(step):
       stored = self._manager.item_metadata(step)['state']
       stored = {x.name: x for x in jax.tree.leaves(stored.tree)}
-    check_same(stored, abstract, step)
+    check_same(stored, abstract, f'the checkpoint of step {step}')
     with _damage(step):
       restored = self._manager.restore(
         step,
@@ -216,13 +224,6 @@ class Checkpoints:
     self._manager.reload()
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by name, as 'params.neck.output0.kernel'."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='.')
-  return {name(path): leaf for path, leaf in leaves}
-
-
 def _checksums(tree: Any) -> dict[str, int]:
   # Orbax stores none for array data: a flipped bit would load without a word.
   crc = lambda x: zlib.crc32(np.ascontiguousarray(x).tobytes())
@@ -245,31 +246,3 @@ def _damage(step: int) -> Iterator[None]:
     raise
   except Exception as error:
     raise DamagedCheckpointError(f'step {step}: {str(error)[:300]}') from error
-
-
-def check_same(stored: Mapping[str, Any], target: Any, step: int) -> None:
-  """Checks that stored leaves are those of a tree.
-
-  Args:
-    stored: by name, as 'params.neck.output0.kernel'.
-    target: a tree of arrays, or of their shapes and dtypes.
-    step: theirs, for the message.
-
-  Raises:
-    ValueError: leaves whose name, shape or dtype differ; the first ten are named.
-  """
-  target = named_leaves(target)
-  describe = lambda x: f'{np.dtype(x.dtype)}{list(x.shape)}'
-  differing = [
-    f'{name}: stored {describe(stored[name]) if name in stored else "nothing"},'
-    f' expected {describe(target[name]) if name in target else "nothing"}'
-    for name in sorted(stored.keys() | target.keys())
-    if name not in stored
-    or name not in target
-    or describe(stored[name]) != describe(target[name])
-  ]
-  if differing:
-    raise ValueError(
-      f'the checkpoint of step {step} belongs to another model or optimiser;'
-      f' {len(differing)} leaves differ:\n  ' + '\n  '.join(differing[:10])
-    )

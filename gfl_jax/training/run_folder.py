@@ -1,5 +1,6 @@
 """A run's folder: its config and environment, and the numbers it logs."""
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -8,14 +9,15 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 
 from gfl_jax import files
-from gfl_jax.deploy.trained import stored_config
+from gfl_jax.deploy import checks
+from gfl_jax.deploy.trained import NOT_WHOLE, stored_config
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'gfl-jax')
 
@@ -53,11 +55,13 @@ def load_config(workdir: str | os.PathLike) -> Any:
 
   Raises:
     FileNotFoundError: the folder is not a run's.
+    ValueError: `config.json` is not whole.
   """
   file = pathlib.Path(workdir) / 'config.json'
   if not file.exists():
     raise FileNotFoundError(f'{workdir} is not the folder of a run: no config.json')
-  return stored_config(json.loads(file.read_text()))
+  with _whole(file):
+    return stored_config(json.loads(file.read_text()))
 
 
 def write_classes(
@@ -81,6 +85,7 @@ def load_classes(workdir: str | os.PathLike) -> tuple[tuple[str, ...], tuple[int
 
   Raises:
     FileNotFoundError: the run has no `classes.json`.
+    ValueError: it is not whole, or has not an id for each name.
   """
   file = pathlib.Path(workdir) / 'classes.json'
   if not file.exists():
@@ -89,8 +94,9 @@ def load_classes(workdir: str | os.PathLike) -> tuple[tuple[str, ...], tuple[int
       ' the form {"names": ["cat", ...], "category_ids": [1, ...]}; scripts/train.py'
       ' writes it when the run is started again'
     )
-  classes = files.read_json(file)
-  return tuple(classes['names']), tuple(classes['category_ids'])
+  with _whole(file):
+    classes = json.loads(file.read_text())
+    return checks.checked_classes(classes['names'], classes['category_ids'])
 
 
 def check_classes(workdir: str | os.PathLike, names: Sequence[str]) -> None:
@@ -165,6 +171,17 @@ def bookkeeping(config: dict[str, Any]) -> dict[str, Any]:
   """The fields that may change from start to start: they change no parameter."""
   fields = ('log_every_steps', 'checkpoint_every_steps', 'eval_every_epochs')
   return {name: config[name] for name in (*fields, 'tensorboard')}
+
+
+@contextlib.contextmanager
+def _whole(file: pathlib.Path) -> Iterator[None]:
+  """Names the file in an error of what it holds."""
+  try:
+    yield
+  except NOT_WHOLE as error:
+    raise ValueError(
+      f'{file} is not what a run writes ({error!r}): put a whole copy there'
+    ) from error
 
 
 def _differences(stored: Any, given: Any, name: str = '') -> list[str]:

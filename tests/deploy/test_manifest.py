@@ -69,6 +69,13 @@ def test_a_newer_version_says_to_update(folder):
     manifest.read(folder)
 
 
+def test_a_newer_version_may_hold_all_else_in_another_form(folder):
+  newer = {'kind': 'gfl_jax export', 'format_version': 9}
+  (folder / manifest.NAME).write_text(json.dumps(newer))
+  with pytest.raises(ValueError, match=r'manifest.json has format version 9.*update'):
+    manifest.read(folder)
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -77,7 +84,11 @@ def test_a_newer_version_says_to_update(folder):
     ({'files': {'../a.bin': ''}}, 'names a file outside its folder'),
     ({'files': {'a.bin': '00'}}, r'a\.bin is not as it was written'),
     ({'class_names': None}, 'no whole manifest'),
+    ({'class_names': 'abc'}, 'no whole manifest'),
+    ({'category_ids': [1, 7]}, '3 names and 2 category_ids'),
     ({'config': {}}, 'no whole manifest'),
+    ({'format_version': 'x'}, r"manifest.json has format_version='x', no number"),
+    ({'format_version': None}, r'manifest.json has format_version=None, no number'),
   ],
 )
 def test_what_cannot_be_meant_is_named(folder, changes, message):

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 
+import ml_collections
 import numpy as np
 import pytest
 import safetensors
@@ -70,17 +72,74 @@ def test_torch_reads_it(exported):
     np.testing.assert_array_equal(tensor.numpy(), flat(trained.variables)[name])
 
 
-def test_transposed_and_scalar_arrays_keep_their_values(tmp_path):
+def test_transposed_arrays_keep_their_values(tmp_path):
   trained = detectors.trained()
-  trained.variables['params']['head']['extra'] = {
-    'turned': np.arange(6, dtype=np.float32).reshape(2, 3).T,
-    'scalar': np.float32(3),
-  }
+  head = trained.variables['params']['head']['class_output']
+  kernel = head['kernel'].copy()
+  head['kernel'] = np.asfortranarray(kernel)
   params.write(trained, tmp_path)
   found = params.load(tmp_path, manifest.read(tmp_path)).variables
-  extra = found['params']['head']['extra']
-  np.testing.assert_array_equal(extra['turned'], [[0, 3], [1, 4], [2, 5]])
-  assert extra['scalar'].shape == () and extra['scalar'] == 3
+  np.testing.assert_array_equal(
+    found['params']['head']['class_output']['kernel'], kernel
+  )
+
+
+def test_others_may_read_it(exported, tmp_path):
+  (tmp_path / 'plain').write_bytes(b'')
+  folder, _ = exported
+  assert (folder / params.FILE).stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+def test_a_changed_byte_of_a_lone_file_is_found(exported, tmp_path):
+  folder, _ = exported
+  content = bytearray((folder / params.FILE).read_bytes())
+  path = tmp_path / 'x.safetensors'
+  content[-9] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=r'x\.safetensors is not as it was written'):
+    params.read(path)
+  content[-9] ^= 1
+  path.write_bytes(content.replace(b'ttchen', b'ttchem'))
+  with pytest.raises(ValueError, match=r'x\.safetensors is not as it was written'):
+    params.read(path)
+
+
+def without_a_tensor(trained):
+  del trained.variables['params']['head']['class_output']['bias']
+
+
+def of_another_shape(trained):
+  trained.variables['params']['head']['class_output']['bias'] = np.zeros(5, np.float32)
+
+
+@pytest.mark.parametrize(
+  ('change', 'fields', 'message'),
+  [
+    (
+      without_a_tensor,
+      {},
+      r'class_output\.bias: stored nothing, expected float32\[3\]',
+    ),
+    (
+      of_another_shape,
+      {},
+      r'class_output\.bias: stored float32\[5\], expected .*\[3\]',
+    ),
+    (None, {'class_names': ('a',), 'category_ids': (1,)}, 'num_classes=3 and 1 names'),
+    (None, {'category_ids': (1,)}, '3 names and 1 category_ids'),
+    (None, {'config': ml_collections.ConfigDict()}, 'does not say what it is of'),
+  ],
+)
+def test_what_does_not_fit_together_is_told_on_reading(
+  tmp_path, change, fields, message
+):
+  trained = dataclasses.replace(detectors.trained(), **fields)
+  if change:
+    change(trained)
+  params.write_weights(trained, tmp_path)
+  with pytest.raises(ValueError, match=message) as error:
+    params.read(tmp_path / params.FILE)
+  assert str(tmp_path / params.FILE) in str(error.value)
 
 
 def test_another_file_a_cut_one_and_none_are_errors(exported, tmp_path):
@@ -99,10 +158,9 @@ def test_another_file_a_cut_one_and_none_are_errors(exported, tmp_path):
     params.read(tmp_path / 'none.safetensors')
 
 
-def test_a_newer_version_says_to_update(exported, tmp_path, monkeypatch):
-  _, trained = exported
-  monkeypatch.setattr(manifest, 'VERSION', 9)
-  params.write(trained, tmp_path)
-  monkeypatch.undo()
+def test_a_newer_version_says_to_update(tmp_path):
+  path = tmp_path / 'x.safetensors'
+  head = {'kind': '"gfl_jax export"', 'format_version': '9', 'names': 'no JSON'}
+  save_file({'a': np.zeros(2)}, path, metadata=head)
   with pytest.raises(ValueError, match='format version 9.*update gfl_jax'):
-    params.read(tmp_path / params.FILE)
+    params.read(path)

@@ -116,12 +116,54 @@ def test_another_architecture_says_what_differs(copy):
   assert len(str(error.value).splitlines()) == 11  # the first ten
 
 
-def test_a_config_of_another_version_says_what_it_lacks(copy):
+@pytest.mark.parametrize(
+  'part, field',
+  [('model', 'num_classes'), ('decode', 'score_threshold'), ('data', 'short_side')],
+)
+def test_a_config_of_another_version_says_what_it_lacks(copy, part, field):
   config = json.loads((copy / 'config.json').read_text())
-  del config['model']['backbone']['kind']
+  del config[part][field]
   (copy / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(ValueError, match='lacks a field of config.model .*kind'):
+  says = f'{copy}: the config lacks a field .*{field}'
+  with pytest.raises(ValueError, match=says) as error:
     runs.load_run(copy)
+  assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  'name, content, says',
+  [
+    ('config.json', '{"model": {"num_cl', 'JSONDecodeError'),
+    ('config.json', '{}', 'AttributeError'),
+    ('config.json', '[]', ''),
+    ('classes.json', '{"names": ["ri', 'JSONDecodeError'),
+    ('classes.json', '{}', "KeyError.*'names'"),
+    ('classes.json', '[]', 'TypeError'),
+    ('classes.json', '{"names": "abc", "category_ids": [1, 2, 3]}', 'no list of str'),
+    (
+      'classes.json',
+      '{"names": ["a", "b", "c"], "category_ids": [1, 2]}',
+      '3 names and 2 category_ids',
+    ),
+  ],
+)
+def test_a_file_that_is_not_whole_is_named(copy, name, content, says):
+  (copy / name).write_text(content)
+  with pytest.raises(ValueError, match=f'{copy / name} is not what .*{says}'):
+    runs.load_run(copy)
+
+
+def test_what_is_not_there_yet_is_told(tmp_path):
+  c, empty = tiny.config(), tmp_path / 'empty'
+  run_folder.open_run(empty, c)
+  run_folder.write_classes(empty, NAMES, IDS)
+  (empty / 'checkpoints').mkdir()
+  with pytest.raises(ValueError, match='holds no checkpoint yet'):
+    runs.load_run(empty)
+  with Checkpoints(empty / 'checkpoints') as stored:
+    stored.save(1, step.create_state(drawn(1), c))
+  with pytest.raises(ValueError, match=r'step=best: no step in .* is evaluated yet'):
+    runs.load_run(empty, 'best')
 
 
 @pytest.mark.parametrize(
