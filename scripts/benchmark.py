@@ -8,6 +8,8 @@ Cases (a word stands for all cases that begin with it; without any, all are run)
                                   px, R-18 with FPN-128 of batch 8 at 256 px, the demo's
                                   network of batch 16 at 128 px
   inference/r50, /r18, /demo      the same networks with decoding and NMS
+  export/r50, /r18, /demo         the same as exported to StableHLO and ONNX, beside the
+                                  jitted model; with the copies from and to the host
   losses      the objective and its gradient, and the usual dense form, alternating
   assign      ATSS at 800 x 1333, 7 and 100 boxes, 1 and 16 images
   decode      a batch of predictions at 800 x 1333 to detections
@@ -55,9 +57,10 @@ def main(argv: list[str]) -> None:
   """Checks the words, runs their cases and prints."""
   logging.set_verbosity(logging.WARNING)
   import benchmark_cases
+  import benchmark_exports
   import benchmark_host
 
-  cases = benchmark_cases.CASES | benchmark_host.CASES
+  cases = benchmark_cases.CASES | benchmark_exports.CASES | benchmark_host.CASES
   names = select(argv[1:], list(cases))
   options = benchmark_cases.Options(_REPEATS.value, _DTYPE.value, _ORACLE.value)
   if _OUT.value:

@@ -29,16 +29,19 @@ class Options(NamedTuple):
 
 
 def interleaved(functions: Mapping[str, Callable], repeats: int) -> dict[str, dict]:
-  """Times functions in turn, so that a busy moment of the machine meets all of them.
+  """Times functions in turn, so that a busy moment of the machine meets all of them,
+  and in an order that is drawn anew each time: what one leaves behind, in caches and in
+  threads that still wait for work, meets all of the others.
 
   Each is called without arguments, twice before the clock runs (the first calls touch
   fresh memory); what it returns is waited for.
   """
   seconds: dict[str, list[float]] = {name: [] for name in functions}
+  rng = np.random.default_rng(0)
   for number in range(-2, repeats):
-    for name, function in functions.items():
+    for name in rng.permutation(list(functions)):
       start = time.perf_counter()
-      jax.block_until_ready(function())
+      jax.block_until_ready(functions[name]())
       if number >= 0:
         seconds[name].append(time.perf_counter() - start)
   return {name: spread(values) for name, values in seconds.items()}
@@ -311,10 +314,10 @@ def suppress(options: Options) -> Iterator[dict]:
   )
 
 
-_NETWORKS = ('r50', 'r18', 'demo')
+NETWORKS = ('r50', 'r18', 'demo')
 CASES: dict[str, Callable[[Options], Iterator[dict]]] = {
-  **{f'step/{n}': functools.partial(train_step, name=n) for n in _NETWORKS},
-  **{f'inference/{n}': functools.partial(inference, name=n) for n in _NETWORKS},
+  **{f'step/{n}': functools.partial(train_step, name=n) for n in NETWORKS},
+  **{f'inference/{n}': functools.partial(inference, name=n) for n in NETWORKS},
   'losses': losses,
   'assign': assign,
   'decode': decode_predictions,

@@ -45,6 +45,22 @@ def test_a_case_prints_json_lines_with_the_documented_keys(run):
     assert line['repeats'] == 2
 
 
+def test_exports_are_timed_beside_the_jitted_model(run, monkeypatch):
+  pytest.importorskip('onnx')
+  pytest.importorskip('onnxruntime')
+  import benchmark_cases
+
+  network = lambda name, dtype: benchmark_cases.Network(tiny.config(), 64, 2)
+  monkeypatch.setattr(benchmark_cases, 'network', network)
+  _, *lines = run('export/demo')
+  variants = [line['variant'].split(',')[0] for line in lines]
+  assert variants == ['jitted', 'stablehlo', 'onnx']
+  jitted = lines[0]['median_ms']
+  for line in lines:
+    assert line.keys() >= KEYS
+    assert abs(line['times_jitted'] - line['median_ms'] / jitted) < 6e-4
+
+
 def test_an_unknown_case_is_an_error_that_names_the_cases(run):
   with pytest.raises(app.UsageError, match=r"no case 'step/r101'.*step/r50.*study"):
     run('nms', 'step/r101')
