@@ -57,11 +57,15 @@ def run(main: Callable[[list[str]], None]) -> None:
     sys.exit(getattr(stop, 'exit_code', 130))
 
 
-def use_compilation_cache(workdir: str | os.PathLike) -> None:
-  """Keeps compiled programs beside the run's folder, for its restarts and its kin."""
+def use_compilation_cache(path: str | os.PathLike) -> None:
+  """Keeps compiled programs beside a run's folder, for its restarts and its kin.
+
+  Args:
+    path: the run's folder, or that of an export, or a lone file.
+  """
   import jax
 
-  folder = pathlib.Path(workdir).absolute().parent / '.compilation_cache'
+  folder = pathlib.Path(path).absolute().parent / '.compilation_cache'
   jax.config.update('jax_compilation_cache_dir', str(folder))
 
 

@@ -11,7 +11,8 @@ and quoted patterns. The folder --out gets
   images.json      the image and category ids of it: what pycocotools' COCO reads, whose
                    loadRes then takes detections.json
 
-An image that cannot be read is named, the others go on, and the exit code is 1.
+An image that cannot be read is named, the others go on, and the exit code is 1. Broken
+off, it writes the json of the pictures so far. Earlier pictures of other names stay.
 """
 
 import pathlib
@@ -49,24 +50,29 @@ def main(argv: list[str]) -> None:
   from gfl_jax.inference import image_files, predictor, results
 
   out = pathlib.Path(_OUT.value)
+  results.check_out(out)
   sources = image_files.find(argv[1:], leave_out=out)
-  launch.use_compilation_cache(predictor.folder_of(_MODEL.value))
+  launch.use_compilation_cache(predictor.root_of(_MODEL.value))
   logging.set_verbosity(logging.WARNING)
   detector = predictor.load(_MODEL.value, step=_STEP.value, weights=_WEIGHTS.value)
   writer = results.Results(out, sources, detector, min_score=_MIN_SCORE.value)
   problems: dict[int, str] = {}
-  with tqdm.tqdm(total=len(sources), desc='predict', unit='image') as progress:
+  try:
+    with tqdm.tqdm(total=len(sources), desc='predict', unit='image') as progress:
 
-    def failed(index: int, error: Exception) -> None:
-      path, text = str(sources[index].path), str(error)
-      problems[index] = text if path in text else f'{path}: {text}'
-      progress.update()
+      def failed(index: int, error: Exception) -> None:
+        path, text = str(sources[index].path), str(error)
+        problems[index] = text if path in text else f'{path}: {text}'
+        progress.update()
 
-    for index, image, found in detector.stream(
-      [source.path for source in sources], batch_size=_BATCH_SIZE.value, failed=failed
-    ):
-      writer.add(index, image, found)
-      progress.update()
+      for index, image, found in detector.stream(
+        [source.path for source in sources], batch_size=_BATCH_SIZE.value, failed=failed
+      ):
+        writer.add(index, image, found)
+        progress.update()
+  except BaseException:  # Ctrl-C, too: hours of results may be there
+    print(f'Broken off. {writer.finish()}')
+    raise
   print(writer.finish())
   if problems:
     lines = ''.join(f'\n  {text}' for _, text in sorted(problems.items()))

@@ -10,6 +10,7 @@ SUFFIXES = {
   '.bmp', '.gif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff',
   '.webp',
 }  # fmt: skip
+PICTURE_SUFFIX = '.jpg'  # of what is drawn for each
 
 
 class ImageFile(NamedTuple):
@@ -18,7 +19,8 @@ class ImageFile(NamedTuple):
   Attributes:
     path: of the file.
     name: relative path without a suffix, below a given folder as there; no two of a
-      list are equal, not even where upper and lower case are the same.
+      list are equal, not even where upper and lower case are the same. A folder that is
+      called like a picture, 'x.jpg', is 'x.jpg_': 'x' with the suffix is not one.
   """
 
   path: pathlib.Path
@@ -72,7 +74,11 @@ def _files(text: str, left_out: pathlib.Path) -> Iterator[tuple[pathlib.Path, st
       hidden = any(part.startswith('.') for part in inside.parts)
       ours = file.resolve().is_relative_to(left_out)
       if file.suffix.lower() in SUFFIXES and file.is_file() and not hidden | ours:
-        yield file, inside.with_suffix('').as_posix()
+        folders = (
+          f'{part}_' if part.lower().endswith(PICTURE_SUFFIX) else part
+          for part in inside.parent.parts
+        )
+        yield file, pathlib.PurePosixPath(*folders, file.stem).as_posix()
 
 
 def _unused(name: str, names: set[str]) -> str:

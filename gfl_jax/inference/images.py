@@ -43,8 +43,8 @@ def to_rgb(source: Source) -> UInt8[np.ndarray, 'h w 3']:
 
   Raises:
     TypeError: none of these.
-    ValueError: an array of another dtype or shape; a file that cannot be decoded;
-      pixels whose range is not known.
+    ValueError: an array of another dtype or shape; no pixels; a file that cannot be
+      decoded; pixels whose range is not known.
     FileNotFoundError: no such file.
   """
   if isinstance(source, np.ndarray):
@@ -125,6 +125,8 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
 
 def _image_to_rgb(image: Image.Image) -> np.ndarray:
   """The array of a Pillow image; raises what Pillow raises where it cannot."""
+  if not all(image.size):
+    raise ValueError(f'a Pillow image without pixels: (width, height) {image.size}')
   image = ImageOps.exif_transpose(image)
   if image.mode == 'I' or image.mode.startswith('I;16'):
     # Pillow up to 10 opens 16-bit PNGs as 32-bit 'I'.

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ class Predictor:
     self.category_ids = tuple(category_ids)
 
   def predict(
-    self, images: Sequence[Source], *, batch_size: int = 1, min_score: float = 0.0
+    self, images: Iterable[Source], *, batch_size: int = 1, min_score: float = 0.0
   ) -> list[ImageDetections]:
     """What is in some images.
 
@@ -85,7 +85,8 @@ class Predictor:
 
     Args:
       images: arrays (uint8: [h, w], [h, w, 1], [h, w, 3] in RGB or [h, w, 4] in RGBA),
-        Pillow images or paths. Boxes of an image with an EXIF orientation are those of
+        Pillow images or paths, in a list, or read as they are needed from a generator.
+        Boxes of an image with an EXIF orientation are those of
         the upright picture; what is transparent is seen over white.
       batch_size: images at a time; more than 1 pays on GPUs and TPUs.
       min_score: detections below it are left out, as are all below the config's
@@ -95,12 +96,15 @@ class Predictor:
       One result for each image, in their order.
 
     Raises:
-      TypeError: one image instead of a list, or something that is no image.
+      TypeError: one image instead of a list, a dict or a set, or something that is no
+        image.
       ValueError, OSError: an image that cannot be decoded, or an array of another form;
         a batch_size or min_score out of range.
     """
     if isinstance(images, np.ndarray | Image.Image | str | os.PathLike):
       raise TypeError('predict takes a list of images: write predict([image])')
+    if isinstance(images, Mapping | Set):
+      raise TypeError(f'predict takes a list of images, not a {type(images).__name__}')
     if not 0 <= min_score <= 1:
       raise ValueError(f'min_score={min_score} must be from 0 to 1')
 
@@ -113,7 +117,7 @@ class Predictor:
         images, batch_size=batch_size, failed=failed
       )
     }
-    return [found[index] for index in range(len(images))]
+    return [found[index] for index in range(len(found))]
 
   def stream(
     self,
@@ -197,17 +201,17 @@ def load(
     ValueError: what is there does not fit together, or is damaged; `step` or `weights`
       of an export, which holds one step's.
   """
-  folder = folder_of(path)
-  is_export = (folder / manifest.NAME).is_file()
-  is_run = not is_export and folder == pathlib.Path(path)
+  root = root_of(path)
+  is_export = (root / manifest.NAME).is_file()
+  is_run = root.is_dir() and not is_export
   chosen = {'step': step, 'weights': weights}
   chosen = {name: value for name, value in chosen.items() if value is not None}
   if chosen and not is_run:
     raise ValueError(f'{path} is an export, of one step: {chosen} is for runs alone')
   if is_export:
-    described = manifest.read(folder)
+    described = manifest.read(root)
     return Predictor(
-      _exported_program(folder, described),
+      _exported_program(root, described),
       described.config,
       described.class_names,
       described.category_ids,
@@ -215,13 +219,13 @@ def load(
   from gfl_jax.deploy import params
   from gfl_jax.inference import runs
 
-  trained = runs.load_run(folder, **chosen) if is_run else params.read(path)
+  trained = runs.load_run(root, **chosen) if is_run else params.read(root)
   program = runs.make_program(trained)
   return Predictor(program, trained.config, trained.class_names, trained.category_ids)
 
 
-def folder_of(path: str | os.PathLike) -> pathlib.Path:
-  """The folder that `load` would read: `path` itself, or the one that the file is in.
+def root_of(path: str | os.PathLike) -> pathlib.Path:
+  """What `load` would read: the folder of a run or of an export, or a lone file.
 
   Raises:
     FileNotFoundError: it is no run, no export and no file of one.
@@ -230,8 +234,10 @@ def folder_of(path: str | os.PathLike) -> pathlib.Path:
   if not path.exists():
     raise FileNotFoundError(f'{path} does not exist')
   if path.is_file():
-    if path.suffix == '.safetensors' or (path.parent / manifest.NAME).is_file():
+    if (path.parent / manifest.NAME).is_file():
       return path.parent
+    if path.suffix == '.safetensors':
+      return path
     raise FileNotFoundError(
       f'{path} is no file of an export: no {manifest.NAME} beside'
     )

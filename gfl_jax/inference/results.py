@@ -13,14 +13,26 @@ from gfl_jax import files
 from gfl_jax.evaluation import coco_metrics
 from gfl_jax.evaluation.decode import Detections
 from gfl_jax.inference import drawing
-from gfl_jax.inference.image_files import ImageFile
+from gfl_jax.inference.image_files import PICTURE_SUFFIX, ImageFile
 from gfl_jax.inference.predictor import ImageDetections, Predictor
 
 _MAX_JPEG_SIDE = 65500
 
 
+def check_out(out: str | os.PathLike) -> None:
+  """Raises a ValueError if `out` is no folder and cannot become one."""
+  out = pathlib.Path(out).absolute()
+  there = next(path for path in (out, *out.parents) if path.exists())
+  if not there.is_dir():
+    raise ValueError(f'--out={out}: {there} is a file; give a folder')
+
+
 class Results:
-  """Writes each picture as it comes, and the json at the end."""
+  """Writes each picture as it comes, and the json at the end.
+
+  Earlier results in the folder are replaced: the json, and the pictures of the same
+  name; `finish` says how many other pictures there are.
+  """
 
   def __init__(
     self,
@@ -57,7 +69,15 @@ class Results:
       found: in it.
     """
     source, name = self._image_files[index]
-    picture_name = f'pictures/{name}.jpg'
+    picture_name = f'pictures/{name}{PICTURE_SUFFIX}'
+    shown = found.above(self._min_score)
+    picture = drawing.draw(image, shown)
+    picture.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
+    path = self._out / picture_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, quality=92, subsampling=0)
+    # Only now: the json names no picture that could not be written.
+    self._num_drawn += len(shown)
     self._images[index] = {
       'id': index + 1,
       'file_name': str(source),
@@ -66,16 +86,13 @@ class Results:
       'picture': picture_name,
     }
     self._detections[index] = self._coco_results(index + 1, found)
-    shown = found.above(self._min_score)
-    self._num_drawn += len(shown)
-    picture = drawing.draw(image, shown)
-    picture.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
-    path = self._out / picture_name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, quality=92, subsampling=0)
 
   def finish(self) -> str:
-    """Writes `detections.json` and `images.json`; returns what to tell the user."""
+    """Writes `detections.json` and `images.json` of what was added so far.
+
+    Returns:
+      What to tell the user.
+    """
     ids = zip(self._detector.category_ids, self._detector.class_names, strict=True)
     data_set = {
       'images': [self._images[index] for index in sorted(self._images)],
@@ -87,9 +104,12 @@ class Results:
     ]
     files.write_whole(self._out / 'images.json', json.dumps(data_set, indent=1))
     files.write_whole(self._out / 'detections.json', json.dumps(detections))
+    pictures = (self._out / 'pictures').rglob(f'*{PICTURE_SUFFIX}')
+    num_others = sum(path.is_file() for path in pictures) - len(self._images)
+    others = f'; {num_others} other pictures were there before' if num_others else ''
     return (
       f'{self._out}: {len(self._images)} pictures with {self._num_drawn} boxes of score'
-      f' {self._min_score:g} or more; detections.json has all {len(detections)}'
+      f' {self._min_score:g} or more; detections.json has all {len(detections)}{others}'
     )
 
   def _coco_results(self, image_id: int, found: ImageDetections) -> list[dict]:

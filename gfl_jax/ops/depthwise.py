@@ -22,8 +22,9 @@ def depthwise_conv(
   """Each channel convolved with a filter of its own: lax.conv_general_dilated's result.
 
   XLA's grouped convolution on CPUs is far slower than a sum of shifted images, one for
-  each tap of the filter: there it is that sum. Every other platform gets the
-  convolution.
+  each tap of the filter: there it is that sum, and on every other platform the
+  convolution. A StableHLO program for several platforms holds both and takes the one of
+  the platform that it runs on, so on CPUs the sum, too; ONNX gets the convolution.
 
   Args:
     images: NHWC.

@@ -160,6 +160,11 @@ def test_an_array_that_is_no_image_is_an_error(array, says):
     images.to_rgb(array)
 
 
+def test_a_pillow_image_without_pixels_is_an_error():
+  with pytest.raises(ValueError, match=r'without pixels: \(width, height\) \(0, 5\)'):
+    images.to_rgb(Image.new('RGB', (0, 5)))
+
+
 def test_what_is_not_an_image_at_all_is_an_error():
   with pytest.raises(TypeError, match='array, a Pillow image or a path, not .*list'):
     images.to_rgb(RGB.tolist())

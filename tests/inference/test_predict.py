@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import gfl_jax
-from gfl_jax.inference import image_files
+from gfl_jax.inference import image_files, results
 from tests.inference import small_run
 
 SCRIPT = pathlib.Path(__file__).parents[2] / 'scripts' / 'predict.py'
@@ -64,6 +64,13 @@ def test_a_file_is_taken_once_and_no_name_twice(photos, tmp_path):
   given = [photos / 'b.jpg', photos, other, tmp_path / 'photos' / '..' / 'photos/a.PNG']
   found = image_files.find(map(str, given), leave_out=tmp_path / 'out')
   assert names(found) == ['b', 'a', 'deep/er/b', 'B-2']
+
+
+def test_a_folder_never_has_the_name_of_a_picture(tmp_path):
+  for name in ('x.png', 'x.jpg/a.png', 'x.JPG_/a.png', 'b.jpg/c.jpg/d.jpg'):
+    save(tmp_path / 'photos' / name)
+  found = image_files.find([str(tmp_path / 'photos')], leave_out=tmp_path / 'out')
+  assert sorted(names(found)) == ['b.jpg_/c.jpg_/d', 'x', 'x.JPG_/a', 'x.jpg_/a-2']
 
 
 def test_earlier_results_are_no_images(photos):
@@ -120,7 +127,7 @@ def test_a_picture_each_and_json_that_pycocotools_reads(run, tmp_path):
   assert 'Traceback' not in done.stderr
 
   data_set = json.loads((out / 'images.json').read_text())
-  results = json.loads((out / 'detections.json').read_text())
+  written = json.loads((out / 'detections.json').read_text())
   assert [image['file_name'] for image in data_set['images']] == [
     str(photos / name) for name in sizes
   ]
@@ -138,7 +145,7 @@ def test_a_picture_each_and_json_that_pycocotools_reads(run, tmp_path):
   ids = [image['id'] for image in data_set['images']]
   loaded = COCO(out / 'images.json').loadRes(str(out / 'detections.json'))
   for image_id, found in zip(ids, expected, strict=True):
-    mine = [one for one in results if one['image_id'] == image_id]
+    mine = [one for one in written if one['image_id'] == image_id]
     assert len(loaded.getAnnIds([image_id])) == len(mine) == len(found)
     corners = np.array([one['bbox'] for one in mine])
     corners[:, 2:] += corners[:, :2]
@@ -152,8 +159,33 @@ def test_a_picture_each_and_json_that_pycocotools_reads(run, tmp_path):
   drawn = sum((found.scores >= 0.2).sum() for found in expected)
   last = done.stdout.splitlines()[-1]
   assert last.startswith(f'{out}: 3 pictures with {drawn} boxes of score 0.2 or more')
-  assert last.endswith(f'has all {len(results)}')
+  assert last.endswith(f'has all {len(written)}')
   assert (run.parent / '.compilation_cache').is_dir()
+
+
+def test_what_was_found_before_a_failure_is_written(run, tmp_path):
+  photos, out = tmp_path / 'photos', tmp_path / 'out'
+  for name in ('a.png', 'b.png', 'c.png'):
+    save(photos / name)
+  save(out / 'pictures' / 'earlier.jpg')
+  (out / 'pictures' / 'b.jpg').mkdir()  # so that b cannot be written
+  done = predict(f'--model={run}', photos, f'--out={out}')
+  assert done.returncode == 1 and 'Traceback' not in done.stderr
+  assert 'b.jpg' in done.stderr
+  last = done.stdout.splitlines()[-1]
+  assert last.startswith(f'Broken off. {out}: 1 pictures with ')
+  assert last.endswith('; 1 other pictures were there before')
+  data_set = json.loads((out / 'images.json').read_text())
+  assert [image['picture'] for image in data_set['images']] == ['pictures/a.jpg']
+  written = json.loads((out / 'detections.json').read_text())
+  assert written and {one['image_id'] for one in written} == {1}
+
+
+@pytest.mark.parametrize('out', ['file', 'file/below'])
+def test_a_file_cannot_be_the_folder_of_results(out, tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(ValueError, match=f'--out={tmp_path / out}: .*file is a file'):
+    results.check_out(tmp_path / out)
 
 
 def test_wrong_words_are_one_line(run, tmp_path):

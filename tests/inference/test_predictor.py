@@ -15,7 +15,7 @@ from gfl_jax.data.dataset import Dataset
 from gfl_jax.deploy.trained import Found
 from gfl_jax.evaluation import evaluator
 from gfl_jax.inference import runs
-from gfl_jax.inference.predictor import Predictor
+from gfl_jax.inference.predictor import Predictor, root_of
 from gfl_jax.models import build_detector
 from tests.data import sets
 from tests.inference import small_run
@@ -180,6 +180,13 @@ def test_images_are_read_as_they_are_needed():
   assert len(batches) == 1 and len(read) < 10
 
 
+def test_a_generator_gives_what_a_list_gives():
+  images = [np.full((20, 30, 3), mark, np.uint8) for mark in (90, 30, 60)]
+  found = FAKE.predict(image for image in images)
+  np.testing.assert_allclose([f.scores[0] * 255 for f in found], [90, 30, 60], 1e-6)
+  assert FAKE.predict(iter([])) == []
+
+
 FAKE = Predictor(recorder([]), small_run.config(), small_run.NAMES, (1, 2, 3))
 
 
@@ -189,6 +196,8 @@ FAKE = Predictor(recorder([]), small_run.config(), small_run.NAMES, (1, 2, 3))
     (pictures()[0], {}, TypeError, r'predict\(\[image\]\)'),
     (Image.fromarray(pictures()[0]), {}, TypeError, r'predict\(\[image\]\)'),
     ('one.png', {}, TypeError, r'predict\(\[image\]\)'),
+    ({'a': pictures()[0]}, {}, TypeError, 'a list of images, not a dict'),
+    ({'one.png'}, {}, TypeError, 'a list of images, not a set'),
     ([pictures()[0], pictures()[0] / 255], {}, ValueError, r'images\[1\]: .*float64'),
     ([pictures()[0], None], {}, TypeError, r'images\[1\]: .*NoneType'),
     (['none.png'], {}, FileNotFoundError, r'images\[0\]: .*none.png'),
@@ -225,6 +234,15 @@ def test_parameters_alone_are_enough(run, found, tmp_path):
   same(gfl_jax.load(moved).predict(pictures()[:1]), found[:1])
   with pytest.raises(ValueError, match="'step': 'best'} is for runs alone"):
     gfl_jax.load(moved, step='best')
+
+
+def test_the_root_is_what_is_read(run, tmp_path):
+  lone = tmp_path / 'lone.safetensors'
+  lone.touch()
+  assert root_of(lone) == lone
+  assert root_of(run) == run
+  (tmp_path / 'manifest.json').touch()
+  assert root_of(lone) == root_of(tmp_path) == tmp_path
 
 
 def test_a_step_of_a_run_can_be_chosen(run):
