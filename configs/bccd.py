@@ -11,7 +11,8 @@ work, too.
   python scripts/train.py --config=configs/bccd.py:pretrained \
     --workdir=runs/bccd_pretrained --config.data.path=FOLDER
 
-From EfficientNet-Lite0 with ImageNet weights. Not measured yet. Without torch give the
+From EfficientNet-Lite0 with ImageNet weights. Measured: AP 0.599, AP50 0.906 (seed 0).
+Cost: 592 steps, 20 min on the same cores, with other work, too. Without torch give the
 weights as a file, --config.model.backbone.pretrained=lite0.npz: deploy/backbones.py
 says how to make it.
 

@@ -1,5 +1,6 @@
 """Whether an exported program finds what the run's own detector finds."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,9 @@ from gfl_jax.inference import images as image_forms
 from gfl_jax.inference.images import Placed
 
 NUM_IMAGES = 4  # of the data set, on each canvas
+_MOST_FILES = 16  # of the given ones: a folder may hold thousands
 TOLERANCE = 1e-4
+_LOG = logging.getLogger(__name__)
 _UNITS = (
   'scores as they are; boxes and edge_std as shares of the longer side of their image'
 )
@@ -23,23 +26,22 @@ _UNITS = (
 def sample_images(
   config: Any, images: Sequence[str], *, leave_out: str | os.PathLike
 ) -> list[Placed]:
-  """Images to compare on: the given ones, or the first of the evaluation set.
+  """Images to compare on: some of the given ones, or the first of the evaluation set.
 
   Args:
     config: the experiment's.
-    images: files, folders or patterns; none takes the data set of `config.data`.
+    images: files, folders or patterns, of which 16 evenly spaced ones are taken; one
+      that cannot be read is named in a warning and left out. None takes the data set
+      of `config.data`.
     leave_out: a folder whose images are not taken.
 
   Raises:
-    ValueError: fewer than NUM_IMAGES images, one that cannot be read, or a data set
-      that is not here.
+    ValueError: fewer than NUM_IMAGES images that can be read, or a data set that is
+      not here.
     FileNotFoundError: images that do not exist.
   """
   if images:
-    found = image_files.find(images, leave_out=leave_out)
-    if len(found) < NUM_IMAGES:
-      raise ValueError(f'--images has {len(found)} images: give {NUM_IMAGES} or more')
-    return [image_forms.place(image_forms.to_rgb(f.path), config) for f in found]
+    return _of_files(config, image_files.find(images, leave_out=leave_out))
   try:
     data_config = config.data.copy_and_resolve_references()
     data_config.cache = False  # a few images are read, not all
@@ -63,6 +65,21 @@ def sample_images(
       ' an export with its run: give --images=FOLDER'
     )
   return placed[:NUM_IMAGES]
+
+
+def _of_files(config: Any, found: Sequence[image_files.ImageFile]) -> list[Placed]:
+  chosen = np.linspace(0, len(found) - 1, min(len(found), _MOST_FILES)).round()
+  placed = []
+  for path in (found[int(index)].path for index in chosen):
+    try:
+      placed.append(image_forms.place(image_forms.to_rgb(path), config))
+    except (ValueError, OSError) as error:
+      _LOG.warning('Not compared on %s: %s', path, error)
+  if len(placed) < NUM_IMAGES:
+    raise ValueError(
+      f'--images has {len(placed)} images that can be read: give {NUM_IMAGES} or more'
+    )
+  return placed
 
 
 def batches_on_each_canvas(

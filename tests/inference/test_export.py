@@ -120,7 +120,7 @@ def test_the_evaluation_set_of_the_run_is_taken_where_it_is(trained, tmp_path):
 
 
 def test_too_few_images_are_an_error(trained, photos, tmp_path):
-  with pytest.raises(ValueError, match='has 1 images: give 4 or more'):
+  with pytest.raises(ValueError, match='has 1 images that can be read: give 4'):
     export.export(trained, 'stablehlo', tmp_path / 'x', images=[str(photos / '0.png')])
   assert list(tmp_path.iterdir()) == []
 
@@ -226,3 +226,18 @@ def script(*arguments):
   return subprocess.run(
     [sys.executable, SCRIPT, *arguments], capture_output=True, text=True
   )
+
+
+def test_of_a_folder_some_images_are_taken_and_damaged_ones_left_out(
+  trained, tmp_path, caplog, monkeypatch
+):
+  monkeypatch.setattr(verification, '_MOST_FILES', 6)
+  for number in range(30):
+    Image.new('L', (96, 64), number).save(tmp_path / f'{number:02}.png')
+  (tmp_path / '29.png').write_bytes(b'no image')
+  with caplog.at_level('WARNING'):
+    placed = verification.sample_images(
+      trained.config, [str(tmp_path)], leave_out=tmp_path / 'out'
+    )
+  assert [image.canvas[0, 0, 0] for image in placed] == [0, 6, 12, 17, 23]
+  assert '29.png' in caplog.text
