@@ -7,8 +7,19 @@ The config must describe the same detector; for R-101 give
 --config.model.backbone.depth=101, for X-101-32x4d besides
 --config.model.backbone.groups=32 --config.model.backbone.group_width=4. The run can be
 evaluated, exported and used like any other, and scripts/train.py with the same config
-and folder goes on from it. Reading .pth needs torch (pip install -e '.[torch]');
-nothing in the file is executed.
+and folder goes on from it. For other classes than the checkpoint's, give the config of
+the training that is to follow, data and all, and train with the same one:
+
+  python scripts/import_weights.py --checkpoint=gfl_r50_fpn_1x_coco.pth \
+    --new_head --class_names=FOLDER/annotations/instances_train.json \
+    --config=configs/gfl_r50_fpn_1x_coco.py --workdir=runs/mine \
+    --config.data.name=coco_folder --config.data.path=FOLDER \
+    --config.model.num_classes=3 --config.batch_size=4
+  python scripts/train.py --config=configs/gfl_r50_fpn_1x_coco.py --workdir=runs/mine \
+    --config.data.name=coco_folder --config.data.path=FOLDER \
+    --config.model.num_classes=3 --config.batch_size=4
+
+Reading .pth needs torch (pip install -e '.[torch]'); nothing in the file is executed.
 
 Checkpoints of mmdetection 1.x (the authors' first code) need
 --config.points.offset=0.5. Its boxes held their last pixel, so here each side comes out

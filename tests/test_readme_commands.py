@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 
 def test_using_a_trained_detector(folder, capsys):
-  predict, _ = blocks('Use a trained detector', 'sh')
+  predict, *_ = blocks('Use a trained detector', 'sh')
   run(predict)
   assert len(list((folder / 'found' / 'pictures').iterdir())) == 4
   (three_lines,) = blocks('Use a trained detector', 'python')
@@ -76,7 +76,7 @@ def test_importing(folder):
     },
     folder / 'gfl_r50_fpn_1x_coco.pth',
   )
-  _, convert = blocks('Use a trained detector', 'sh')
+  _, convert, _ = blocks('Use a trained detector', 'sh')
   run(convert)
   assert (folder / 'runs' / 'r50_mmdet' / 'classes.json').exists()
 

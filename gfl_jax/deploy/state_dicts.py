@@ -50,8 +50,8 @@ def read_state_dict(path: str | os.PathLike, weights: str = 'ema') -> StateDict:
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: another kind of file, a damaged one, one without arrays or with more
-      than plain data; torch is not installed.
+    ValueError: another kind of file, an empty or damaged one, one without arrays or
+      with more than plain data; torch is not installed.
   """
   path = pathlib.Path(path)
   if weights not in WEIGHTS:
@@ -60,6 +60,8 @@ def read_state_dict(path: str | os.PathLike, weights: str = 'ema') -> StateDict:
     raise FileNotFoundError(f'weights file {path} does not exist')
   if path.suffix not in _READERS:
     raise ValueError(f'weights file {path} must end in {", ".join(_READERS)}')
+  if not path.stat().st_size:
+    raise ValueError(f'weights file {path} is empty: fetch it again')
   arrays, second, class_names = _READERS[path.suffix](path)
   arrays, second = _without_prefix(arrays), _without_prefix(second)
   if not second:

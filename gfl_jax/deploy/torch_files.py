@@ -11,6 +11,7 @@ import pickle
 import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,8 @@ _LOGGED = (
   'builtins.getattr',
 )
 Content = tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]
+# How a file begins that torch saved: a zip, and before 1.6 a pickle of its own number.
+_ZIP, _LEGACY = b'PK\x03\x04', b'\x80\x02\x8a\nl\xfc'
 # Of the names in the file that `main` writes.
 _FIRST, _SECOND = 'state_dict/', 'ema_state_dict/'
 
@@ -110,13 +113,29 @@ def _load(path: pathlib.Path) -> Any:
         ' was run. If you trust the file, load it where it was made and save'
         " {'state_dict': ..., 'meta': ...} with tensors, numbers and text alone"
       ) from error
+    raise ValueError(f'weights file {path} {_what_is_wrong(path, error)}') from error
+
+
+def _what_is_wrong(path: pathlib.Path, error: Exception) -> str:
+  """Of a file that torch cannot read; what torch says of most is of no use."""
+  with path.open('rb') as file:
+    head = file.read(24)
+  if head.startswith(_LEGACY) or (head.startswith(_ZIP) and not _is_whole_zip(path)):
+    return 'is damaged or cut off: fetch it again'
+  reason = f'it begins with {head!r}'
+  if head.startswith(_ZIP):
     # Torch advises to read it without care; its reason comes after the advice.
     reason = str(error).rpartition('WeightsUnpickler error: ')[-1].strip()
     reason = reason.partition('\n')[0][:200]
-    raise ValueError(
-      f'weights file {path} cannot be read as a torch checkpoint; is it cut off, or'
-      f' another kind of file? ({type(error).__name__}: {reason})'
-    ) from error
+  return f'is not a checkpoint that torch can read ({reason})'
+
+
+def _is_whole_zip(path: pathlib.Path) -> bool:
+  try:
+    with zipfile.ZipFile(path) as archive:
+      return archive.testzip() is None
+  except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+    return False
 
 
 class _StandIn:

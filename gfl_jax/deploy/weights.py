@@ -116,7 +116,8 @@ def fill(
     {'params': ..., ...} of numpy arrays, float32.
 
   Raises:
-    ValueError: names or shapes that differ, the first ten named.
+    ValueError: names or shapes that differ, the first of a layer named, of ten layers;
+      an entry of integers, or one that is not finite.
   """
   image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   shapes = jax.eval_shape(module.init, jax.random.key(0), image)
@@ -126,19 +127,24 @@ def fill(
     if name not in ignored and not name.endswith('num_batches_tracked')
   }
   leaves: dict[str, Any] = traverse_util.flatten_dict(shapes, sep='/')
-  filled, problems = {}, []
+  filled, shapes_differ, missing = {}, [], []
   for path, leaf in leaves.items():
     name = name_of(path.split('/', 1)[1])
     if name not in entries:
-      problems.append(f'{name}: missing, the model has {path} {leaf.shape}')
+      missing.append((name, f'missing, the model has {path} {leaf.shape}'))
       continue
     entry = entries.pop(name)
     if entry.shape != leaf.shape:
-      problems.append(f'{name}: {entry.shape} here, {leaf.shape} in the model')
-    filled[path] = entry.astype(np.float32, copy=False)
-  problems += [f'{k}: {v.shape}, not in the model' for k, v in entries.items()]
+      shapes_differ.append((name, f'{entry.shape} here, {leaf.shape} in the model'))
+    filled[path] = _finite(name, entry)
+  extra = [(name, f'{x.shape}, not in the model') for name, x in entries.items()]
+  # Missing ones last: a shape or an extra layer tells what the checkpoint is of.
+  problems = [*shapes_differ, *extra, *missing]
   if problems:
-    first = ''.join(f'\n  {problem}' for problem in problems[:10])
+    layers: dict[str, str] = {}
+    for name, problem in problems:
+      layers.setdefault(name.rpartition('.')[0], f'\n  {name}: {problem}')
+    first = ''.join(list(layers.values())[:10])
     raise ValueError(
       f'{len(problems)} names of the state dict and of the model differ (shapes in'
       f' the order h, w, in, out); check depth, channels and classes:{first}'
@@ -173,6 +179,20 @@ def _to_torch(leaf: np.ndarray) -> np.ndarray:
 
 def _from_torch(entry: np.ndarray) -> np.ndarray:
   return entry.transpose(2, 3, 1, 0) if entry.ndim == 4 else entry
+
+
+def _finite(name: str, entry: np.ndarray) -> np.ndarray:
+  if not jnp.issubdtype(entry.dtype, jnp.floating):  # numpy's knows no bfloat16
+    raise ValueError(
+      f'{name} of the state dict is of {entry.dtype}, not floating point: quantized'
+      ' parameters cannot be read, save them as float32'
+    )
+  entry = entry.astype(np.float32, copy=False)
+  if not np.isfinite(entry).all():
+    raise ValueError(
+      f'{name} of the state dict has nan or infinite values: take another checkpoint'
+    )
+  return entry
 
 
 def _check_bins(project: ArrayLike, expected: np.ndarray) -> None:

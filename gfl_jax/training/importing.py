@@ -34,7 +34,8 @@ def import_detector(
   """Makes a run of a checkpoint of mmdet's GFL: its parameters are those of step 0.
 
   The run is one like any other: it can be evaluated, exported and used, and a training
-  with the same config goes on from it. The data set is not needed.
+  with the same config goes on from it: one meant for that gets the data and the epochs
+  of the training now. The data set is not read.
 
   Args:
     checkpoint: a file that `read_state_dict` reads.
@@ -44,27 +45,34 @@ def import_detector(
     weights: where mmdet kept a running average: 'ema', the average, or 'raw', what was
       trained.
     class_names: as 'cat,dog', or a .json in COCO form; empty: those of the checkpoint.
+      Where the checkpoint tells them, in its order: a json gives the category ids
+      alone, other names rename the classes.
     new_head: the layer that tells the classes apart is drawn anew, for the number of
       classes of the config; class_names must be given.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: a config that cannot run; a folder that holds a run; a checkpoint that
-      cannot be read or is of another detector; classes without names.
+    ValueError: a config that cannot run; a folder that holds a checkpoint; a checkpoint
+      that cannot be read or is of another detector; classes without names, or with
+      those of the checkpoint in another order.
   """
   check_config(config)
   folder = pathlib.Path(workdir)
-  if (folder / 'config.json').exists() or (folder / 'checkpoints').exists():
+  if any(path.name.isdigit() for path in folder.glob('checkpoints/*')):
     raise ValueError(f'{folder} holds a run already: take another --workdir')
   stored = read_state_dict(checkpoint, weights)
+  variables = _variables(stored.arrays, config, checkpoint, new_head)
   names, category_ids = _classes(
     class_names, () if new_head else stored.class_names, checkpoint
   )
-  variables = _variables(stored.arrays, config, checkpoint, new_head)
-  if len(names) != config.model.num_classes:
+  count = config.model.num_classes
+  if len(names) != count:
+    advice = (
+      f'--config.model.num_classes={len(names)}' if new_head else '--class_names='
+    )
     raise ValueError(
       f'{len(names)} names of classes ({", ".join(names[:10])}) for model.num_classes='
-      f'{config.model.num_classes}: give --class_names=, one name for each'
+      f'{count}: give {advice}, one name for each'
     )
   run_folder.open_run(folder, config)
   run_folder.write_classes(folder, names, category_ids)
@@ -117,22 +125,54 @@ def _classes(
   The ids of COCO's own classes are COCO's, those of others 1, 2, ... where no json
   tells them.
   """
+  stored = _without_underscores(stored)
   if given.endswith('.json'):
-    return _categories(pathlib.Path(given))
-  names = tuple(given.split(',')) if given else stored
+    names, ids = _categories(pathlib.Path(given))
+  else:
+    names = tuple(name.strip() for name in given.split(',')) if given else stored
+    names, ids = _without_underscores(names), tuple(range(1, len(names) + 1))
+    ids = COCO_CATEGORY_IDS if names == COCO_NAMES else ids
   if not names:
     raise ValueError(
       f'{checkpoint} does not tell what its classes are called, or they are new: give'
       ' --class_names=cat,dog (one name for each) or --class_names=FILE.json in COCO'
       ' form'
     )
-  repeated = sorted({name for name in names if names.count(name) > 1 or not name})
-  if repeated:
-    raise ValueError(f'names of classes that are there twice or empty: {repeated}')
-  # mmdet 1.x wrote 'traffic_light'.
-  if tuple(name.replace('_', ' ') for name in names) == COCO_NAMES:
-    return COCO_NAMES, COCO_CATEGORY_IDS
-  return names, tuple(range(1, len(names) + 1))
+  for what, values in (('names of classes', names), ('category ids', ids)):
+    wrong = {value for value in values if values.count(value) > 1 or value == ''}
+    if wrong:
+      raise ValueError(f'{what} that are there twice or empty: {sorted(wrong)}')
+  if not stored or names == stored:
+    return names, ids
+  if given.endswith('.json'):
+    return stored, _ids_by_name(stored, dict(zip(names, ids, strict=True)), checkpoint)
+  if set(names) == set(stored):
+    raise ValueError(
+      f'--class_names={given} has the classes of {checkpoint} in another order, theirs'
+      f' is {",".join(stored)}: leave --class_names out'
+    )
+  _LOG.warning('The classes %s are now called %s.', ', '.join(stored), ', '.join(names))
+  return names, ids
+
+
+def _without_underscores(names: tuple[str, ...]) -> tuple[str, ...]:
+  """COCO's own names where they are those of mmdet 1.x, which wrote 'traffic_light'."""
+  return (
+    COCO_NAMES if tuple(x.replace('_', ' ') for x in names) == COCO_NAMES else names
+  )
+
+
+def _ids_by_name(
+  stored: tuple[str, ...], ids: Mapping[str, int], checkpoint: Any
+) -> tuple[int, ...]:
+  """The category ids of a json for the checkpoint's classes, in its order."""
+  if set(stored) != set(ids):
+    raise ValueError(
+      f'the classes of the json are not those of {checkpoint}: the json alone has'
+      f' {sorted(set(ids) - set(stored))}, the checkpoint alone'
+      f' {sorted(set(stored) - set(ids))}; to train it for others, add --new_head'
+    )
+  return tuple(ids[name] for name in stored)
 
 
 def _categories(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -142,7 +182,7 @@ def _categories(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
   try:
     categories = files.read_json(path)['categories']
     return (
-      tuple(str(category['name']) for category in categories),
+      tuple(str(category['name']).strip() for category in categories),
       tuple(int(category['id']) for category in categories),
     )
   except (ValueError, KeyError, TypeError) as error:

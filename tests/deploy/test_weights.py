@@ -78,12 +78,27 @@ def test_names_and_shapes_that_differ_are_named():
     'roi_head.weight: (3, 2), not in the model',
   ):
     assert line in message
+  assert message.index('gfl_cls') < message.index('roi_head') < message.index('fpn')
 
 
 def test_a_long_list_of_differences_ends_after_ten():
   with pytest.raises(ValueError, match='names of the state dict') as error:
     weights.from_torchvision_resnet(torchvision_state_dict(), 50)
   assert len(str(error.value).splitlines()) == 11
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    (np.full(80, np.nan), 'gfl_cls.bias of the state dict has nan or infinite'),
+    (np.full(80, -np.inf), 'gfl_cls.bias of the state dict has nan or infinite'),
+    (np.zeros(80, np.int8), 'gfl_cls.bias of the state dict is of int8'),
+  ],
+)
+def test_parameters_that_are_no_numbers_are_named(values, message):
+  entries = golden_weights.state_dict(NAME) | {'bbox_head.gfl_cls.bias': values}
+  with pytest.raises(ValueError, match=message):
+    weights.from_mmdet(entries, model_config())
 
 
 def test_names_of_the_authors_first_code_are_the_same_but_for_the_bins():

@@ -16,6 +16,7 @@ from gfl_jax.deploy import weights
 from gfl_jax.inference import runs
 from gfl_jax.models import build_detector
 from gfl_jax.training import importing, loop
+from gfl_jax.training.checkpoints import Checkpoints
 from tests import golden_weights, tiny
 from tests.data import sets
 
@@ -136,6 +137,50 @@ def test_classes_are_called_as_a_json_says(checkpoint, tmp_path):
   assert named.class_names == ('cat', 'dog', 'cow') and named.category_ids == (1, 2, 3)
 
 
+def json_of(path, *categories):
+  listed = [{'id': number, 'name': name} for number, name in categories]
+  path.write_text(json.dumps({'categories': listed}))
+  return str(path)
+
+
+def test_classes_that_the_checkpoint_names_keep_its_order(tmp_path, caplog):
+  stored = ('cat', 'dog', 'cow')
+  classes = lambda given: importing._classes(given, stored, 'x.pth')
+  path = tmp_path / 'x.json'
+  assert classes(json_of(path, (4, 'cow'), (2, 'cat'), (9, 'dog'))) == (
+    stored,
+    (2, 9, 4),
+  )
+  for categories, message in (
+    (((4, 'cow'), (2, 'cat')), r"json alone has \[\], the checkpoint alone \['dog'\]"),
+    (((1, 'cow'), (1, 'cat'), (3, 'dog')), r'category ids that are .* twice.*\[1\]'),
+    (((1, 'cow'), (2, 'cow'), (3, 'dog')), r"names of classes .* twice.*\['cow'\]"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      classes(json_of(path, *categories))
+  with pytest.raises(ValueError, match='in another order, theirs is cat,dog,cow'):
+    classes('dog,cat,cow')
+  assert classes('cat, dog ,cow') == (stored, (1, 2, 3)) and not caplog.messages
+  assert classes('Katze,Hund,Kuh')[0] == ('Katze', 'Hund', 'Kuh')
+  assert caplog.messages == [
+    'The classes cat, dog, cow are now called Katze, Hund, Kuh.'
+  ]
+
+
+def test_an_import_that_failed_can_be_repeated(
+  checkpoint, variables, tmp_path, monkeypatch
+):
+  def disk_full(self, step, state):
+    (self._folder / '0.orbax-checkpoint-tmp-1').mkdir()
+    raise OSError('No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Checkpoints, 'save', disk_full)
+    with pytest.raises(OSError, match='No space left'):
+      import_detector(checkpoint, tmp_path / 'run')
+  assert_equal(import_detector(checkpoint, tmp_path / 'run').variables, variables)
+
+
 def with_arrays(path, variables, **changes):
   """The checkpoint with some arrays more or others."""
   np.savez(path, **weights.to_mmdet(variables) | changes)
@@ -165,9 +210,11 @@ def test_what_does_not_fit_is_an_error_that_says_what_to_give(
   five.model.num_classes = 5
   fails('tells 3 classes apart.*num_classes=3; or.* 5 others, --new_head', config=five)
   fails('does not tell what', config=five, new_head=True, class_names='')
+  fails('give --config.model.num_classes=2,', new_head=True, class_names='cat,dog')
   deeper = tiny_config()
   deeper.model.backbone.depth = 18
-  fails('names of the state dict and of the model differ', config=deeper)
+  differ = 'names of the state dict and of the model differ'
+  fails(differ, config=deeper, class_names='cat')
   box = tiny_config().box
   bins = np.linspace(box.start, box.stop, box.num_bins, dtype=np.float32)
   old = with_arrays(
