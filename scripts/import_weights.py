@@ -12,10 +12,10 @@ the training that is to follow, data and all, and train with the same one:
 
   python scripts/import_weights.py --checkpoint=gfl_r50_fpn_1x_coco.pth \
     --new_head --class_names=FOLDER/annotations/instances_train.json \
-    --config=configs/gfl_r50_fpn_1x_coco.py --workdir=runs/mine \
+    --config=configs/gfl_r50_fpn_1x_coco.py --workdir=runs/tuned \
     --config.data.name=coco_folder --config.data.path=FOLDER \
     --config.model.num_classes=3 --config.batch_size=4
-  python scripts/train.py --config=configs/gfl_r50_fpn_1x_coco.py --workdir=runs/mine \
+  python scripts/train.py --config=configs/gfl_r50_fpn_1x_coco.py --workdir=runs/tuned \
     --config.data.name=coco_folder --config.data.path=FOLDER \
     --config.model.num_classes=3 --config.batch_size=4
 
