@@ -118,15 +118,9 @@ def _convert(graph, equation, inputs):
   # times as fast. A transposition here it would move, too, and have both cancelled.
   images, height, width, channels = value.shape
   plane = (images, 1, height, width)
-  parts = graph.node(
-    'Split',
-    [value, int64([1] * channels)],
-    [(value.dtype, (images, height, width, 1))] * channels,
-    axis=3,
-  )
   (planes,) = graph.node(
     'Concat',
-    [graph.reshape(part, plane) for part in parts],
+    [graph.reshape(part, plane) for part in _split(graph, value, 3)],
     [(value.dtype, (images, channels, height, width))],
     axis=1,
   )
@@ -200,6 +194,20 @@ def _stack(graph, equation, inputs):
   single = [*shape[:axis], 1, *shape[axis + 1 :]]
   parts = [graph.reshape(graph.full(x), single) for x in inputs]
   return _join(graph, equation, parts, axis)
+
+
+def _unstack(graph, equation, inputs):
+  parts = _split(graph, graph.full(inputs[0]), equation.params['axis'])
+  out = [v.aval.shape for v in equation.outvars]
+  return [graph.reshape(x, shape) for x, shape in zip(parts, out, strict=True)]
+
+
+def _split(graph: Graph, value: Tensor, axis: int) -> Outputs:
+  """Parts of size 1 along an axis."""
+  sizes = [1] * value.shape[axis]
+  shape = (*value.shape[:axis], 1, *value.shape[axis + 1 :])
+  outputs = [(value.dtype, shape)] * len(sizes)
+  return graph.node('Split', [value, int64(sizes)], outputs, axis=axis)
 
 
 def _tile(graph, equation, inputs):
@@ -327,4 +335,5 @@ ARRAY_OPERATORS: dict[str, Callable[[Graph, Any, list[Tensor]], Outputs]] = {
   'tile': _tile,
   'top_k': _top_k,
   'transpose': _transpose,
+  'unstack': _unstack,
 }

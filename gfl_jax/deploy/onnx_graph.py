@@ -40,7 +40,7 @@ class Tensor:
 
 
 # Those that hold jaxprs, that broadcast, and that would tell about this machine.
-_NEVER_FOLDED = ('broadcast_in_dim', 'cond', 'jit', 'platform_index', 'scan', 'while')
+_NEVER_FOLDED = ('broadcast_in_dim', 'cond', 'jit', 'platform_index', 'while')
 _BATCH_SIZE = Tensor('batch_size', None, np.dtype(np.int64), (1,), (1,))
 
 

@@ -148,18 +148,6 @@ def _cond(graph, equation, inputs):
   return graph.inline(equation.params['branches'][int(which.array)], arguments)
 
 
-def _scan(graph, equation, inputs):
-  """A loop of known length that reads nothing step by step."""
-  params = equation.params
-  num_fixed, num_carried = params['num_consts'], params['num_carry']
-  need(len(inputs) == num_fixed + num_carried and not params['reverse'], equation)
-  fixed, carried = inputs[:num_fixed], inputs[num_fixed:]
-  step = lambda body, state: body.inline(params['jaxpr'], [*fixed, *state])
-  going = lambda body, state: constant(np.array(True))
-  length = constant(np.array(params['length'], np.int64))
-  return _loop(graph, equation, carried, step, going, length)
-
-
 def _while(graph, equation, inputs):
   """A loop, or one of each image: it goes on while any does; those done stay."""
   params = equation.params
@@ -191,17 +179,17 @@ def _while(graph, equation, inputs):
     pairs = zip(results, state, strict=True)
     return [where(body, rows(new), new, old, old) for new, old in pairs]
 
-  return _loop(graph, equation, inputs[sum(counts) :], step, going, None)
+  return _loop(graph, equation, inputs[sum(counts) :], step, going)
 
 
-def _loop(graph, equation, carried, step, going, length) -> Outputs:
-  """step: (body, state) -> new state and what is collected; going: (body, state) -> a
-  bool tensor, asked before each step."""
+def _loop(graph, equation, carried, step, going) -> Outputs:
+  """step: (body, state) -> new state; going: (body, state) -> a bool tensor, asked
+  before each step."""
   carried = [graph.full(x) for x in carried]
   body = graph.body()
   state = [body.tensor(graph.new_name('state'), x.dtype, x.shape) for x in carried]
   results = step(body, state)
-  on = body.output(going(body, results[: len(state)]), graph.new_name('going'))
+  on = body.output(going(body, results), graph.new_name('going'))
   outputs = [body.output(x, graph.new_name('result')) for x in results]
   inputs = [
     Port(graph.new_name('number'), np.dtype(np.int64), ()),
@@ -210,7 +198,7 @@ def _loop(graph, equation, carried, step, going, length) -> Outputs:
   ]
   return graph.node(
     'Loop',
-    [length, going(graph, carried), *carried],
+    [None, going(graph, carried), *carried],
     [(v.aval.dtype, v.aval.shape) for v in equation.outvars],
     body=body.finish(inputs, [on, *outputs]),
   )
@@ -226,7 +214,6 @@ OPERATORS: dict[str, Callable[[Graph, Any, list[Tensor]], Outputs]] = {
   'jit': _call('jaxpr'),
   'platform_index': _platform_index,
   'reduce_window_max': _max_pool,
-  'scan': _scan,
   'scatter': _scatter,
   'while': _while,
 }
