@@ -18,7 +18,6 @@ A .pth needs torch. Without it, train from an .npz that was made where torch is:
 
 import importlib.util
 import pathlib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -165,9 +164,7 @@ def _file(pretrained: str) -> pathlib.Path:
 
 
 def _efficientnet_name(path: str) -> str:
-  for pattern, replacement in _EFFICIENTNET_RENAMES:
-    path = re.sub(pattern, replacement, path)
-  return path.replace('/', '.')
+  return weights.renamed(path, _EFFICIENTNET_RENAMES)
 
 
 _PUBLISHED = {

@@ -4,7 +4,7 @@ One table says what a leaf of ours is called there; import and export both follo
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -166,10 +166,20 @@ def to_mmdet(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   }
 
 
-def _torch_name(path: str) -> str:
-  for pattern, replacement in _RENAMES:
+def renamed(path: str, renames: Iterable[tuple[str, str]]) -> str:
+  """A leaf's name in torch: patterns and replacements, applied one after the other.
+
+  Args:
+    path: of the leaf, as 'stage1/block0/conv1/kernel'.
+    renames: regular expressions with what stands for them.
+  """
+  for pattern, replacement in renames:
     path = re.sub(pattern, replacement, path)
   return path.replace('/', '.')
+
+
+def _torch_name(path: str) -> str:
+  return renamed(path, _RENAMES)
 
 
 def _to_torch(leaf: np.ndarray) -> np.ndarray:

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from gfl_jax.deploy import checks
+from gfl_jax.deploy import checks, programs
 from gfl_jax.deploy.trained import Found, Program, Trained
-from gfl_jax.evaluation import evaluator
-from gfl_jax.models import build_detector
 from gfl_jax.training import checkpoints, run_folder
 
 
@@ -59,13 +57,10 @@ def make_program(trained: Trained) -> Program:
 
   It is compiled at the first batch of each shape.
   """
-  detect = jax.jit(
-    evaluator.make_detect(build_detector(trained.config.model), trained.config)
-  )
+  detect = jax.jit(programs.make_function(trained.config))
   variables = jax.device_put(trained.variables)
 
   def program(batch: Mapping[str, np.ndarray]) -> Found:
-    found = jax.device_get(detect(variables, dict(batch)))
-    return Found(found.boxes, found.scores, found.classes, found.valid, found.edge_std)
+    return Found(**jax.device_get(detect(variables, dict(batch))))
 
   return program

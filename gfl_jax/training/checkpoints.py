@@ -88,7 +88,7 @@ class Checkpoints:
     stored = self.steps
     if not stored:
       raise ValueError(f'{self._folder} holds no checkpoint yet')
-    named = {'newest': stored[-1] if stored else None, 'best': self.best_step}
+    named = {'newest': stored[-1], 'best': self.best_step}
     for step in stored:
       named[str(step)] = step
     found = named.get(str(which))
