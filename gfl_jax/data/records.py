@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import math
 import os
-import sys
+import weakref
 import zlib
 from collections.abc import Iterator
 from concurrent import futures
@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from etils import epath
 
-from gfl_jax.data import memory
+from gfl_jax.data.memory import place
 from gfl_jax.data.transforms import Plan
 
 AHEAD = 2  # batches; what is in memory at once is one more
@@ -77,7 +77,7 @@ class RecordPixels:
           for i, size in enumerate(plan.image_sizes)
         ]
         begun.append((batch, parts))
-        del batch  # the buffer is free when its user has let go of it
+        del batch  # its memory is free when its user has let go of it
         if len(begun) > AHEAD + 2 * num_cores() // len(parts):
           yield _finished(*begun.popleft())
       while begun:
@@ -100,7 +100,7 @@ class RecordPixels:
       raise ValueError(
         f'image {self.image_ids[row]} in {folder} cannot be read: {error}'
       ) from error
-    memory.place(image, plan, i, canvas[:height, :width])
+    place(image, plan, i, canvas[:height, :width])
 
   def _encoded(self, paths, row: int) -> bytes:
     with paths[self.files[row]].open('rb') as file:
@@ -115,22 +115,21 @@ class _Buffers:
   """Memory for batches, used again once nobody holds a reference to it.
 
   Fresh memory costs up to a tenth of the time: the system clears every page.
-  Whoever still reads a batch, a device that shares the host's memory, too, holds a
-  reference, or it would be freed under it.
   """
 
   def __init__(self):
-    self._arrays: list[np.ndarray] = []
+    self._free: dict[int, list[np.ndarray]] = {}
 
   def take(self, shape: tuple[int, ...]) -> np.ndarray:
     """An uint8 array of a shape; its content is anything."""
     size = math.prod(shape)
-    for array in self._arrays:
-      # Free: only the list, the loop and the call hold it; a view holds its base.
-      if array.size == size and sys.getrefcount(array) == 3:
-        return array.reshape(shape)
-    self._arrays.append(np.empty(size, np.uint8))
-    return self._arrays[-1].reshape(shape)
+    free = self._free.setdefault(size, [])
+    memory = free.pop() if free else np.empty(size, np.uint8)
+    # Every view of a batch, a device's too that shares the host's memory, holds this
+    # array, which is new for each batch, and not the memory under it.
+    flat = np.frombuffer(memoryview(memory), np.uint8)
+    weakref.finalize(flat, free.append, memory).atexit = False
+    return flat.reshape(shape)
 
 
 def decode(encoded: bytes) -> np.ndarray:
