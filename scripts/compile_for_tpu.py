@@ -48,6 +48,8 @@ def main(argv: list[str]) -> None:
     raise app.UsageError('--config and --topology say what to compile for what')
   if unknown := set(_PROGRAMS.value) - {'train', 'evaluate'}:
     raise app.UsageError(f'--programs={",".join(unknown)}: train, evaluate or both')
+  if _TEXT.value and len(_PROGRAMS.value) != 1:
+    raise app.UsageError('--text takes one program: give --programs=train or evaluate')
   logging.set_verbosity(logging.WARNING)
   os.environ['JAX_PLATFORMS'] = 'cpu'
   import tpu_chips

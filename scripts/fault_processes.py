@@ -14,6 +14,7 @@ from fault_runs import Outcome, Run, Runs, filled, steps, unfinished
 
 _GOING_ON = re.compile(r'Going on from step (\d+)')
 _STOPPED = re.compile(r'Stopped at step (\d+)')
+_COMPILING = 'Compiling '  # as jax logs it
 _CHAIN = 5  # faults that one run survives before it ends
 _FILLINGS = 3
 
@@ -21,7 +22,7 @@ _FILLINGS = 3
 def kills(runs: Runs, tries: int) -> dict[str, Any]:
   """SIGKILL at random moments, every second one in a save; five to a run."""
   true, rng = runs.straight(), random.Random(0)
-  held = in_save = left = steps_back = 0
+  held = in_save = left = 0
   failures = []
   for first in tqdm.trange(0, tries, _CHAIN, desc='kill -9, runs'):
     workdir, newest, ok = runs.folder / f'killed_{first}', 0, True
@@ -39,9 +40,9 @@ def kills(runs: Runs, tries: int) -> dict[str, Any]:
     with runs.start(workdir) as run:
       outcome = run.finish()
     ok &= _went_on(run, newest)
-    steps_back += outcome.step != true.step
-    left += len(unfinished(workdir / 'checkpoints'))
-    if ok and outcome == true:
+    leftovers = unfinished(workdir / 'checkpoints')
+    left += len(leftovers)
+    if ok and not leftovers and outcome == true:
       held += min(_CHAIN, tries - first)
     else:
       failures.append(f'{workdir.name}: {outcome.step}, {outcome.sha256[:12]}')
@@ -181,12 +182,17 @@ def refusals(runs: Runs) -> dict[str, Any]:
     'cannot be split over 8 device': ({'batch_size': 12}, 8),
   }
   held, seconds, failures = 0, {}, []
+  logged = {'JAX_LOG_COMPILES': '1'}
+  with runs.start(runs.folder / 'not_refused', environment=logged) as run:
+    if not run.wait_for(lambda: _COMPILING in run.output):
+      raise RuntimeError(f'jax does not say {_COMPILING!r}: {run.output[-500:]}')
   for words, (settings, devices) in cases.items():
     began = time.monotonic()
-    with runs.start(runs.folder / 'refused', settings, devices=devices) as run:
+    folder = runs.folder / 'refused'
+    with runs.start(folder, settings, devices=devices, environment=logged) as run:
       status = run.process.wait()
     seconds[words] = round(time.monotonic() - began, 1)
-    if status == 1 and words in run.output:
+    if status == 1 and words in run.output and _COMPILING not in run.output:
       held += 1
     else:
       failures.append(f'{words}: status {status}: {run.output[-300:]}')

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -61,7 +61,13 @@ class Runs:
     self._settings = _SETTINGS | {'data.path': data}
 
   def start(
-    self, workdir: Path, settings: dict | None = None, *, devices: int = 1, before=()
+    self,
+    workdir: Path,
+    settings: dict | None = None,
+    *,
+    devices: int = 1,
+    before: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
   ) -> 'Run':
     """Starts scripts/train.py on a folder.
 
@@ -70,6 +76,7 @@ class Runs:
       settings: config fields that differ.
       devices: virtual ones.
       before: words of the command line before Python.
+      environment: on top of this process's own.
     """
     values = self._settings | (settings or {})
     command = [
@@ -79,7 +86,7 @@ class Runs:
       f'--workdir={workdir}',
       *(f'--config.{name}={value}' for name, value in values.items()),
     ]
-    return Run(command, workdir, devices)
+    return Run(command, workdir, devices, environment or {})
 
   def evaluate(self, workdir: Path) -> tuple[int, str]:
     """Exit status and output of scripts/evaluate.py on a run's folder."""
@@ -102,7 +109,13 @@ class Runs:
 class Run:
   """A training process."""
 
-  def __init__(self, command: list[str], workdir: Path, devices: int):
+  def __init__(
+    self,
+    command: list[str],
+    workdir: Path,
+    devices: int,
+    environment: Mapping[str, str],
+  ):
     self.workdir = workdir
     workdir.mkdir(parents=True, exist_ok=True)
     self._log = workdir / f'stderr_{len(list(workdir.glob("stderr_*")))}.txt'
@@ -115,7 +128,7 @@ class Run:
         stdout=log,
         stderr=log,
         cwd=SCRIPTS.parent,
-        env=os.environ | {'XLA_FLAGS': flags},
+        env=os.environ | {'XLA_FLAGS': flags, **environment},
         start_new_session=True,
       )
 
