@@ -5,7 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from gfl_jax.training.parallel import DataParallel
+from gfl_jax.training.step import AXIS
 
 pytest.importorskip('libtpu')
 
@@ -51,7 +56,7 @@ def test_a_program_that_does_not_fit_ends_with_a_line_that_says_so():
     '--topology=v5e:2x2',
     '--programs=train',
     '--config.data.canvas=(2048, 2048)',
-    '--images_per_chip=64',
+    '--images_per_chip=1024',
   )
   assert done.returncode == 1
   assert 'error: does not fit on v5e:2x2: train: needs' in done.stderr
@@ -62,3 +67,30 @@ def test_a_slice_that_libtpu_does_not_know_is_an_error():
   done = compile_for_tpu('--topology=v5e:3x3')
   assert done.returncode == 1
   assert '--topology=v5e:3x3 is no slice: give v5e:2x2, v5e:2x4' in done.stderr
+
+
+def test_the_devices_of_several_slices_are_one_mesh():
+  from scripts import tpu_chips
+
+  tpu_chips.describe('v5e:4x4')  # tells libtpu that there is no TPU
+  from jax.experimental import topologies
+
+  described = topologies.get_topology_desc('v5e:4x4', platform='tpu', num_slices=2)
+  devices = DataParallel('jit', described.devices)
+  assert devices.num_devices == 32
+  hosts = [device.process_index for device in devices.devices]
+  assert hosts == sorted(hosts) and len({d.slice_index for d in devices.devices}) == 2
+
+  def step(state, batch, numbers):
+    return jax.lax.psum(state + batch.sum(), AXIS), numbers
+
+  shaped = lambda shape, spec: jax.ShapeDtypeStruct(
+    shape, jnp.float32, sharding=jax.NamedSharding(devices.mesh, spec)
+  )
+  whole = jax.P()
+  update = devices.update(step)
+  compiled = update.lower(
+    shaped((8,), whole), shaped((32, 4), jax.P(AXIS)), shaped((), whole)
+  ).compile()
+  # The sum crosses the slices: one group of all devices, or one a slice and a link.
+  assert 'all-reduce' in compiled.as_text()
