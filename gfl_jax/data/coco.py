@@ -149,7 +149,8 @@ def _read_json(
   parsed = coco_json.parse(annotations.where(name), content, annotated=annotated)
   names = [image['file_name'] for image in parsed['images']]
   states = [(name, images.state(name)) for name in names]
-  return Split(parsed, images, content + repr(states).encode())
+  digests = (hashlib.sha256(part).digest() for part in (content, repr(states).encode()))
+  return Split(parsed, images, b''.join(digests))
 
 
 def _prepare(identity, splits: dict[str, Split], config: Any, source: Any) -> Any:
