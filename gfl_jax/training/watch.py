@@ -23,7 +23,9 @@ BEAT_SECONDS = 1.0
 SILENT_SECONDS = 15.0
 # With a collective that failed already there is no doubt that something is wrong.
 SILENT_SECONDS_AFTER_FAILURE = 5.0
+FIRST_SIGN_SECONDS = 60.0  # the devices of a pod's hosts are ready at different times
 STUCK_SECONDS = 20.0
+PATIENT_SECONDS = 1800.0  # in which the longest program is compiled, or a set evaluated
 GRACE_SECONDS = 5.0  # an error that comes to all ends each with its own line
 ORDER_SECONDS = 60.0  # a process with an error may finish the checkpoint begun before
 GO_ON = 'Start all processes again: the run goes on from its last checkpoint.'
@@ -65,6 +67,7 @@ class Judge:
     self._peers = {peer: News() for peer in range(count) if peer != process}
     self._beat_at = dict.fromkeys(self._peers, now)
     self._behind_since = dict.fromkeys(self._peers, now)
+    self._impatient_since = dict.fromkeys(self._peers, now)
     self._ended_at: dict[int, float] = {}
     self._heard_at = now
 
@@ -82,8 +85,10 @@ class Judge:
       self._peers[peer] = new
       if new.beat != old.beat:
         self._beat_at[peer] = now
-      if new.begun != old.begun or new.begun >= begun or new.patient:
-        self._behind_since[peer] = now
+      if not old.beat or new.begun != old.begun or new.begun >= begun:
+        self._behind_since[peer] = self._impatient_since[peer] = now
+      if new.patient:
+        self._impatient_since[peer] = now
       if new.ended:
         self._ended_at.setdefault(peer, now)
 
@@ -91,13 +96,18 @@ class Judge:
     """Peers that run, as far as is known, and told nothing for so long."""
     return [
       peer
-      for peer, beat_at in self._beat_at.items()
-      if peer not in self._ended_at and self._heard_at - beat_at >= seconds
+      for peer in self._peers
+      if peer not in self._ended_at and self._quiet(peer, seconds)
     ]
 
   def gone(self, seconds: float) -> bool:
     """Whether some peer told nothing for so long, be it that it ended."""
-    return any(self._heard_at - at >= seconds for at in self._beat_at.values())
+    return any(self._quiet(peer, seconds) for peer in self._peers)
+
+  def _quiet(self, peer: int, seconds: float) -> bool:
+    if not self._peers[peer].beat:
+      seconds = max(seconds, FIRST_SIGN_SECONDS)
+    return self._heard_at - self._beat_at[peer] >= seconds
 
   def running(self) -> set[int]:
     """Peers that neither ended nor are silent."""
@@ -118,15 +128,16 @@ class Judge:
         ' stopped, or the machine cannot be reached',
         tuple(silent),
       )
-    stuck = [
-      peer
-      for peer, since in self._behind_since.items()
-      if peer not in self._ended_at and self._heard_at - since >= STUCK_SECONDS
-    ]
-    if stuck:
+    if stuck := self._stuck(self._impatient_since, STUCK_SECONDS):
       return Verdict(
         f'no progress for {STUCK_SECONDS:.0f} s from {_names(stuck)}: alive, but stuck,'
         ' perhaps waiting for data',
+        tuple(stuck),
+      )
+    if stuck := self._stuck(self._behind_since, PATIENT_SECONDS):
+      return Verdict(
+        f'no progress for {PATIENT_SECONDS / 60:.0f} min from {_names(stuck)}: alive,'
+        ' but stuck where it may take long: compiling, restoring, evaluating or saving',
         tuple(stuck),
       )
     ended = sorted(self._ended_at, key=lambda peer: self._ended_at[peer])
@@ -134,6 +145,14 @@ class Judge:
       first = self._peers[ended[0]]
       return Verdict(f'process {ended[0]} has ended: {first.ended}', tuple(ended))
     return None
+
+  def _stuck(self, since: Mapping[int, float], seconds: float) -> list[int]:
+    """Peers that run, were heard of, and do not go on since so many seconds."""
+    return [
+      peer
+      for peer, news in self._peers.items()
+      if news.beat and not news.ended and self._heard_at - since[peer] >= seconds
+    ]
 
 
 def _names(processes: list[int]) -> str:

@@ -51,8 +51,31 @@ def test_a_silent_peer_is_named_in_whatever_all_do():
   assert seconds == watch.SILENT_SECONDS
 
 
+@pytest.mark.parametrize('ahead', [0, 1])
+def test_a_peer_may_take_longer_for_its_first_sign_of_life(ahead):
+  peers = Peers()
+  late = peers.news.pop(2)  # its devices are not ready: the coordinator has no word
+  for _ in range(ahead):
+    peers.all_begin()
+  assert peers.pass_seconds(59) == (None, 59)
+  assert peers.judge.verdict(peers.now, failed=True) is None
+  peers.news[2] = late
+  assert peers.pass_seconds(600) == (None, 600)  # it compiles
+  peers.stopped.add(2)  # from now on it is as any other
+  verdict, seconds = peers.pass_seconds(60)
+  assert verdict.accused == (2,) and seconds == watch.SILENT_SECONDS
+
+
+def test_a_peer_that_never_gives_a_sign_is_named():
+  peers = Peers()
+  del peers.news[2]
+  verdict, seconds = peers.pass_seconds(100)
+  assert verdict.accused == (2,) and seconds == watch.FIRST_SIGN_SECONDS
+
+
 def test_after_a_failed_collective_silence_shows_sooner():
   peers = Peers()
+  peers.pass_seconds(1)
   peers.stopped.add(1)
   peers.pass_seconds(6)
   assert peers.judge.verdict(peers.now) is None
@@ -80,11 +103,25 @@ def test_whoever_is_in_step_is_not_stuck_however_long_the_step_takes():
   assert peers.pass_seconds(3600) == (None, 3600)
 
 
-def test_whoever_compiles_or_saves_is_not_stuck():
+def test_whoever_compiles_or_saves_is_not_stuck_for_half_an_hour():
   peers = Peers()
   peers.all_begin(patient=True)
-  peers.all_begin(but=[2])  # done with it; 2 is not
   assert peers.pass_seconds(3600) == (None, 3600)
+  peers.all_begin(but=[2])  # done with it; 2 is not
+  assert peers.pass_seconds(1799) == (None, 1799)
+  peers.change(2, begun=peers.begun)  # just in time: its half hours begin anew
+  assert peers.pass_seconds(3600) == (None, 3600)
+  peers.all_begin(but=[2])
+  verdict, seconds = peers.pass_seconds(3600)
+  assert verdict.accused == (2,) and 'for 30 min from process 2: alive' in verdict.text
+  assert seconds == watch.PATIENT_SECONDS
+
+
+def test_whoever_is_done_with_compiling_may_get_stuck_as_ever():
+  peers = Peers()
+  peers.all_begin(patient=True)
+  peers.all_begin(but=[2])
+  assert peers.pass_seconds(600) == (None, 600)
   peers.change(2, patient=False, begun=1)
   verdict, seconds = peers.pass_seconds(60)
   assert verdict.accused == (2,) and seconds == watch.STUCK_SECONDS
