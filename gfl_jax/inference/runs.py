@@ -38,7 +38,8 @@ def load_run(
   folder = pathlib.Path(path) / 'checkpoints'
   if not folder.is_dir():
     raise FileNotFoundError(f'{path} has no checkpoints: has its training begun?')
-  with checkpoints.Checkpoints(folder, read_only=True) as stored:
+  aps = run_folder.evaluated_aps(path)
+  with checkpoints.Checkpoints(folder, aps, read_only=True) as stored:
     number = stored.find(step)
     averaged = weights == 'ema' and config.ema_decay > 0
     variables = stored.restore_variables(number, weights)

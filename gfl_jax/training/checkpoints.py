@@ -15,7 +15,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 from gfl_jax.deploy.checks import check_same
 from gfl_jax.training import checksums, store_errors
 
-METRIC = 'AP'
 # A file that cannot be reached or held now may be whole: no reason to go back.
 _NOT_DAMAGE = (MemoryError, PermissionError, TimeoutError)
 # Hosts that wait for one whose store has failed give that save up after this long.
@@ -30,7 +29,6 @@ class DamagedCheckpointError(ValueError):
 class _Save(NamedTuple):
   step: int
   state: Any
-  ap: float | None
 
 
 class Checkpoints:
@@ -39,15 +37,24 @@ class Checkpoints:
   With several hosts all of them call all methods, on a folder that all see.
   """
 
-  def __init__(self, folder: str | pathlib.Path, *, read_only: bool = False):
+  def __init__(
+    self,
+    folder: str | pathlib.Path,
+    aps: Mapping[int, float | None] | None = None,
+    *,
+    read_only: bool = False,
+  ):
     """Opens or makes `folder`; leftovers of a save that was killed are removed.
 
     Args:
       folder: of the checkpoints.
+      aps: of the steps that are evaluated, as `run_folder.evaluated_aps` has them: the
+        best is kept. None stands for an AP of data without boxes.
       read_only: nothing is made or removed, so that a run that is training now, and
         may be in the middle of a save, can be read.
     """
     self._folder = pathlib.Path(folder).absolute()
+    self._aps = dict(aps or {})
     self._read_only = read_only
     self._running: _Save | None = None
     self._refused: _Save | None = None  # the last one, if it failed
@@ -79,7 +86,6 @@ class Checkpoints:
       ),
     )
     self._openings += 1
-    self._aps = {step: self._stored_ap(step) for step in self.steps}
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -107,11 +113,13 @@ class Checkpoints:
     aps = [(ap, step) for step in steps if (ap := self._aps.get(step)) is not None]
     return max(aps)[1] if aps else None
 
-  def _stored_ap(self, step: int) -> float | None:
-    try:
-      return checksums.read(self._folder / str(step))[1]
-    except (OSError, ValueError, KeyError, TypeError):
-      return None  # `restore` says what is damaged
+  def is_evaluated(self, step: int) -> bool:
+    """Whether the step was evaluated; `restore_newest` forgets what lies beyond it."""
+    return step in self._aps
+
+  def evaluated(self, step: int, ap: float | None) -> None:
+    """Takes the AP of a step, so that the best is kept. Args as in `__init__`."""
+    self._aps[step] = ap
 
   def find(self, which: str | int) -> int:
     """The stored step that is meant.
@@ -139,9 +147,7 @@ class Checkpoints:
       )
     return found
 
-  def save(
-    self, step: int, state: Any, metrics: Mapping[str, float] | None = None
-  ) -> None:
+  def save(self, step: int, state: Any) -> None:
     """Starts saving. If the store refuses (a full disk), nothing stops but the save.
 
     Then a warning says so, by the next call at the latest; what was written is removed,
@@ -150,11 +156,9 @@ class Checkpoints:
     Args:
       step: number of steps done.
       state: a tree of arrays; it may be donated as soon as this returns.
-      metrics: with 'AP' (None if the data has no boxes), if the state was evaluated.
     """
     self._finish()
-    ap = metrics[METRIC] if metrics else None
-    self._start(_Save(step, state, None if ap is None else float(ap)))
+    self._start(_Save(step, state))
 
   def poll(self) -> None:
     """Says so if the running save has failed; waits for nothing.
@@ -189,13 +193,12 @@ class Checkpoints:
 
   def _start(self, save: _Save) -> None:
     self._running, self._error = save, None
-    self._aps[save.step] = save.ap
     with self._taking_error():
       self._manager.save(
         save.step,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(save.state),
-          checksums=checksums.ChecksumSave(save.state, save.ap),
+          checksums=checksums.ChecksumSave(save.state),
         ),
       )
 
@@ -242,7 +245,7 @@ class Checkpoints:
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
     with _damage(step):
-      expected, _ = checksums.read(self._folder / str(step))
+      expected = checksums.read(self._folder / str(step))
       stored = self._manager.item_metadata(step)['state']
       stored = {x.name: x for x in jax.tree.leaves(stored.tree)}
     check_same(stored, abstract, f'the checkpoint of step {step}')
@@ -284,7 +287,7 @@ class Checkpoints:
             partial_restore=True,
           ),
         )
-      expected, _ = checksums.read(self._folder / str(step))
+      expected = checksums.read(self._folder / str(step))
     _check(stored, expected, step)
     stored['params'] = stored.pop(params)
     return stored
@@ -294,7 +297,8 @@ class Checkpoints:
 
     A damaged checkpoint is named in a warning, moved to `damaged/` beside the
     checkpoints, and the one before it is taken. One whose leaves are not the target's
-    is damaged too if those of an older one are: a folder holds one model.
+    is damaged too if those of an older one are: a folder holds one model. Steps beyond
+    the one that is returned will be trained anew: their APs are forgotten.
 
     Raises:
       ValueError: the checkpoints belong to another model or optimiser.
@@ -310,6 +314,7 @@ class Checkpoints:
       for damaged, error in problems.items():
         _LOG.warning('Damaged checkpoint, going back to step %d: %s', step, error)
         self._put_aside(damaged)
+      self._forget_beyond(step)
       return state, step
     for error in problems.values():
       if not isinstance(error, DamagedCheckpointError):
@@ -319,7 +324,11 @@ class Checkpoints:
         f'none of the checkpoints {self.steps} in {self._folder} can be read: '
         + '; '.join(map(str, problems.values()))
       )
+    self._forget_beyond(0)
     return None
+
+  def _forget_beyond(self, last: int) -> None:
+    self._aps = {step: ap for step, ap in self._aps.items() if step <= last}
 
   def _put_aside(self, step: int) -> None:
     if jax.process_index() == 0:

@@ -1,4 +1,4 @@
-"""What is kept beside the arrays of a checkpoint: a checksum of each, and the AP.
+"""What is kept beside the arrays of a checkpoint: a checksum of each.
 
 Orbax keeps no checksum of array data: a flipped bit would load without a word.
 """
@@ -30,23 +30,20 @@ class ChecksumHandler(ocp.JsonCheckpointHandler):
     """Starts it; the arrays may be donated once this has returned."""
     if jax.process_index() != 0:
       return []
-    copies = on_host(args.state) | ({} if args.ap is None else {'AP': _ap(args.ap)})
+    copies = on_host(args.state)
 
     async def write():
-      record: dict[str, Any] = crc32(copies)
-      if args.ap is not None:
-        record['AP'] = {'value': args.ap, 'crc32': record['AP']}
-      (directory / _FILE).write_text(json.dumps(record))
+      (directory / _FILE).write_text(json.dumps(crc32(copies)))
 
     return [future.CommitFutureAwaitingContractedSignals(write(), name='checksums')]
 
 
 @ocp.args.register_with_handler(ChecksumHandler, for_save=True)
 class ChecksumSave(ocp.args.CheckpointArgs):
-  """A tree of arrays, and its AP if it was evaluated and has one."""
+  """A tree of arrays."""
 
-  def __init__(self, state: Any, ap: float | None):
-    self.state, self.ap = state, ap
+  def __init__(self, state: Any):
+    self.state = state
 
 
 @ocp.args.register_with_handler(ChecksumHandler, for_restore=True)
@@ -54,24 +51,19 @@ class ChecksumRestore(ocp.args.CheckpointArgs):
   """Orbax wants one; `read` needs none."""
 
 
-def read(folder: pathlib.Path) -> tuple[dict[str, int], float | None]:
-  """The checksums of a stored step by leaf, and its AP.
+def read(folder: pathlib.Path) -> dict[str, int]:
+  """The checksums of a stored step by leaf.
 
   Args:
     folder: of the step.
 
   Raises:
-    OSError, ValueError: they cannot be read, or the AP is not the one that was saved.
+    OSError, ValueError: they cannot be read.
   """
   record = json.loads((folder / 'checksums' / _FILE).read_text())
   if not isinstance(record, dict):
     raise ValueError(f'{folder}/checksums holds {type(record).__name__}, no dict')
-  ap = record.pop('AP', None)
-  if ap is None:
-    return record, None
-  if not isinstance(ap, dict) or crc32({'': _ap(ap['value'])})[''] != ap['crc32']:
-    raise ValueError(f'{folder}/checksums: wrong checksum of the AP')
-  return record, ap['value']
+  return record
 
 
 def wrong(arrays: Mapping[str, np.ndarray], expected: Mapping[str, int]) -> list[str]:
@@ -94,7 +86,3 @@ def crc32(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
   """CRC-32 of each array's bytes in C order."""
   as_bytes = lambda x: np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
   return {name: zlib.crc32(as_bytes(x)) for name, x in arrays.items()}
-
-
-def _ap(value: float) -> np.ndarray:
-  return np.asarray(value, np.float64)

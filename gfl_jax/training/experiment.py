@@ -34,7 +34,14 @@ class Experiment:
     self.eval_every = max(1, round(config.eval_every_epochs * self.steps_per_epoch))
     parts = programs.parts(config, devices, self.steps_per_epoch)
     self.detector = parts.detector
-    self.update, self.predict = hosts.told(parts.update), hosts.told(parts.predict)
+    self.update, self.predict = (
+      hosts.watched(parts.update),
+      hosts.watched(parts.predict),
+    )
+
+  def evaluation_due(self, number: int) -> bool:
+    """Whether the state after so many steps is to be evaluated."""
+    return number > 0 and (number % self.eval_every == 0 or number == self.num_steps)
 
   def initial_state(self, *, pretrained: bool = True) -> step.TrainState:
     """State at step 0 on all devices.
@@ -42,8 +49,16 @@ class Experiment:
     Args:
       pretrained: False if the state is only the form that a stored one is read into:
         then the file of `model.backbone.pretrained` is not needed.
+
+    Raises:
+      ValueError: hosts with different data, or with different files of weights.
     """
     config = self.config
+    self.devices.check_equal(
+      self.dataset.checksum(),
+      'read other data than process 0: give all hosts the same images and annotations'
+      ' (a relative path may lead to another file on each)',
+    )
     variables = models.init_variables(self.detector, jax.random.key(config.seed))
     if pretrained and config.model.backbone.pretrained:
       variables = backbones.load_backbone(variables, config.model.backbone)

@@ -6,6 +6,7 @@ here does nothing, so that the training code is the same for one process and for
 
 import contextlib
 import itertools
+import json
 import logging
 import time
 import traceback
@@ -125,7 +126,7 @@ def work(*, takes_long: bool = False) -> Iterator[None]:
     _watch.begin(patient=False)
 
 
-def told(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def watched(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
   """`function(state, batch)`, a program of all processes, as work that the peers see.
 
   Its first call for a canvas compiles, which may take long.
@@ -149,6 +150,16 @@ def wait_for_all() -> None:
     _client().wait_at_barrier(name, _BARRIER_SECONDS * 1000)
 
 
+def from_first(read: Callable[[], Any]) -> Any:
+  """What `read` returns on process 0, on all: a value that JSON carries."""
+  if not _watch:
+    return read()
+  name = f'gfl_jax/{next(_barriers)}'
+  if jax.process_index() == 0:
+    _client().key_value_set(name, json.dumps(read()))
+  return json.loads(_client().blocking_key_value_get(name, _BARRIER_SECONDS * 1000))
+
+
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
   """Process 0 does something first; the others then find its files if they see them.
@@ -164,7 +175,7 @@ def first_alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def errors_told() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
   """Tells the others of an error at once, before what it leaves behind is put in order.
 
   Closing a checkpoint folder, for one, waits for them.

@@ -14,6 +14,7 @@ from gfl_jax.training.experiment import Experiment, check_config
 from gfl_jax.training.monitor import Monitor
 from gfl_jax.training.parallel import DataParallel
 from gfl_jax.training.programs import Programs
+from gfl_jax.training.step import TrainState
 from gfl_jax.training.stop import Stopped, StopRequests
 
 _LOG = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ def train(
   Raises:
     ValueError: a config that cannot run, or another run's folder.
     FloatingPointError: the loss became nan or infinite.
-    Stopped: a Ctrl-C or SIGTERM came; the step it came in is saved.
+    Stopped: a Ctrl-C or SIGTERM came; the step it came in is saved. If that step was to
+      be evaluated, the next start does it.
   """
   check_config(config)
   devices = DataParallel(config.parallel)
@@ -46,9 +48,10 @@ def train(
     dataset = programs.dataset(config.data)
   run = Experiment(config, dataset, devices, programs)
 
+  aps = run_folder.evaluated_aps(workdir)
   with (
-    Checkpoints(pathlib.Path(workdir) / 'checkpoints') as checkpoints,
-    hosts.errors_told(),
+    Checkpoints(pathlib.Path(workdir) / 'checkpoints', aps) as checkpoints,
+    hosts.report_errors(),
   ):
     if checkpoints.steps:
       run_folder.check_classes(workdir, run.dataset.class_names)
@@ -59,35 +62,8 @@ def train(
     state, first_step = restored or (state, 0)
     if restored:
       _LOG.info('Going on from step %d of %d.', first_step, run.num_steps)
-    metrics = None
-    with (
-      StopRequests(first_step) as stop,
-      Monitor(config, workdir, run, first_step) as monitor,
-    ):
-      for number, image_ids, batch in run.train_batches(first_step):
-        state, scalars = run.update(state, batch)
-        monitor.add(number, scalars, image_ids)
-        checkpoints.poll()
-        evaluate_now = number % run.eval_every == 0 or number == run.num_steps
-        if evaluate_now:
-          monitor.settle()  # a state whose loss was not finite is never saved
-          metrics = run.evaluate(state, workdir, number)
-          monitor.evaluated(number, metrics)
-          with hosts.work(takes_long=True):
-            checkpoints.save(number, state, metrics)
-        stopped_by = stop.reached(number)
-        if not evaluate_now and (
-          number % config.checkpoint_every_steps == 0 or stopped_by
-        ):
-          monitor.settle()
-          with hosts.work(takes_long=True):
-            checkpoints.save(number, state)
-        if stopped_by and number < run.num_steps:
-          checkpoints.wait()
-          raise Stopped(
-            f'Stopped at step {number}: the same command goes on from there.',
-            stopped_by,
-          )
+    with StopRequests(first_step) as stop:
+      state, metrics = _go_on(run, state, first_step, workdir, checkpoints, stop)
     checkpoints.wait()
   if metrics is None:
     _LOG.info('All %d steps are done: evaluating the last again.', run.num_steps)
@@ -97,6 +73,53 @@ def train(
   if stop.number:  # a study must not begin its next run
     raise Stopped('Stopped after the last step: this run is done.', stop.number)
   return metrics
+
+
+def _go_on(
+  run: Experiment,
+  state: TrainState,
+  step: int,
+  workdir: str | os.PathLike,
+  checkpoints: Checkpoints,
+  stop: StopRequests,
+) -> tuple[TrainState, dict[str, Any] | None]:
+  """From a state after `step` steps to the last, evaluations included.
+
+  A step is saved before it is evaluated, for a preemption in an evaluation, which may
+  take long, to lose no step. The evaluation is then done by the next start, so that the
+  log is that of a run never stopped.
+
+  Returns:
+    The last state, and its metrics; None for these if there was nothing left to do.
+  """
+  config, metrics = run.config, None
+  with Monitor(config, workdir, run, step) as monitor:
+
+    def evaluate_now(state: TrainState, step: int) -> dict[str, Any]:
+      metrics = run.evaluate(state, workdir, step)
+      monitor.evaluated(step, metrics)
+      checkpoints.evaluated(step, metrics['AP'])
+      return metrics
+
+    if run.evaluation_due(step) and not checkpoints.is_evaluated(step):
+      metrics = evaluate_now(state, step)
+    for number, image_ids, batch in run.train_batches(step):
+      state, scalars = run.update(state, batch)
+      monitor.add(number, scalars, image_ids)
+      checkpoints.poll()
+      due, stopped_by = run.evaluation_due(number), stop.reached(number)
+      if due or stopped_by or number % config.checkpoint_every_steps == 0:
+        monitor.settle()  # a state whose loss was not finite is never saved
+        with hosts.work(takes_long=True):
+          checkpoints.save(number, state)
+      if stopped_by:
+        checkpoints.wait()
+        raise Stopped(
+          f'Stopped at step {number}: the same command goes on from there.', stopped_by
+        )
+      if due:
+        metrics = evaluate_now(state, number)
+  return state, metrics
 
 
 def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
@@ -120,9 +143,9 @@ def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
     dataset = programs.dataset(config.data)
   run = Experiment(config, dataset, devices, programs)
   run_folder.check_classes(workdir, run.dataset.class_names)
-  folder = pathlib.Path(workdir) / 'checkpoints'
+  folder, aps = pathlib.Path(workdir) / 'checkpoints', run_folder.evaluated_aps(workdir)
   # Of a run that may be training now.
-  with Checkpoints(folder, read_only=True) as checkpoints:
+  with Checkpoints(folder, aps, read_only=True) as checkpoints:
     number = checkpoints.find(which)
     state = checkpoints.restore(run.initial_state(pretrained=False), number)
   metrics = run.evaluate(state, workdir, number)

@@ -67,28 +67,38 @@ class DataParallel:
     checksum = 0
     for leaf in jax.tree.leaves(tree):
       checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
-    others = self._differing(checksum)
-    if others:
-      raise ValueError(
-        f'process(es) {others} would start from other values than process 0:'
-        ' give all hosts the same file of weights and the same versions'
-      )
+    self.check_equal(
+      checksum,
+      'would start from other values than process 0: give all hosts the same file of'
+      ' weights and the same versions',
+    )
     put = lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape)
     return jax.tree.map(put, tree)
 
-  def _differing(self, number: int) -> list[int]:
-    """The processes whose number is not that of the first device's.
+  def check_equal(self, checksum: int, problem: str) -> None:
+    """Checks that all processes have the same; all of them call it.
 
     It is the first program of all devices, too. On CPUs they are to meet in it within
     half a minute, in later ones within minutes, as where one compiles longer.
+
+    Args:
+      checksum: of what this process has, 32 bits.
+      problem: what the processes that have something else do, and what is to be done.
+
+    Raises:
+      ValueError: names them; on all processes.
     """
+    if jax.process_count() == 1:
+      return
     hosts.wait_for_all()
-    rows = np.full((len(self.mesh.local_devices), 1), number, np.uint32)
+    rows = np.full((len(self.mesh.local_devices), 1), checksum, np.uint32)
     everywhere = jax.NamedSharding(self.mesh, jax.P())
     gather = jax.jit(lambda x: x, out_shardings=everywhere)
     found = np.asarray(gather(self._put(rows)))[:, 0]
     devices = zip(self.devices, found, strict=True)
-    return sorted({d.process_index for d, value in devices if value != found[0]})
+    others = sorted({d.process_index for d, value in devices if value != found[0]})
+    if others:
+      raise ValueError(f'process(es) {others} {problem}')
 
   def _put(self, rows: np.ndarray) -> jax.Array:
     sharding = jax.NamedSharding(self.mesh, jax.P(AXIS))

@@ -151,6 +151,20 @@ def check_classes(workdir: str | os.PathLike, names: Sequence[str]) -> None:
       )
 
 
+def evaluated_aps(workdir: str | os.PathLike) -> dict[int, float | None]:
+  """The AP of each step that `metrics.jsonl` has an evaluation of, by step.
+
+  An AP is None if the data have no boxes. All processes get what process 0 reads: their
+  views of a shared folder may be older.
+  """
+
+  def read() -> list[tuple[int, float | None]]:
+    lines = files.read_json_lines(pathlib.Path(workdir) / 'metrics.jsonl')
+    return [(line['step'], line['AP']) for line in lines if line['kind'] == 'eval']
+
+  return dict(hosts.from_first(read))
+
+
 class MetricsLog:
   """`metrics.jsonl`: one line of numbers each; and TensorBoard events if wanted."""
 

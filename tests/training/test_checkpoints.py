@@ -1,11 +1,11 @@
 import gc
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfl_jax.training import checksums
 from gfl_jax.training.checkpoints import Checkpoints, DamagedCheckpointError
 
 # Of several leaves that cannot be read, orbax waits for the first one's error alone.
@@ -24,10 +24,17 @@ def state(value):
   return {'step': jnp.int32(value), 'params': {'w': jnp.full((3, 2), 0.5 + value)}}
 
 
-def save(folder, metrics):
+def save(folder, aps):
+  """A step for each AP; those with None are not evaluated."""
   with Checkpoints(folder) as ckpt:
-    for step, ap in enumerate(metrics):
-      ckpt.save(step, state(step), None if ap is None else {'AP': ap})
+    for step, ap in enumerate(aps):
+      ckpt.save(step, state(step))
+      if ap is not None:
+        ckpt.evaluated(step, ap)
+
+
+def known(aps):
+  return {step: ap for step, ap in enumerate(aps) if ap is not None}
 
 
 def data_files(folder):
@@ -39,20 +46,50 @@ def data_files(folder):
 
 
 @pytest.mark.parametrize(
-  'metrics, kept, best',
+  'aps, kept, best',
   [
     ([0.5, 0.9, 0.3, 0.2, 0.1], [1, 3, 4], 1),
     ([0.1, 0.2, None, None], [1, 2, 3], 1),
     ([None, None, None], [1, 2], None),
+    ([0.5, None, 0.9, None, None, 0.7], [2, 4, 5], 2),
     ([0.0, None, None, None], [0, 2, 3], 0),
   ],
 )
-def test_the_two_newest_and_the_best_are_kept(tmp_path, metrics, kept, best):
-  save(tmp_path, metrics)
-  with Checkpoints(tmp_path) as ckpt:
+def test_the_two_newest_and_the_best_are_kept(tmp_path, aps, kept, best):
+  save(tmp_path, aps)
+  with Checkpoints(tmp_path, known(aps)) as ckpt:
     assert ckpt.steps[-2:] == kept[-2:]
     assert set(kept) <= set(ckpt.steps)
     assert ckpt.best_step == best
+
+
+def test_the_best_is_kept_by_what_was_known_before(tmp_path):
+  save(tmp_path, [0.25, None])
+  with Checkpoints(tmp_path, {0: 0.25, 1: None}) as ckpt:  # 1 has no boxes
+    for step in (2, 3, 4):
+      ckpt.save(step, state(step))
+    ckpt.wait()
+    assert ckpt.steps == [0, 3, 4] and ckpt.find('best') == 0
+    ckpt.evaluated(4, 0.5)
+    ckpt.save(5, state(5))
+    ckpt.wait()
+    assert ckpt.steps == [4, 5] and ckpt.find('best') == 4
+    assert not ckpt.is_evaluated(5)
+
+
+def test_aps_beyond_the_step_gone_on_from_are_forgotten(tmp_path):
+  folder = tmp_path / 'checkpoints'
+  save(folder, [None, None, None])
+  for file in data_files(folder / '2'):
+    file.write_bytes(b'')
+  with Checkpoints(folder, {1: 0.25, 2: 0.5, 3: 0.75}) as ckpt:
+    assert ckpt.restore_newest(state(0))[1] == 1
+    assert [ckpt.is_evaluated(step) for step in (1, 2, 3)] == [True, False, False]
+    ckpt.save(2, state(2))
+    ckpt.wait()
+    assert ckpt.best_step == 1
+  with Checkpoints(tmp_path / 'new', {2: 0.5}) as ckpt:
+    assert ckpt.restore_newest(state(0)) is None and not ckpt.is_evaluated(2)
 
 
 def test_a_restored_state_is_the_saved_one(tmp_path):
@@ -95,15 +132,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     assert ckpt.restore_newest(state(0))[1] == 1
 
 
-def test_a_flipped_bit_of_an_array_is_found(tmp_path, monkeypatch):
-  save(tmp_path, [None])
-  true = checksums.crc32
-  monkeypatch.setattr(
-    checksums, 'crc32', lambda arrays: true({k: x + 1 for k, x in arrays.items()})
-  )
+def test_whole_arrays_that_are_not_those_of_the_step_are_found(tmp_path):
+  save(tmp_path, [None, None])
+  shutil.rmtree(tmp_path / '1' / 'state')  # as a backup of another moment leaves it
+  shutil.copytree(tmp_path / '0' / 'state', tmp_path / '1' / 'state')
   with Checkpoints(tmp_path) as ckpt:
-    with pytest.raises(DamagedCheckpointError, match='wrong checksum of'):
-      ckpt.restore(state(0), 0)
+    with pytest.raises(DamagedCheckpointError, match="wrong checksum of .*'params.w'"):
+      ckpt.restore(state(0), 1)
 
 
 def test_none_readable_is_an_error_not_a_fresh_start(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import os
 import pathlib
 import resource
@@ -9,16 +10,17 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gfl_jax.training import checksums
-from gfl_jax.training.checkpoints import Checkpoints, DamagedCheckpointError
+from gfl_jax.training.checkpoints import Checkpoints
 from tests.training import endless_saver
 
 # Of several leaves that cannot be read or written, orbax asks for one error alone.
@@ -90,10 +92,12 @@ def test_what_is_stored_survives_a_kill_inside_a_save(tmp_path):
 
 def test_a_full_disk_stops_nothing_but_the_save(tmp_path, caplog):
   with Checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(1, big_state(1), {'AP': 0.5})
+    checkpoints.save(1, big_state(1))
+    checkpoints.evaluated(1, 0.5)
     checkpoints.wait()
     with no_space():
-      checkpoints.save(2, big_state(2), {'AP': 0.9})
+      checkpoints.save(2, big_state(2))
+      checkpoints.evaluated(2, 0.9)
       wait_until(lambda: checkpoints.poll() or 'Step 2 could not' in caplog.text)
     assert '(File too large); the newest stored step is 1' in caplog.text
     assert checkpoints.steps == [1] and checkpoints.best_step == 1
@@ -173,53 +177,54 @@ def small_state(step):
 def two_steps(tmp_path_factory):
   folder = tmp_path_factory.mktemp('two_steps')
   with Checkpoints(folder) as checkpoints:
-    checkpoints.save(1, small_state(1), {'AP': 0.25})
-    checkpoints.save(2, small_state(2), {'AP': 0.5})
+    checkpoints.save(1, small_state(1))
+    checkpoints.save(2, small_state(2))
   return folder
 
 
-@settings(
-  max_examples=40,
-  deadline=None,
-  derandomize=True,
-  suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(data=st.data())
-def test_damage_is_found_or_harmless(two_steps, tmp_path, data):
-  copy = tmp_path / 'run' / 'checkpoints'
-  shutil.rmtree(copy.parent, ignore_errors=True)
-  shutil.copytree(two_steps, copy)
-  # The names of the arrays' files differ from run to run, their order by size less.
-  files = [x for x in (copy / '2').rglob('*') if x.is_file()]
-  files.sort(key=lambda x: (str(x.relative_to(copy / '2').parent), x.stat().st_size))
-  file = data.draw(st.sampled_from(range(len(files))), 'file')
-  kind = data.draw(st.sampled_from(['bit', 'cut', 'gone']), 'kind')
-  content = bytearray(files[file].read_bytes())
-  if kind == 'gone':
-    files[file].unlink()
-  elif content:
-    place = data.draw(st.integers(0, 8 * len(content) - 1), 'bit')
-    if kind == 'bit':
-      content[place // 8] ^= 1 << place % 8
-    else:
-      content = content[: place // 8]
-    files[file].write_bytes(content)
-  with Checkpoints(copy) as checkpoints:
-    restored, step = checkpoints.restore_newest(small_state(0)) or (None, 0)
-    assert checkpoints.steps == list(range(1, step + 1))
-    assert checkpoints.best_step in (step, 1)
-  jax.tree.map(np.testing.assert_array_equal, restored, small_state(step))
+def test_damage_is_found_or_harmless(two_steps, tmp_path):
+  seen = Counter()
+
+  @settings(max_examples=40, deadline=None, derandomize=True)
+  @given(data=st.data())
+  def damage(data):
+    copy = tmp_path / 'run' / 'checkpoints'
+    shutil.rmtree(copy.parent, ignore_errors=True)
+    shutil.copytree(two_steps, copy)
+    # The names of the arrays' files differ from run to run, their order by size less.
+    files = [x for x in (copy / '2').rglob('*') if x.is_file()]
+    files.sort(key=lambda x: (str(x.relative_to(copy / '2').parent), x.stat().st_size))
+    file = data.draw(st.sampled_from(range(len(files))), 'file')
+    kind = data.draw(st.sampled_from(['bit', 'cut', 'gone']), 'kind')
+    content = bytearray(files[file].read_bytes())
+    if kind == 'gone':
+      files[file].unlink()
+    elif content:
+      place = data.draw(st.integers(0, 8 * len(content) - 1), 'bit')
+      if kind == 'bit':
+        content[place // 8] ^= 1 << place % 8
+      else:
+        content = content[: place // 8]
+      files[file].write_bytes(content)
+    with Checkpoints(copy, {1: 0.25, 2: 0.5}) as checkpoints:
+      restored, step = checkpoints.restore_newest(small_state(0)) or (None, 0)
+      assert checkpoints.steps == list(range(1, step + 1))
+      assert checkpoints.best_step == step
+    jax.tree.map(np.testing.assert_array_equal, restored, small_state(step))
+    seen[kind, 'found' if step == 1 else 'harmless'] += 1
+
+  damage()
+  assert seen['bit', 'found'] and seen['bit', 'harmless'], seen
 
 
-def test_a_changed_ap_is_no_best_step_and_no_good_checkpoint(two_steps, tmp_path):
+def test_a_checkpoint_with_an_ap_among_its_checksums_is_as_good(two_steps, tmp_path):
   shutil.copytree(two_steps, tmp_path / 'checkpoints')
-  file = tmp_path / 'checkpoints' / '1' / 'checksums' / 'metadata'
-  assert '0.25' in file.read_text()
-  file.write_text(file.read_text().replace('0.25', '0.75'))
+  file = tmp_path / 'checkpoints' / '2' / 'checksums' / 'metadata'
+  old = json.loads(file.read_text()) | {'AP': {'value': 0.5, 'crc32': 7}}
+  file.write_text(json.dumps(old))
   with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
-    assert checkpoints.best_step == 2
-    with pytest.raises(DamagedCheckpointError, match='wrong checksum of the AP'):
-      checkpoints.restore(small_state(0), 1)
+    _, step = checkpoints.restore_newest(small_state(0)) or (None, None)
+  assert step == 2
 
 
 def test_a_leaf_that_is_lost_from_the_newest_alone_is_damage(two_steps, tmp_path):
