@@ -1,5 +1,6 @@
 """Order, box handling and evaluation batches; everything here runs in memory."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -74,6 +75,26 @@ def test_seeds_differ():
   dataset = _square_set().dataset(sets.config())
   a, b = (next(dataset.train_batches(8, seed=s))['image_ids'] for s in (0, 1))
   assert (a != b).any()
+
+
+def test_the_checksum_is_that_of_all_that_makes_a_batch():
+  base = _square_set()
+  checksum = lambda whole: whole.dataset(sets.config()).checksum()
+  assert checksum(base) == checksum(_square_set()) < 2**32
+  seen = {checksum(base)}
+  annotations, pixels = base.train
+  for field in dataclasses.fields(annotations):
+    values = getattr(annotations, field.name).copy()
+    values.flat[-2] = 1 if field.name == 'edge_sigma' else values.flat[-2] + 1
+    changed = dataclasses.replace(annotations, **{field.name: values})
+    for part in ('train', 'validation'):
+      seen.add(checksum(dataclasses.replace(base, **{part: (changed, pixels)})))
+  for name, values in {
+    'class_names': ('round', 'oval'),
+    'category_ids': (7, 8),
+  }.items():
+    seen.add(checksum(dataclasses.replace(base, **{name: values})))
+  assert len(seen) == 1 + 2 * len(dataclasses.fields(annotations)) + 2
 
 
 def test_shards_are_parts_of_the_whole_batch():

@@ -26,11 +26,14 @@ def write_run(folder, *, ema_decay=0.99):
   c.ema_decay = ema_decay
   run_folder.open_run(folder, c)
   run_folder.write_classes(folder, NAMES, IDS)
+  log = run_folder.MetricsLog(folder, start_step=0, tensorboard=False)
   with Checkpoints(folder / 'checkpoints') as stored:
     for number, ap in ((1, 0.5), (2, 0.25)):
       state = step.create_state(drawn(number), c)
       half = jax.tree.map(lambda x: x / 2, state.params)
-      stored.save(number, state.replace(params=half), {'AP': ap})
+      stored.save(number, state.replace(params=half))
+      log.write('eval', number, {'AP': ap})
+  log.close()
   return folder
 
 
@@ -80,8 +83,11 @@ def test_a_run_without_an_average_has_its_parameters(tmp_path):
 def test_loading_changes_nothing_and_reads_beside_a_running_save(copy):
   begun = copy / 'checkpoints' / '3.orbax-checkpoint-tmp'
   begun.mkdir()
+  with (copy / 'metrics.jsonl').open('a') as log:
+    log.write('{"kind": "eval", "step": 3, "AP": 0.75}\n{"kind": "tr')
   before = {file: file.stat().st_mtime_ns for file in copy.rglob('*')}
   assert runs.load_run(copy).origin['step'] == 2
+  assert runs.load_run(copy, 'best').origin['step'] == 1  # 3 is not stored yet
   assert {file: file.stat().st_mtime_ns for file in copy.rglob('*')} == before
 
 

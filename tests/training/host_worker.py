@@ -17,7 +17,7 @@ from absl import logging
 
 from gfl_jax import launch
 from gfl_jax.reports import report
-from gfl_jax.training import checksums, experiment, hosts, loop
+from gfl_jax.training import checksums, experiment, hosts, loop, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.programs import Programs
 from gfl_jax.training.stop import Stopped
@@ -165,6 +165,26 @@ def read_by_one_alone(folder, mine, programs):
     _, step = checkpoints.restore_newest(run.initial_state())
   (mine / f'half_read_{jax.process_index()}').write_text(str(step))
   checksums.read = true
+
+
+def other_data(folder, mine, programs):
+  """A relative path, and another file there in the last process's folder."""
+  data, here = 'tiny.npz', pathlib.Path.cwd()
+  if jax.process_index() > 0:
+    data = f'eval_{EVAL_SIZES[-1]}.npz'
+  folder_of_mine = mine / f'host_{jax.process_index()}'
+  folder_of_mine.mkdir()
+  shutil.copy(folder / data, folder_of_mine / 'data.npz')
+  os.chdir(folder_of_mine)
+  c = config(pathlib.Path(), data='data.npz')
+  run_folder.open_run(mine / 'other_data', c)  # the configs are equal
+  devices = experiment.DataParallel(c.parallel)
+  run = experiment.Experiment(c, programs.dataset(c.data), devices, programs)
+  try:
+    run.initial_state()
+  except ValueError as error:
+    (mine / f'other_data_{jax.process_index()}').write_text(str(error))
+  os.chdir(here)
 
 
 def run_until_ended(folder, mine, programs):

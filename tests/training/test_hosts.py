@@ -103,6 +103,7 @@ def test_two_processes_do_what_one_does(folder, alone, tmp_path):
       'resumed_elsewhere',
       'evaluated',
       'read_by_one_alone',
+      'other_data',
       'not_finite',
       'asked_to_stop',
     ],
@@ -120,6 +121,12 @@ def test_two_processes_do_what_one_does(folder, alone, tmp_path):
   steps = [(mine / f'half_read_{number}').read_text() for number in range(2)]
   assert steps == ['4', '4']
   assert 'another host cannot read it' in printed[0]
+
+  # The same relative path led to another file on the second.
+  for number in range(2):
+    assert 'process(es) [1] read other data than process 0' in (
+      (mine / f'other_data_{number}').read_text()
+    )
 
   # One shard was poisoned; all stop at that step and name the images of both.
   errors = [(mine / f'error_{number}').read_text() for number in range(2)]
@@ -249,5 +256,5 @@ def test_a_process_that_is_alone_stays_alone():
   hosts.connect(None, 1, None)
   assert not hosts.connected()
   hosts.wait_for_all()
-  with hosts.first_alone(), hosts.work(), hosts.errors_told():
+  with hosts.first_alone(), hosts.work(), hosts.report_errors():
     assert hosts.finish() == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfl_jax.training import experiment, loop, run_folder
+from gfl_jax import files
+from gfl_jax.training import checksums, experiment, loop, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.programs import Programs
 from gfl_jax.training.stop import Stopped
@@ -68,10 +70,10 @@ def stop_after(monkeypatch, steps):
 
 
 @pytest.fixture(scope='module')
-def straight(data_file, tmp_path_factory):
+def straight(data_file, programs, tmp_path_factory):
   """A run of 6 steps that nothing disturbed: (folder, metrics)."""
   folder = tmp_path_factory.mktemp('straight')
-  return folder, loop.train(config(data_file), folder)
+  return folder, loop.train(config(data_file), folder, programs)
 
 
 def test_a_run_leaves_what_a_user_looks_for(straight, data_file):
@@ -94,14 +96,14 @@ def test_a_run_leaves_what_a_user_looks_for(straight, data_file):
 
 @pytest.mark.parametrize('steps', [3, 5])
 def test_a_stopped_run_ends_as_the_straight_one_bit_for_bit(
-  straight, data_file, tmp_path, monkeypatch, steps
+  straight, data_file, programs, tmp_path, monkeypatch, steps
 ):
   c = config(data_file)
   with monkeypatch.context() as patch:
     stop_after(patch, steps)
     with pytest.raises(KeyboardInterrupt):
-      loop.train(c, tmp_path)
-  metrics = loop.train(c, tmp_path)
+      loop.train(c, tmp_path, programs)
+  metrics = loop.train(c, tmp_path, programs)
   jax.tree.map(
     np.testing.assert_array_equal,
     final_state(c, tmp_path),
@@ -115,45 +117,149 @@ def test_a_stopped_run_ends_as_the_straight_one_bit_for_bit(
   assert read(tmp_path) == read(straight[0])
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on_from_it(
-  straight, data_file, tmp_path, monkeypatch, number
-):
-  c = config(data_file)
+def raise_signal_at(monkeypatch, step, number):
+  """The next run gets a signal when it reads the batch of a step."""
   true = experiment.Experiment.train_batches
 
   def signalled(self, first_step):
-    for step, *rest in true(self, first_step):
-      if step == 3:
+    for current, *rest in true(self, first_step):
+      if current == step:
         os.kill(os.getpid(), number)
-      yield step, *rest
+      yield current, *rest
 
+  monkeypatch.setattr(experiment.Experiment, 'train_batches', signalled)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on_from_it(
+  straight, data_file, programs, tmp_path, monkeypatch, number
+):
+  c = config(data_file)
   with monkeypatch.context() as patch:
-    patch.setattr(experiment.Experiment, 'train_batches', signalled)
+    raise_signal_at(patch, 3, number)
     with pytest.raises(Stopped, match='Stopped at step 3: the same command') as error:
-      loop.train(c, tmp_path)
+      loop.train(c, tmp_path, programs)
   assert error.value.exit_code == 128 + number
   with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
     assert checkpoints.steps[-1] == 3
-  loop.train(c, tmp_path)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    final_state(c, tmp_path),
-    final_state(c, straight[0]),
-  )
+  loop.train(c, tmp_path, programs)
+  last = [checksums.read(run / 'checkpoints' / '6') for run in (tmp_path, straight[0])]
+  assert last[0] == last[1]
 
 
-@pytest.mark.parametrize('during', ['train_batches', 'evaluate'])
-def test_a_stop_in_the_last_step_or_evaluation_comes_after_the_report(
-  data_file, programs, tmp_path, monkeypatch, during
+def evaluated_twice(data_file):
+  """Of the 6 steps 3 and 6 are evaluated."""
+  c = config(data_file)
+  c.eval_every_epochs = 1.0
+  return c
+
+
+@pytest.fixture(scope='module')
+def undisturbed(data_file, programs, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('undisturbed')
+  loop.train(evaluated_twice(data_file), folder, programs)
+  return folder
+
+
+@pytest.fixture
+def _no_report(monkeypatch):
+  """A report takes longer than the training here."""
+  monkeypatch.setattr(loop.report, 'write_report', lambda workdir: 'none')
+
+
+def outcome(folder):
+  """What does not differ between runs of 6 steps that are the same."""
+  lines = files.read_json_lines(folder / 'metrics.jsonl')
+  times = {'seconds', 'images_per_second'}
+  log = [{k: v for k, v in line.items() if k not in times} for line in lines]
+  detections = (folder / 'eval' / 'detections.json').read_text()
+  arrays = checksums.read(folder / 'checkpoints' / '6')
+  return [json.dumps(line) for line in log], arrays, detections
+
+
+def evaluated_steps(folder):
+  return sorted(run_folder.evaluated_aps(folder))
+
+
+@pytest.mark.usefixtures('_no_report')
+@pytest.mark.parametrize('step, before', [(3, []), (6, [3])])
+def test_a_run_stopped_where_an_evaluation_is_due_leaves_it_to_the_next_start(
+  undisturbed, data_file, programs, tmp_path, monkeypatch, step, before
 ):
-  true = getattr(experiment.Experiment, during)
+  c = evaluated_twice(data_file)
+  with monkeypatch.context() as patch:
+    raise_signal_at(patch, step, signal.SIGTERM)
+    with pytest.raises(Stopped, match=f'Stopped at step {step}: the same') as error:
+      loop.train(c, tmp_path, programs)
+  assert error.value.exit_code == 128 + signal.SIGTERM
+  assert evaluated_steps(tmp_path) == before
+  with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+    assert checkpoints.steps[-1] == step
+  assert loop.train(c, tmp_path, programs)['step'] == 6
+  assert outcome(tmp_path) == outcome(undisturbed)
+
+
+@pytest.mark.usefixtures('_no_report')
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError])
+def test_an_evaluation_that_is_cut_off_loses_no_step(
+  undisturbed, data_file, programs, tmp_path, monkeypatch, error
+):
+  c = evaluated_twice(data_file)
+
+  def evaluate(self, state, workdir, number):
+    raise error('in the evaluation')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(experiment.Experiment, 'evaluate', evaluate)
+    for _ in range(2):
+      with pytest.raises(error):
+        loop.train(c, tmp_path, programs)
+      with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+        assert checkpoints.steps == [2, 3]
+  loop.train(c, tmp_path, programs)
+  assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def with_aps(source, folder, aps):
+  """A copy of a run whose log says that its steps have these APs."""
+  shutil.copytree(source, folder)
+  lines = files.read_json_lines(folder / 'metrics.jsonl')
+  for line in lines:
+    if line['kind'] == 'eval':
+      line['AP'] = aps[line['step']]
+  files.write_json_lines(folder / 'metrics.jsonl', lines)
+  return folder
+
+
+@pytest.mark.usefixtures('_no_report')
+def test_a_run_set_back_by_damage_evaluates_again(
+  undisturbed, data_file, programs, tmp_path
+):
+  true = run_folder.evaluated_aps(undisturbed)
+  run = with_aps(undisturbed, tmp_path / 'run', true | {6: 0.9})
+  (run / 'checkpoints' / '6' / 'checksums' / 'metadata').write_text('{}')
+  loop.train(evaluated_twice(data_file), run, programs)
+  assert outcome(run) == outcome(undisturbed)
+  assert (run / 'damaged' / '6.0').exists()
+
+
+def test_the_best_step_is_that_of_the_log(undisturbed, tmp_path):
+  run = with_aps(undisturbed, tmp_path / 'run', {3: 0.5, 6: 0.25})
+  with (run / 'metrics.jsonl').open('a') as log:
+    log.write('{"kind": "eval", "st')  # of a run that is writing now
+  assert loop.evaluate(run, 'best')['step'] == 3
+
+
+def test_a_stop_in_the_last_evaluation_comes_after_the_report(
+  data_file, programs, tmp_path, monkeypatch
+):
+  true = experiment.Experiment.evaluate
 
   def interrupted(self, *arguments):
     os.kill(os.getpid(), signal.SIGINT)
     return true(self, *arguments)
 
-  monkeypatch.setattr(experiment.Experiment, during, interrupted)
+  monkeypatch.setattr(experiment.Experiment, 'evaluate', interrupted)
   with pytest.raises(Stopped, match='after the last step: this run is done') as error:
     loop.train(config(data_file, epochs=1 / 3), tmp_path, programs)
   assert error.value.exit_code == 128 + signal.SIGINT
@@ -288,6 +394,7 @@ def test_a_run_goes_on_without_the_file_of_its_pretrained_weights(tmp_path):
   class TinyData:
     class_names, num_train, num_eval, counters = ('a', 'b', 'c'), 8, 8, {}
     steps_per_epoch = staticmethod(lambda batch_size: 1)
+    checksum = staticmethod(lambda: 0)
 
   run = experiment_of(c, TinyData())
   assert run.initial_state(pretrained=False).step == 0
