@@ -34,10 +34,8 @@ class Experiment:
     self.eval_every = max(1, round(config.eval_every_epochs * self.steps_per_epoch))
     parts = programs.parts(config, devices, self.steps_per_epoch)
     self.detector = parts.detector
-    self.update, self.predict = (
-      hosts.watched(parts.update),
-      hosts.watched(parts.predict),
-    )
+    self.update = hosts.watched(parts.update)
+    self.predict = hosts.watched(parts.predict)
 
   def evaluation_due(self, number: int) -> bool:
     """Whether the state after so many steps is to be evaluated."""

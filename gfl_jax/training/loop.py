@@ -47,8 +47,8 @@ def train(
   with hosts.first_alone():  # it may prepare them
     dataset = programs.dataset(config.data)
   run = Experiment(config, dataset, devices, programs)
-
   aps = run_folder.evaluated_aps(workdir)
+
   with (
     Checkpoints(pathlib.Path(workdir) / 'checkpoints', aps) as checkpoints,
     hosts.report_errors(),
