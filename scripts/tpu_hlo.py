@@ -40,8 +40,10 @@ class Instruction(NamedTuple):
     output: text of its output's shape.
     calls: names of the computations that it calls.
     cycles: the compiler's own estimate; None where it has none.
-    trips: of a loop, if they are known.
+    trips: of a loop, if the compiler notes them.
     source: where it is from, as jax names it.
+    arguments: text of what it takes: names, or the value of a constant.
+    ascends: it compares whether its first argument is less than its second.
   """
 
   name: str
@@ -51,6 +53,8 @@ class Instruction(NamedTuple):
   cycles: int | None
   trips: int | None
   source: str
+  arguments: str
+  ascends: bool
 
 
 class Item(NamedTuple):
@@ -59,7 +63,8 @@ class Item(NamedTuple):
   Attributes:
     instruction: itself.
     group: its class of cost.
-    times: how often it runs in one run of the program.
+    times: how often it runs in one run of the program; each loop around it whose trips
+      are not known counts once.
   """
 
   instruction: Instruction
@@ -72,11 +77,14 @@ class Item(NamedTuple):
     return max(self.instruction.cycles or 0, 0) * self.times
 
 
-def schedule(text: str) -> list[Item]:
+def schedule(text: str) -> tuple[list[Item], int]:
   """The instructions that a program runs, in order; parameters and the like left out.
 
   Args:
     text: `compiled.as_text()`.
+
+  Returns:
+    Them, and how many loops there are whose trips are not known.
 
   Raises:
     ValueError: no entry computation.
@@ -85,18 +93,39 @@ def schedule(text: str) -> list[Item]:
   if entry is None:
     raise ValueError('the text is no compiled program: it has no ENTRY computation')
 
+  endless = []
+
   def walk(name: str, times: int) -> Iterator[Item]:
     for instruction in computations[name]:
       if instruction.kind == 'while':
+        trips = _trips(instruction, computations)
+        if trips is None:
+          endless.append(instruction.name)
         for called in instruction.calls:
-          yield from walk(called, times * (instruction.trips or 1))
+          yield from walk(called, times * (trips or 1))
       elif instruction.kind in ('call', 'conditional', 'async-start'):
         for called in instruction.calls:
           yield from walk(called, times)
       elif instruction.kind not in _FREE:
         yield Item(instruction, _group(instruction, computations), times)
 
-  return list(walk(entry, 1))
+  return list(walk(entry, 1)), len(endless)
+
+
+def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
+  """As the compiler notes them, or as the condition has them: a counter below a number.
+
+  jax's loops of a fixed length count from 0 by one.
+  """
+  if loop.trips is not None:
+    return loop.trips
+  for called in loop.calls:
+    values = {x.name: x.arguments for x in computations[called] if x.kind == 'constant'}
+    last = computations[called][-1]
+    if last.kind == 'compare' and last.ascends:
+      limit = values.get(last.arguments.rpartition('%')[2], '')
+      return int(limit) if limit.isdigit() else None
+  return None
 
 
 def arrays(output: str) -> Iterator[tuple[str, int, int]]:
@@ -147,7 +176,9 @@ def _computations(text: str) -> tuple[dict[str, list[Instruction]], str | None]:
 def _instruction(name: str, rest: str) -> Instruction:
   end = _closing(rest) if rest.startswith('(') else rest.index(' ')
   output, rest = rest[:end], rest[end:].lstrip()
-  kind, _, rest = rest.partition('(')
+  kind = rest[: rest.index('(')]
+  end = _closing(rest[len(kind) :]) + len(kind)
+  arguments, rest = rest[len(kind) + 1 : end - 1], rest[end:]
   called = re.findall(
     r'(?:calls|body|condition|called_computations)=\{?%([\w.\-]+)', rest
   )
@@ -164,6 +195,8 @@ def _instruction(name: str, rest: str) -> Instruction:
     None if cycles is None else int(cycles),
     None if trips is None else int(trips),
     first(r'op_name="((?:[^"\\]|\\.)*)"') or '',
+    arguments,
+    'direction=LT' in rest,
   )
 
 

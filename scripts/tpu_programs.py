@@ -51,7 +51,7 @@ def compiled(name: str, config: Any, where: Slice) -> tuple[dict[str, Any], str]
     return line | {'memory': shortage(str(error), where.chip)}, ''
   line['compile_s'] = round(time.perf_counter() - start, 1)
   text = done.as_text()
-  items = tpu_hlo.schedule(text)
+  items, unknown_loops = tpu_hlo.schedule(text)
   flops = model_flops(name, config, devices) / devices.num_devices
   analysis = done.cost_analysis()
   predicted = tpu_costs.time(done, items, where.chip, flops)
@@ -65,6 +65,7 @@ def compiled(name: str, config: Any, where: Slice) -> tuple[dict[str, Any], str]
     ),
     'compiler_tflop': round(analysis['flops'] / 1e12, 4),
     'compiler_gb': round(analysis['bytes accessed'] / 1e9, 3),
+    'unknown_loops': unknown_loops,
     'collectives': tpu_costs.collectives(items),
     'groups': tpu_costs.groups(items, where.chip),
     'largest': tpu_costs.largest(items, where.chip),

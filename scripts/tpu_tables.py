@@ -41,6 +41,11 @@ def report(line: Mapping[str, Any]) -> str:
     ),
     ('padding', f'{100 * line["padding"]["share"]:.1f} % of what is written'),
     *(
+      [('counted once', f'{line["unknown_loops"]} loops of unknown length')]
+      if line['unknown_loops']
+      else []
+    ),
+    *(
       (f'  {x["array"]}', f'{x["mb"]} MB more: {x["source"]}')
       for x in line['padding']['worst']
     ),

@@ -141,7 +141,8 @@ ENTRY %main (x: bf16[8,10,12,64]) -> f32[100] {
 def test_the_schedule_of_a_program():
   import tpu_hlo
 
-  items = tpu_hlo.schedule(TEXT)
+  items, unknown_loops = tpu_hlo.schedule(TEXT)
+  assert not unknown_loops
   assert [(i.instruction.kind, i.group, i.times, i.cycles) for i in items] == [
     ('fusion', 'convolution', 1, 1500),
     ('all-reduce', 'collective', 1, 0),
@@ -159,12 +160,30 @@ def test_the_schedule_of_a_program():
     tpu_hlo.schedule('HloModule nothing')
 
 
+def test_trips_are_read_from_the_condition_if_the_compiler_does_not_note_them():
+  import tpu_hlo
+
+  unknown = TEXT.replace('"known_trip_count":{"n":"10"}', '')
+  sorts = lambda items: [i.times for i in items if i.group == 'sort']
+  items, unknown_loops = tpu_hlo.schedule(unknown)
+  assert sorts(items) == [1] and unknown_loops == 1
+  counted = unknown.replace(
+    '  ROOT %compare.1 = pred[]{:T(128)} compare(%state.1, %state.1)',
+    '  %constant.4 = s32[]{:T(128)} constant(4), metadata={op_name="jit(step)"}\n'
+    '  ROOT %compare.1 = pred[]{:T(128)} compare(%state.1, %constant.4)',
+  )
+  items, unknown_loops = tpu_hlo.schedule(counted)
+  assert sorts(items) == [4] and not unknown_loops
+  backwards = counted.replace('direction=LT', 'direction=NE')
+  assert tpu_hlo.schedule(backwards)[1] == 1
+
+
 def test_what_the_schedule_costs():
   import tpu_chips
   import tpu_costs
   import tpu_hlo
 
-  chip, items = tpu_chips.CHIPS['v5e'], tpu_hlo.schedule(TEXT)
+  chip, items = tpu_chips.CHIPS['v5e'], tpu_hlo.schedule(TEXT)[0]
   groups = tpu_costs.groups(items, chip)
   assert list(groups)[:2] == ['convolution', 'sort']
   assert groups['convolution'] == {'ms': 1e-3, 'count': 1, 'without_estimate': 0}
@@ -214,7 +233,7 @@ def test_the_prediction_is_never_below_the_roofline_and_counts_the_links():
   import tpu_costs
   import tpu_hlo
 
-  chip, items = tpu_chips.CHIPS['v5e'], tpu_hlo.schedule(TEXT)
+  chip, items = tpu_chips.CHIPS['v5e'], tpu_hlo.schedule(TEXT)[0]
   ms = tpu_costs.time(Compiled(0), items, chip, model_flops=1.97e12)
   assert ms['memory'] == pytest.approx(10) and ms['compute'] == pytest.approx(10)
   assert ms['optimal'] == -1000
@@ -247,7 +266,7 @@ def test_a_report_and_a_row_of_the_table():
   import tpu_hlo
   import tpu_tables
 
-  chip, items = tpu_chips.CHIPS['v5e'], tpu_hlo.schedule(TEXT)
+  chip, items = tpu_chips.CHIPS['v5e'], tpu_hlo.schedule(TEXT)[0]
   ms = tpu_costs.time(Compiled(0), items, chip, model_flops=1.97e12)
   what = {
     **dict(program='train', backbone='resnet 50', dtype='bfloat16', canvas=[800, 1344]),
@@ -258,7 +277,7 @@ def test_a_report_and_a_row_of_the_table():
     'memory': tpu_costs.memory(Compiled(10**9), chip),
     'ms': {key: value for key, value in ms.items() if key != 'mfu'},
     **dict(mfu=ms['mfu'], images_per_s=204_800, model_tflop_per_image=0.25),
-    **dict(compiler_tflop=1.0, compiler_gb=8.19),
+    **dict(compiler_tflop=1.0, compiler_gb=8.19, unknown_loops=2),
     'collectives': tpu_costs.collectives(items),
     'groups': tpu_costs.groups(items, chip),
     'largest': tpu_costs.largest(items, chip),
@@ -268,6 +287,7 @@ def test_a_report_and_a_row_of_the_table():
   text = tpu_tables.report(line)
   assert 'memory per chip        4.10 GB of 17.18 GB' in text
   assert '-1000.00 ms, absurd: not to be trusted' in text
+  assert 'counted once           2 loops of unknown length' in text
   assert 'MFU 100.0 %' in text and 'x10 sort' in text and 'x1 gather' in text
   refused = what | {'memory': {'peak': None, 'hbm': chip.hbm_bytes, 'fits': False}}
   assert 'more than 17.18 GB' in tpu_tables.report(refused)
