@@ -204,7 +204,10 @@ def _describe(
 ) -> Candidates:
   """Boxes and scores of one image's pairs."""
   representation = REPRESENTATIONS[config.box.kind]
-  outputs = predictions.box_logits[anchors]
+  # As rows of one axis, which a TPU pads least: see training/matching.py.
+  logits = predictions.box_logits
+  rows = logits.reshape(len(logits), -1)[anchors]
+  outputs = rows.reshape(len(anchors), *logits.shape[1:])
   std = representation.std(outputs, config.box)
   strides = jnp.asarray(points.strides)[anchors][:, None]
   boxes = box_ops.distances_to_boxes(
