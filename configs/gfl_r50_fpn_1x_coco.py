@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.tensorboard = False
 
   c.data = dict(
-    name='coco/2017',  # or 'coco_folder', 'ambiguous_shapes', 'file', any TFDS name
+    name='coco/2017',  # or 'coco_folder', 'ambiguous_shapes', 'file'
     path='',  # of COCO's zips, a coco_folder, or a file of scripts/prepare_data.py
     data_dir='datasets',  # where TFDS keeps what it has prepared
     num_train=0,  # scenes to draw: ambiguous_shapes alone

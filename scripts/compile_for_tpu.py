@@ -42,7 +42,10 @@ def main(argv: list[str]) -> None:
   if _TABLE.value:
     import tpu_tables
 
-    print(tpu_tables.table(files.read_json_lines(_TABLE.value)))
+    lines = files.read_json_lines(_TABLE.value)
+    if not lines:
+      raise ValueError(f'--table={_TABLE.value} holds no lines of this script')
+    print(tpu_tables.table(lines))
     return
   if _CONFIG.value is None or _TOPOLOGY.value is None:
     raise app.UsageError('--config and --topology say what to compile for what')

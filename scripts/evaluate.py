@@ -33,16 +33,19 @@ def main(argv: list[str]) -> None:
   metrics = loop.evaluate(_RUN.value, _STEP.value)
   if jax.process_index() > 0:
     return
-  per_class = metrics.pop('per_class')
+  parts = {'AP per class': 'per_class', 'Diagnostics': 'diagnostics'}
+  tables = {title: metrics.pop(name) for title, name in parts.items()}
   _print_table(metrics)
-  print('\nAP per class')
-  _print_table(per_class)
+  for title, table in tables.items():
+    print(f'\n{title}')
+    _print_table(table)
   print(f'\n{pathlib.Path(_RUN.value) / "report.html"}')
 
 
 def _print_table(values: Mapping[str, Any]) -> None:
+  width = max(map(len, values), default=0)
   for name, value in values.items():
-    print(f'{name:20}', f'{value:.3f}' if isinstance(value, float) else value)
+    print(f'{name:{width}}', f'{value:.3f}' if isinstance(value, float) else value)
 
 
 if __name__ == '__main__':

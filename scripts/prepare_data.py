@@ -43,6 +43,9 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value.data
   if config.name == 'file':
     raise app.UsageError(f'{config.path} is such a file already: name a TFDS data set')
+  from gfl_jax import data
+
+  data.check_name(config)
   from gfl_jax.data import pipeline
 
   print(pipeline.prepare(config))

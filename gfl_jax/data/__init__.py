@@ -6,9 +6,15 @@ from gfl_jax.data import memory
 from gfl_jax.data.dataset import Batch, Dataset
 from gfl_jax.data.memory import prefetch
 
-__all__ = ['Batch', 'Dataset', 'load', 'prefetch']
+__all__ = ['Batch', 'Dataset', 'check_name', 'load', 'prefetch']
 
 NAMES = ('coco/2017', 'coco_folder', 'ambiguous_shapes', 'file')
+
+
+def check_name(config: Any) -> None:
+  """Raises a ValueError if config.data has a name that no data set has."""
+  if config.name not in NAMES:
+    raise ValueError(f'config.data.name={config.name!r} must be one of {NAMES}')
 
 
 def load(config: Any) -> Dataset:
@@ -19,10 +25,9 @@ def load(config: Any) -> Dataset:
     records or, with config.cache, decoded once into memory.
   Raises: ValueError: an unknown name, and all that the data sets raise.
   """
+  check_name(config)
   if config.name == 'file':
     return memory.load(config.path).dataset(config)
-  if config.name not in NAMES:
-    raise ValueError(f'config.data.name={config.name!r} must be one of {NAMES}')
   from gfl_jax.data import pipeline
 
   return pipeline.load(config)

@@ -53,8 +53,11 @@ def train(
     Checkpoints(pathlib.Path(workdir) / 'checkpoints', aps) as checkpoints,
     hosts.report_errors(),
   ):
+    checksum = run.dataset.checksum()
     if checkpoints.steps:
       run_folder.check_classes(workdir, run.dataset.class_names)
+      run_folder.check_data(workdir, checksum)
+    run_folder.write_data(workdir, checksum)
     run_folder.write_classes(workdir, run.dataset.class_names, run.dataset.category_ids)
     state = run.initial_state(pretrained=not checkpoints.steps)
     _LOG.info('%s', run.description(state))
@@ -134,19 +137,20 @@ def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: not the folder of a run.
-    ValueError: no such step is stored.
+    ValueError: no such step is stored, or the data are other than the run's.
     DamagedCheckpointError: it is stored, but cannot be read.
   """
   config = run_folder.load_config(workdir)
   programs, devices = Programs(), DataParallel(config.parallel)
-  with hosts.first_alone():
-    dataset = programs.dataset(config.data)
-  run = Experiment(config, dataset, devices, programs)
-  run_folder.check_classes(workdir, run.dataset.class_names)
   folder, aps = pathlib.Path(workdir) / 'checkpoints', run_folder.evaluated_aps(workdir)
   # Of a run that may be training now.
   with Checkpoints(folder, aps, read_only=True) as checkpoints:
     number = checkpoints.find(which)
+    with hosts.first_alone():
+      dataset = programs.dataset(config.data)
+    run = Experiment(config, dataset, devices, programs)
+    run_folder.check_classes(workdir, run.dataset.class_names)
+    run_folder.check_data(workdir, run.dataset.checksum())
     state = checkpoints.restore(run.initial_state(pretrained=False), number)
   metrics = run.evaluate(state, workdir, number)
   if jax.process_index() == 0:

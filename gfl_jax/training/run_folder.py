@@ -29,8 +29,9 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
   """Makes the folder of a new run, or checks that it belongs to the same config.
 
   Writes `config.json` and `env.json` (process 0 alone). How often the run logs,
-  evaluates and saves may change from start to start. A folder without a checkpoint
-  holds nothing that another config could spoil: it is taken as new.
+  evaluates and saves may change from start to start, and where its data lie, see
+  `check_data`. A folder without a checkpoint holds nothing that another config could
+  spoil: it is taken as new.
 
   Raises:
     ValueError: the folder holds a run of another config, or the processes were started
@@ -65,7 +66,8 @@ def _open_as_first(
 ) -> None:
   if stored_file.exists() and any(folder.glob('checkpoints/[0-9]*')):
     stored = completed(json.loads(stored_file.read_text()))
-    differing = _differences(stored | bookkeeping(now), now)
+    allowed = bookkeeping(now) | {'data': stored['data'] | _places(now)}
+    differing = _differences(stored | allowed, now)
     if differing:
       raise ValueError(
         f'{folder} holds a run of another config, whose numbers these would not'
@@ -151,6 +153,38 @@ def check_classes(workdir: str | os.PathLike, names: Sequence[str]) -> None:
       )
 
 
+def check_data(workdir: str | os.PathLike, checksum: int) -> None:
+  """Checks that the data are those that a run began with, wherever they lie now.
+
+  A folder without `data.json` tells nothing: all is well.
+
+  Args:
+    workdir: the run's folder.
+    checksum: `Dataset.checksum` of the data.
+
+  Raises:
+    ValueError: they are other data.
+  """
+  file = pathlib.Path(workdir) / 'data.json'
+  if file.exists() and files.read_json(file) != _data_record(checksum):
+    raise ValueError(
+      f'the images or annotations are not those that {workdir} was trained with, as'
+      f' {file} tells: take another --workdir, or those data. Delete {file} to go on'
+      ' with the others all the same'
+    )
+
+
+def write_data(workdir: str | os.PathLike, checksum: int) -> None:
+  """Writes `data.json`: what `check_data` compares with."""
+  if jax.process_index() == 0:
+    text = json.dumps(_data_record(checksum))
+    files.write_whole(pathlib.Path(workdir) / 'data.json', text)
+
+
+def _data_record(checksum: int) -> dict[str, str]:
+  return {'crc32': f'{checksum:08x}'}
+
+
 def evaluated_aps(workdir: str | os.PathLike) -> dict[int, float | None]:
   """The AP of each step that `metrics.jsonl` has an evaluation of, by step.
 
@@ -207,6 +241,10 @@ class MetricsLog:
       _LOG.warning('metrics.jsonl: %s; its last lines are lost.', error)
     if self._events:
       self._events.close()
+
+
+def _places(config: dict[str, Any]) -> dict[str, Any]:
+  return {name: config['data'][name] for name in ('path', 'data_dir')}
 
 
 def bookkeeping(config: dict[str, Any]) -> dict[str, Any]:

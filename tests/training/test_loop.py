@@ -305,6 +305,18 @@ def test_a_folder_of_another_config_is_refused(straight, data_file):
   run_folder.open_run(straight[0], config(data_file))
 
 
+def test_data_may_move_and_may_not_change(straight, data_file, programs, tmp_path):
+  run, moved = tmp_path / 'run', str(tmp_path / 'moved.npz')
+  shutil.copytree(straight[0], run)
+  shutil.copy(data_file, moved)
+  assert loop.train(config(moved), run, programs)['AP'] == straight[1]['AP']
+  assert run_folder.load_config(run).data.path == moved
+  tiny.save_data(moved, num_train=NUM_IMAGES, num_eval=9)
+  for use in (lambda: loop.train(config(moved), run), lambda: loop.evaluate(run, '6')):
+    with pytest.raises(ValueError, match='are not those that .*run was trained with'):
+      use()
+
+
 def test_a_loaded_config_shares_box_and_score_with_the_model(straight, data_file):
   loaded = run_folder.load_config(straight[0])
   assert loaded.model.box is loaded.box
