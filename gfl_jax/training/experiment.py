@@ -79,7 +79,8 @@ class Experiment:
       f'{self.dataset.num_train} training and {self.dataset.num_eval} evaluation'
       f' images ({counters or "nothing dropped"}),'
       f' {len(self.dataset.class_names)} classes; {count(state.params):,} parameters;'
-      f' {self.num_steps} steps of {self.config.batch_size} images on'
+      f' {self.num_steps} steps of {self.config.batch_size} images,'
+      f' {min(self.config.schedule.warmup_steps, self.num_steps)} of them warm-up, on'
       f' {self.devices.num_devices} x {self.devices.devices[0].device_kind}'
     )
 
