@@ -52,9 +52,11 @@ def class_aware_nms(
     best = jnp.argmax(live)
     valid = live[best] > 0
     covered = box_ops.iou_matrix(boxes[best][None], boxes)[0] > iou_threshold
-    covered = (covered & (classes == classes[best])).at[best].set(True)
+    # Itself by a comparison: a scatter does not run beside the rest on TPUs.
+    covered = (covered & (classes == classes[best])) | (rows == best)
     return jnp.where(covered, 0, live), (jnp.where(valid, best, 0), valid)
 
+  rows = jnp.arange(len(boxes))
   live = jnp.where((scores > 0) & jnp.isfinite(scores), scores, 0)
   _, (indices, valid) = jax.lax.scan(take_best, live, length=max_outputs)
   return indices.astype(jnp.int32), valid
