@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from gfl_jax.errors import FORESEEN
+
 # Eigen's convolutions instead of YNN's; and huge pages for the large temporaries that
 # XLA's CPU backend takes afresh at each step. `scripts/benchmark.py` measures both.
 # And an end to collectives between processes that none of them is in any more: the
@@ -18,7 +20,6 @@ _XLA_FLAGS = (
 _TUNABLE = 'glibc.malloc.hugetlb=1'
 _MARK = 'GFL_JAX_LAUNCHED'
 _TRACEBACK = 'GFL_JAX_TRACEBACK'
-_FORESEEN = (ValueError, OSError, FloatingPointError)
 _IN_CONFIG = 'Error whilst parsing config file'  # as ml_collections has it
 
 
@@ -35,6 +36,7 @@ def run(main: Callable[[list[str]], Any], *, several_processes: bool = False) ->
   from absl import app, flags
 
   if several_processes:
+    flags.disclaim_key_flags()  # they are the script's, for its --help
     flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0.')
     flags.DEFINE_integer('num_processes', None, 'Processes of this run.')
     flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
@@ -63,26 +65,33 @@ def _end(error: BaseException) -> NoReturn:
   if isinstance(error, KeyboardInterrupt):
     text, code = str(error) or 'Stopped.', getattr(error, 'exit_code', None)
     if hosts and code is None:
-      hosts.leave(text, 130)
+      hosts.leave(text, 130, again=True)
     # All have stopped at the same step; one says so.
     if not hosts or hosts.finish() == 0:
       print(text, file=sys.stderr)
     sys.exit(code or 130)
-  elif isinstance(error, _FORESEEN) and _TRACEBACK not in os.environ:
-    text = f'error: {error}\n({_TRACEBACK}=1 in the environment shows where)'
+  elif isinstance(error, FORESEEN) and _TRACEBACK not in os.environ:
+    text, advice = f'error: {error}', f'({_TRACEBACK}=1 in the environment shows where)'
     if hosts:
-      hosts.leave(text, 1)
-    sys.exit(f'\n{text}')
+      hosts.leave(text, 1, again=False, advice=advice)
+    sys.exit(f'\n{text}\n{advice}')
   elif hosts:
     hosts.leave_after_failure(error, show=_TRACEBACK in os.environ)
   raise error
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  from absl import flags
+  from absl import flags, logging
 
+  values = flags.FLAGS
   try:
-    return flags.FLAGS(argv)
+    arguments = values(argv)
+    # Else absl's own start would show the notes of all libraries.
+    if values['verbosity'].using_default_value:
+      values.verbosity = logging.WARNING
+    if 'config' in values:
+      hasattr(values.config, 'seed')  # one that is not loaded says so when it is used
+    return arguments
   except flags.Error as error:
     flag, is_config, _ = str(error).partition(f': {_IN_CONFIG}')
     if not is_config:
@@ -92,6 +101,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
     while cause and _IN_CONFIG in str(cause):
       cause = cause.__context__
     raise ValueError(f'{flag.removeprefix("flag ")}: {cause}') from error
+  except OSError as error:
+    # ml_collections tells of a search in several places, of which there is one.
+    searched = re.search(r'Attempted \[Relative path\]:\s+(.+)', str(error))
+    if searched and not os.path.exists(searched[1]):
+      raise ValueError(f'--config={searched[1]} does not exist') from error
+    file = f'={searched[1]}' if searched else ''
+    reason = str(error.__cause__ or error).splitlines()[-1].strip()
+    raise ValueError(f'--config{file} cannot be loaded: {reason}') from error
   except AttributeError as error:
     # ml_collections hands on the text of a KeyError, quotes and escapes included.
     suggestion = re.search('Did you mean "(.*)" instead of "(.*)"', str(error))

@@ -23,7 +23,7 @@ The exit code is 1 if a run failed.
 import pathlib
 import shlex
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from gfl_jax import launch
 
@@ -67,7 +67,6 @@ def main(argv: list[str]) -> int:
     return 0
   if _STUDY.value is None:
     raise app.UsageError('--study=NAME is needed; --list shows the studies')
-  logging.set_verbosity(logging.WARNING)
   from gfl_jax.training import study, study_options
 
   asked = _study()

@@ -35,7 +35,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import app, flags
 
 _REPEATS = flags.DEFINE_integer('repeats', 20, 'Timed runs of each case.', 1)
 _OUT = flags.DEFINE_string('out', None, 'File to write the lines to, too.')
@@ -62,7 +62,6 @@ def select(words: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
   """Checks the words, runs their cases and prints."""
-  logging.set_verbosity(logging.WARNING)
   import benchmark_cases
   import benchmark_exports
   import benchmark_host

@@ -14,7 +14,7 @@ Programs are compared with the run on its evaluation images, or on --images. The
 
 import pathlib
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from gfl_jax import launch
 
@@ -39,7 +39,6 @@ def main(argv: list[str]) -> None:
   """Loads the run, exports it and prints what was compared."""
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  logging.set_verbosity(logging.WARNING)
   from gfl_jax.inference import export, runs
 
   launch.use_compilation_cache(_RUN.value)

@@ -28,7 +28,7 @@ half a pixel of the network's input further inside.
 
 from concurrent import futures
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from gfl_jax import launch
@@ -57,7 +57,6 @@ def main(argv: list[str]) -> None:
   """Checks the flags and imports."""
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  logging.set_verbosity(logging.WARNING)
   with futures.ThreadPoolExecutor(1) as pool:
     # torch starts, in a process of its own, while this one imports jax.
     reading = pool.submit(read_state_dict, _CHECKPOINT.value, _WEIGHTS.value)

@@ -18,7 +18,7 @@ off, it writes the json of the pictures so far. Earlier pictures of other names 
 import pathlib
 
 import tqdm
-from absl import flags, logging
+from absl import flags
 
 from gfl_jax import launch
 
@@ -53,7 +53,6 @@ def main(argv: list[str]) -> None:
   results.check_out(out)
   sources = image_files.find(argv[1:], leave_out=out)
   launch.use_compilation_cache(predictor.root_of(_MODEL.value))
-  logging.set_verbosity(logging.WARNING)
   detector = predictor.load(_MODEL.value, step=_STEP.value, weights=_WEIGHTS.value)
   writer = results.Results(out, sources, detector, min_score=_MIN_SCORE.value)
   problems: dict[int, str] = {}

@@ -7,7 +7,7 @@ Any value of the config can be given on the command line: --config.epochs=30,
 report.html.
 """
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from gfl_jax import launch
@@ -20,7 +20,6 @@ def main(argv: list[str]) -> None:
   """Checks the flags and trains."""
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  logging.set_verbosity(logging.WARNING)
   from gfl_jax.training import loop
 
   launch.use_compilation_cache(_WORKDIR.value)

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / 'gfl_jax'
 # From the bottom of the house to its top; models and data do not know each other.
 # Modules beside the folders that all may use; they use nothing of the package.
-GROUND = {'choices', 'files'}
+GROUND = {'choices', 'errors', 'files'}
 BELOW = {
   'ops': set(),
   'models': {'ops'},

@@ -1,6 +1,7 @@
 """Preparing data with nothing on the screen but one progress bar and our own lines."""
 
 import contextlib
+import faulthandler
 import io
 import logging
 import os
@@ -19,9 +20,13 @@ def starting() -> Iterator[None]:
   """Within it nothing is written to stderr, not by C++ either, unless it fails.
 
   For TensorFlow's start: it tells of GPUs that it does not find before any of its own
-  settings, TF_CPP_MIN_LOG_LEVEL included, could silence it.
+  settings, TF_CPP_MIN_LOG_LEVEL included, could silence it. A crash, as on a processor
+  that it was not built for, cannot show what was held back, but shows where it was.
   """
   stderr = os.dup(2)
+  shows_crashes = faulthandler.is_enabled()
+  if not shows_crashes:
+    faulthandler.enable(stderr)
   with tempfile.TemporaryFile() as held:
     os.dup2(held.fileno(), 2)
     try:
@@ -32,6 +37,8 @@ def starting() -> Iterator[None]:
       raise
     finally:
       os.dup2(stderr, 2)
+      if not shows_crashes:
+        faulthandler.disable()
       os.close(stderr)
 
 

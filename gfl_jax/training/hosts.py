@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,17 +16,21 @@ from typing import Any, NoReturn
 
 import jax
 
-from gfl_jax.training.watch import (
-  GO_ON,
+from gfl_jax.errors import FORESEEN
+from gfl_jax.training.judge import (
   GRACE_SECONDS,
+  PATIENT_SECONDS,
   SILENT_SECONDS_AFTER_FAILURE,
-  Watch,
+  names,
 )
+from gfl_jax.training.watch import GO_ON, Watch
 
 WAIT_FOR_ALL_SECONDS = 600  # for a host that starts late
 # jax's own watch, which says less, comes after ours; see watch.py.
 HEARTBEAT_SECONDS = 25
-_BARRIER_SECONDS = 24 * 3600  # the watch ends a process whose peers are gone
+PREPARE_SECONDS = 24 * 3600.0  # the longest that a host may prepare its data
+_TELL_SECONDS = 60.0  # of waiting, after which a line says for whom
+_BARRIER_SECONDS = 7 * 24 * 3600  # the watch ends a process whose peers are gone
 _LOG = logging.getLogger(__name__)
 _watch: Watch | None = None
 _barriers = itertools.count()
@@ -56,13 +61,12 @@ def connect(
   _check(coordinator, num_processes, process_id)
   if coordinator is None and not _on_tpu():
     return
-  if process_id == 0:
-    _LOG.info(
-      'Waiting for %d processes at %s, at most %d minutes.',
-      num_processes,
-      coordinator,
-      WAIT_FOR_ALL_SECONDS // 60,
-    )
+  minutes = WAIT_FOR_ALL_SECONDS // 60
+  if coordinator is None:
+    _LOG.info('Waiting for all hosts of this TPU, at most %d minutes.', minutes)
+  elif process_id == 0:
+    waiting = 'Waiting for %d processes at %s, at most %d minutes.'
+    _LOG.info(waiting, num_processes, coordinator, minutes)
   try:
     jax.distributed.initialize(
       coordinator,
@@ -83,6 +87,7 @@ def connect(
       ' --num_processes and --process_id, or --num_processes=1 to train on this host'
       ' alone'
     ) from error
+  logging.getLogger('absl').addFilter(_is_told)
   if jax.process_count() > 1:
     _watch = Watch(_client(), jax.process_index(), jax.process_count())
   if jax.process_index() > 0:
@@ -144,34 +149,79 @@ def watched(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 def wait_for_all() -> None:
-  """Returns when all processes have called this as often as this one."""
-  if _watch:
-    name = f'gfl_jax/{next(_barriers)}'
-    _client().wait_at_barrier(name, _BARRIER_SECONDS * 1000)
+  """Returns when all processes have called this as often as this one.
+
+  Whoever lives and does not come within `judge.PATIENT_SECONDS` is taken for stuck.
+  """
+  _meet(PATIENT_SECONDS)
+
+
+def _meet(allowed: float) -> None:
+  """Waits for all, and for a peer that lives so many seconds."""
+  name = f'gfl_jax/{next(_barriers)}'
+  with _waiting(allowed):
+    if _watch:
+      _client().wait_at_barrier(name, _BARRIER_SECONDS * 1000)
+
+
+@contextlib.contextmanager
+def _waiting(allowed: float) -> Iterator[None]:
+  """Work that is nothing but waiting; if it takes long, a line says for whom.
+
+  A process begins it when it comes, so that those who are not there yet are behind.
+  What they do meanwhile may take long, too: until `allowed` seconds are over.
+  """
+  if not _watch:
+    yield
+    return
+  _watch.begin(patient=True, allowed=allowed)
+  tell = threading.Timer(_TELL_SECONDS, _tell_for_whom, (allowed,))
+  tell.daemon = True
+  tell.start()
+  try:
+    yield
+  finally:
+    tell.cancel()
+
+
+def _tell_for_whom(allowed: float) -> None:
+  if _watch and (behind := _watch.behind()):
+    _LOG.warning('Waiting for %s, at most %d min.', names(behind), allowed / 60)
 
 
 def from_first(read: Callable[[], Any]) -> Any:
-  """What `read` returns on process 0, on all: a value that JSON carries."""
+  """What `read` returns on process 0, on all: a value that JSON carries.
+
+  If it has not returned within `judge.PATIENT_SECONDS`, process 0 is taken for stuck.
+  """
   if not _watch:
     return read()
   name = f'gfl_jax/{next(_barriers)}'
-  if jax.process_index() == 0:
-    _client().key_value_set(name, json.dumps(read()))
-  return json.loads(_client().blocking_key_value_get(name, _BARRIER_SECONDS * 1000))
+  text = json.dumps(read()) if jax.process_index() == 0 else None
+  with _waiting(PATIENT_SECONDS):
+    if text is not None:
+      _client().key_value_set(name, text)
+      return json.loads(text)
+    return json.loads(_client().blocking_key_value_get(name, _BARRIER_SECONDS * 1000))
 
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-  """Process 0 does something first; the others then find its files if they see them.
+  """Process 0 prepares data first; the others then find its files if they see them.
+
+  Those that do not see them prepare their own. Each may take hours, and a process that
+  prepares cannot be told from one whose disk has died: one that lives is taken for
+  stuck after `PREPARE_SECONDS` only, but after a minute a line says for whom all wait.
+  One that is killed is found as ever.
 
   All leave together: on CPUs, the first collective fails if one is half a minute late.
   """
   if jax.process_index() > 0:
-    wait_for_all()
+    _meet(PREPARE_SECONDS)
   yield
   if jax.process_index() == 0:
-    wait_for_all()
-  wait_for_all()
+    _meet(PREPARE_SECONDS)
+  _meet(PREPARE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -188,7 +238,8 @@ def report_errors() -> Iterator[None]:
     raise
   except Exception as error:
     if _watch:
-      _watch.ends(f'error: {error}'.splitlines()[0])
+      again = not isinstance(error, FORESEEN)
+      _watch.ends(f'error: {error}', again=again)
     raise
 
 
@@ -206,25 +257,27 @@ def finish() -> int:
   return jax.process_index()
 
 
-def leave(text: str, code: int) -> NoReturn:
+def leave(text: str, code: int, *, again: bool, advice: str = '') -> NoReturn:
   """Ends this process with an error, and by it the others, each with a line.
 
   Args:
-    text: the error; its first line is what the others show.
+    text: the error, which the others show, too.
     code: exit status.
+    again: whether the others are to say that starting all again may help.
+    advice: a line that this process alone shows.
   """
   assert _watch is not None
-  _watch.leave(text, code)
+  _watch.leave(text, code, again=again, advice=advice)
 
 
 def leave_after_failure(error: Exception, *, show: bool) -> NoReturn:
-  """Ends this process after an error that nobody foresaw.
+  """Ends this process after an error that is shown with its traceback.
 
   An error of jax may come from a collective whose peer is gone: which one shows a
   little later.
 
   Args:
-    error: being handled.
+    error: being handled; nobody may have foreseen it.
     show: where an error of jax came from, too.
   """
   assert _watch is not None
@@ -236,7 +289,8 @@ def leave_after_failure(error: Exception, *, show: bool) -> NoReturn:
     _LOG.warning('A computation failed, looking for who is to blame: %s', line)
     _watch.failed()
     time.sleep(SILENT_SECONDS_AFTER_FAILURE + 2 * GRACE_SECONDS)
-  leave(f'error: {line}\n{GO_ON}', 1)
+  again = not isinstance(error, FORESEEN)
+  leave(f'error: {line}', 1, again=again, advice=GO_ON if again else '')
 
 
 def _on_tpu() -> bool:
@@ -258,3 +312,8 @@ def _log_warnings_alone(process: int) -> None:
   logger.setLevel(logging.WARNING)
   for handler in logger.handlers:
     handler.setFormatter(logging.Formatter(f'process {process}: %(message)s'))
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+  # Orbax tells of a stop on each process and at each look; StopRequests does it once.
+  return 'Reached preemption sync point' not in str(record.msg)

@@ -6,6 +6,7 @@ others, through the coordinator and from a thread of its own, how much work it h
 begun, and ends when one is silent or falls behind.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -14,150 +15,28 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, NoReturn
 
-BEAT_SECONDS = 1.0
-# A process is silent that long only if it was killed or stopped: its thread tells even
-# while the others compile. Long calls that hold the interpreter take a few seconds.
-SILENT_SECONDS = 15.0
-# With a collective that failed already there is no doubt that something is wrong.
-SILENT_SECONDS_AFTER_FAILURE = 5.0
-FIRST_SIGN_SECONDS = 60.0  # the devices of a pod's hosts are ready at different times
-STUCK_SECONDS = 20.0
-PATIENT_SECONDS = 1800.0  # in which the longest program is compiled, or a set evaluated
-GRACE_SECONDS = 5.0  # an error that comes to all ends each with its own line
+from gfl_jax.training.judge import (
+  BEAT_SECONDS,
+  GRACE_SECONDS,
+  SILENT_SECONDS_AFTER_FAILURE,
+  Judge,
+  News,
+)
+
 ORDER_SECONDS = 60.0  # a process with an error may finish the checkpoint begun before
+MAX_TEXT = 1000  # characters of an error that the others are told
 GO_ON = 'Start all processes again: the run goes on from its last checkpoint.'
 _FOLDER = 'gfl_jax/watch/'
 _LOG = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class News:
-  """What a process tells of itself.
-
-  Attributes:
-    beat: grows as long as the process runs.
-    begun: pieces of work that it has begun; all processes do the same pieces in the
-      same order, and wait for each other in them.
-    patient: the piece may take long: it is compiled, evaluated or saved.
-    ended: why it ends; empty while it runs.
-  """
-
-  beat: int = 0
-  begun: int = 0
-  patient: bool = True
-  ended: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-  """Why this process must end, and the peers that are to blame."""
-
-  text: str
-  accused: tuple[int, ...]
-
-
-class Judge:
-  """Tells from what was heard when, all in seconds of one clock, who is to blame."""
-
-  def __init__(self, process: int, count: int, now: float):
-    """Begins to listen as `process` of `count`."""
-    self._peers = {peer: News() for peer in range(count) if peer != process}
-    self._beat_at = dict.fromkeys(self._peers, now)
-    self._behind_since = dict.fromkeys(self._peers, now)
-    self._impatient_since = dict.fromkeys(self._peers, now)
-    self._ended_at: dict[int, float] = {}
-    self._heard_at = now
-
-  def hear(self, news: Mapping[int, News], begun: int, now: float) -> None:
-    """Takes the newest that the coordinator has from each process.
-
-    Args:
-      news: of each process.
-      begun: pieces of work that this process has begun.
-      now: seconds.
-    """
-    self._heard_at = now
-    for peer in self._peers.keys() & news.keys():
-      old, new = self._peers[peer], news[peer]
-      self._peers[peer] = new
-      if new.beat != old.beat:
-        self._beat_at[peer] = now
-      if not old.beat or new.begun != old.begun or new.begun >= begun:
-        self._behind_since[peer] = self._impatient_since[peer] = now
-      if new.patient:
-        self._impatient_since[peer] = now
-      if new.ended:
-        self._ended_at.setdefault(peer, now)
-
-  def silent(self, seconds: float) -> list[int]:
-    """Peers that run, as far as is known, and told nothing for so long."""
-    return [
-      peer
-      for peer in self._peers
-      if peer not in self._ended_at and self._quiet(peer, seconds)
-    ]
-
-  def gone(self, seconds: float) -> bool:
-    """Whether some peer told nothing for so long, be it that it ended."""
-    return any(self._quiet(peer, seconds) for peer in self._peers)
-
-  def _quiet(self, peer: int, seconds: float) -> bool:
-    if not self._peers[peer].beat:
-      seconds = max(seconds, FIRST_SIGN_SECONDS)
-    return self._heard_at - self._beat_at[peer] >= seconds
-
-  def running(self) -> set[int]:
-    """Peers that neither ended nor are silent."""
-    return self._peers.keys() - {*self._ended_at, *self.silent(3 * BEAT_SECONDS)}
-
-  def verdict(self, now: float, *, failed: bool = False) -> Verdict | None:
-    """Who is to blame at `now`, if anyone; `failed`: a collective has failed here."""
-    silent_seconds = SILENT_SECONDS_AFTER_FAILURE if failed else SILENT_SECONDS
-    if now - self._heard_at >= silent_seconds:
-      return Verdict(
-        f'no answer for {now - self._heard_at:.0f} s from the coordinator, process 0:'
-        ' killed or stopped, or the machine cannot be reached',
-        (0,),
-      )
-    if silent := self.silent(silent_seconds):
-      return Verdict(
-        f'no sign of life for {silent_seconds:.0f} s from {_names(silent)}: killed or'
-        ' stopped, or the machine cannot be reached',
-        tuple(silent),
-      )
-    if stuck := self._stuck(self._impatient_since, STUCK_SECONDS):
-      return Verdict(
-        f'no progress for {STUCK_SECONDS:.0f} s from {_names(stuck)}: alive, but stuck,'
-        ' perhaps waiting for data',
-        tuple(stuck),
-      )
-    if stuck := self._stuck(self._behind_since, PATIENT_SECONDS):
-      return Verdict(
-        f'no progress for {PATIENT_SECONDS / 60:.0f} min from {_names(stuck)}: alive,'
-        ' but stuck where it may take long: compiling, restoring, evaluating or saving',
-        tuple(stuck),
-      )
-    ended = sorted(self._ended_at, key=lambda peer: self._ended_at[peer])
-    if ended and self._heard_at - self._ended_at[ended[0]] >= GRACE_SECONDS:
-      first = self._peers[ended[0]]
-      return Verdict(f'process {ended[0]} has ended: {first.ended}', tuple(ended))
-    return None
-
-  def _stuck(self, since: Mapping[int, float], seconds: float) -> list[int]:
-    """Peers that run, were heard of, and do not go on since so many seconds."""
-    return [
-      peer
-      for peer, news in self._peers.items()
-      if news.beat and not news.ended and self._heard_at - since[peer] >= seconds
-    ]
-
-
-def _names(processes: list[int]) -> str:
-  numbers = ', '.join(map(str, processes))
-  return f'process{"es" if len(processes) > 1 else ""} {numbers}'
+def on_one_line(text: str) -> str:
+  """A text's lines as parts of one, cut off after `MAX_TEXT` characters."""
+  lines = '; '.join(line.strip() for line in text.splitlines()).replace(':; ', ': ')
+  return lines if len(lines) <= MAX_TEXT else f'{lines[: MAX_TEXT - 4]} ...'
 
 
 class Watch:
@@ -177,17 +56,32 @@ class Watch:
     self._lock = threading.Lock()
     self._leaving = threading.Lock()
     self._failed = False
+    self._allowed = 0.0
     self._ended_at = math.inf
+    # Stderr itself may lead elsewhere when this process ends, as while TensorFlow
+    # starts. Never closed: a thread may be about to write to it.
+    self._stderr = os.dup(2)
     self._closed = threading.Event()
     for run in (self._tell_and_listen, self._decide):
       threading.Thread(target=run, daemon=True, name=f'watch{run.__name__}').start()
 
-  def begin(self, *, patient: bool) -> None:
-    """A piece of work begins that all processes do."""
+  def begin(self, *, patient: bool, allowed: float = 0.0) -> None:
+    """A piece of work begins that all processes do.
+
+    Args:
+      patient: it may take long.
+      allowed: seconds that this process waits in it at least for a peer that lives.
+    """
     with self._lock:
+      self._allowed = allowed
       self._news = dataclasses.replace(
         self._news, begun=self._news.begun + 1, patient=patient
       )
+
+  def behind(self) -> list[int]:
+    """Peers that have not begun the piece of work that this process is in."""
+    with self._lock:
+      return self._judge.behind(self._news.begun)
 
   def close(self) -> None:
     """Ends the threads; all processes are known to be done."""
@@ -197,32 +91,52 @@ class Watch:
     """A collective of this process has failed: who is to blame shows sooner now."""
     self._failed = True
 
-  def ends(self, text: str) -> None:
-    """This process ends with an error, after what it still has to put in order."""
+  def ends(self, text: str, *, again: bool) -> None:
+    """This process ends with an error, after what it still has to put in order.
+
+    Args:
+      text: the error.
+      again: as in `leave`.
+    """
     with self._lock:
-      self._news = dataclasses.replace(self._news, ended=text)
+      ended = on_one_line(text)
+      self._news = dataclasses.replace(self._news, ended=ended, again=again)
       self._ended_at = time.monotonic()
 
-  def leave(self, text: str, code: int, accused: Collection[int] = ()) -> NoReturn:
+  def leave(
+    self,
+    text: str,
+    code: int,
+    *,
+    again: bool,
+    advice: str = '',
+    accused: Collection[int] = (),
+  ) -> NoReturn:
     """Ends this process now; the others are told why.
 
     jax's own way out, `jax.distributed.shutdown`, waits for minutes for all processes.
 
     Args:
-      text: why, a line or a few.
+      text: why; as one line it is what the others show.
       code: exit status.
+      again: what ends it may be gone when all processes are started again.
+      advice: a line that this process alone shows.
       accused: peers that are not waited for.
     """
     with self._leaving:  # never released: the first to leave says why
-      print(f'\nprocess {self._process}: {text}', file=sys.stderr, flush=True)
-      self.ends(text.splitlines()[0])
+      lines = f'\nprocess {self._process}: {text}\n{advice}'.rstrip('\n')
+      with contextlib.suppress(OSError):  # nobody may be reading any more
+        sys.stderr.flush()
+        os.write(self._stderr, f'{lines}\n'.encode(errors='replace'))
+      self.ends(text, again=again)
       # Not in this thread: a coordinator that is stopped never answers.
       farewell = threading.Thread(target=self._exchange, daemon=True)
       farewell.start()
       farewell.join(2 * BEAT_SECONDS)
       if self._process == 0:
         self._let_others_leave(accused)
-      sys.stdout.flush()
+      with contextlib.suppress(OSError):
+        sys.stdout.flush()
       os._exit(code)
 
   def _let_others_leave(self, accused: Collection[int]) -> None:
@@ -258,8 +172,12 @@ class Watch:
         mine = self._news
         late = now - self._ended_at > ORDER_SECONDS
         gone = self._judge.gone(SILENT_SECONDS_AFTER_FAILURE)
-        verdict = self._judge.verdict(now, failed=self._failed)
+        verdict = self._judge.verdict(now, failed=self._failed, allowed=self._allowed)
       if mine.ended and (late or gone):
-        self.leave(f'{mine.ended}\n{GO_ON}', 1)
+        self._leave_with(mine.ended, mine.again)
       if verdict and not mine.ended:
-        self.leave(f'error: {verdict.text}.\n{GO_ON}', 1, verdict.accused)
+        self._leave_with(f'error: {verdict.text}.', verdict.again, verdict.accused)
+
+  def _leave_with(self, text: str, again: bool, accused: Collection[int] = ()) -> None:
+    advice = GO_ON if again else ''
+    self.leave(text, 1, again=again, advice=advice, accused=accused)

@@ -25,6 +25,19 @@ def test_a_start_that_fails_shows_what_was_held_back(capfd):
   assert capfd.readouterr().err == 'the reason, after'
 
 
+def test_a_start_that_crashes_shows_where():
+  code = (
+    'import faulthandler, os\n'
+    'from gfl_jax.data import quiet\n'
+    'with quiet.starting(): pass\n'
+    'assert not faulthandler.is_enabled()\n'
+    'with quiet.starting(): os.abort()'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.returncode < 0
+  assert 'Fatal Python error: Aborted' in done.stderr and 'line 5 in' in done.stderr
+
+
 def test_a_bar_keeps_to_its_line_though_another_was_left_open(capfd):
   left_open = tqdm.tqdm(total=9)
   items = quiet.ticking(range(2), quiet.bar(2, 'ours', 'item'))

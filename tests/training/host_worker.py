@@ -13,11 +13,11 @@ import time
 
 import jax
 import numpy as np
-from absl import logging
 
 from gfl_jax import launch
+from gfl_jax.data import quiet
 from gfl_jax.reports import report
-from gfl_jax.training import checksums, experiment, hosts, loop, run_folder
+from gfl_jax.training import checksums, experiment, hosts, judge, loop, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.programs import Programs
 from gfl_jax.training.stop import Stopped
@@ -204,8 +204,22 @@ def run_until_ended(folder, mine, programs):
     time.sleep(0.1)
 
 
+def refused_while_starting(folder, mine, programs):
+  """One that will not run, while the first starts TensorFlow."""
+  if jax.process_index() > 0:
+    raise ValueError('not this config. They differ in:\n  seed: 1, 2')
+  with quiet.starting():
+    time.sleep(LIMIT_SECONDS)
+
+
+def hanging_before_the_first_step(folder, mine, programs):
+  """The first cannot read from its disk; in shorter times than those of a run."""
+  hosts._TELL_SECONDS = 1.0
+  hosts.PATIENT_SECONDS = judge.PATIENT_SECONDS = 3.0
+  hosts.from_first(lambda: time.sleep(LIMIT_SECONDS))
+
+
 def main(argv):
-  logging.set_verbosity(logging.WARNING)
   folder, mine = map(pathlib.Path, argv[1:3])
   programs = Programs()
   report.write_report = lambda workdir: 'none'  # takes longer than the training here

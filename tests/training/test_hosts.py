@@ -161,9 +161,9 @@ def test_four_processes_do_what_one_does(folder, alone):
   assert_evaluated_alike(mine, alone)
 
 
-def running_group(folder, count, **arguments):
+def running_group(folder, count, scenario='run_until_ended', **arguments):
   folder.mkdir(exist_ok=True)
-  command = [WORKER, str(folder), str(folder), 'run_until_ended']
+  command = [WORKER, str(folder), str(folder), scenario]
   return ProcessGroup(
     command, count, folder / 'logs', environment=ENVIRONMENT, **arguments
   )
@@ -197,6 +197,25 @@ def test_a_stuck_process_is_named(tmp_path):
     assert words in group.text(0), group.report()
 
 
+def test_what_one_refuses_all_say_even_while_tensorflow_starts(tmp_path):
+  with running_group(tmp_path, 2, 'refused_while_starting') as group:
+    assert group.wait(LIMIT_SECONDS) == [1, 1], group.report()
+    error = 'error: not this config. They differ in:'
+    assert f'process 1: {error}\n  seed: 1, 2\n(GFL' in group.text(1), group.report()
+    words = f'process 0: error: process 1 has ended: {error} seed: 1, 2.\n'
+    assert words in group.text(0), group.report()
+    assert not any('Start all' in group.text(number) for number in range(2))
+
+
+def test_a_process_that_hangs_before_the_first_step_is_named(tmp_path):
+  with running_group(tmp_path, 2, 'hanging_before_the_first_step') as group:
+    group.wait(LIMIT_SECONDS, [1])
+    assert 'process 1: Waiting for process 0, at most' in group.text(1), group.report()
+    words = 'from process 0: alive, but stuck where it may take long: opening files'
+    assert words in group.text(1), group.report()
+    assert 'Start all processes again' in group.text(1)
+
+
 def test_hosts_with_different_configs_or_folders_are_refused(tmp_path, monkeypatch):
   c = tiny.config()
   run_folder.open_run(tmp_path / 'run', c)
@@ -223,6 +242,17 @@ def test_hosts_with_different_configs_or_folders_are_refused(tmp_path, monkeypat
 def test_flags_that_do_not_fit_together_are_refused(arguments, named):
   with pytest.raises(ValueError, match=named):
     hosts.connect(*arguments)
+
+
+def test_on_a_tpu_a_line_says_that_all_hosts_are_waited_for(monkeypatch, caplog):
+  def initialize(*arguments, **settings):
+    raise RuntimeError('no metadata')
+
+  monkeypatch.setattr(hosts, '_on_tpu', lambda: True)
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  with caplog.at_level('INFO'), pytest.raises(ValueError, match='no metadata'):
+    hosts.connect(None, None, None)
+  assert caplog.messages == ['Waiting for all hosts of this TPU, at most 10 minutes.']
 
 
 def test_slurm_neither_joins_processes_nor_hides_gpus(monkeypatch):

@@ -1,11 +1,17 @@
 """Who is to blame, from what was heard when; no processes, no waiting."""
 
 import dataclasses
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
-from gfl_jax.training import hosts, watch
-from gfl_jax.training.watch import Judge, News
+from gfl_jax.training import hosts, judge, watch
+from gfl_jax.training.judge import Judge, News
 
 
 class Peers:
@@ -15,7 +21,7 @@ class Peers:
     self.judge = Judge(0, count, now=0.0)
     self.news = {process: News() for process in range(count)}
     self.stopped = set()
-    self.now, self.begun = 0.0, 0
+    self.now, self.begun, self.allowed = 0.0, 0, 0.0
 
   def all_begin(self, *, patient=False, but=()):
     """All but some begin the next piece of work."""
@@ -33,7 +39,7 @@ class Peers:
       for process in self.news.keys() - self.stopped:
         self.change(process, beat=self.news[process].beat + 1)
       self.judge.hear(self.news, self.begun, self.now)
-      if verdict := self.judge.verdict(self.now):
+      if verdict := self.judge.verdict(self.now, allowed=self.allowed):
         return verdict, second
     return None, seconds
 
@@ -48,7 +54,7 @@ def test_a_silent_peer_is_named_in_whatever_all_do():
     verdict.accused == (2,)
     and 'no sign of life for 15 s from process 2:' in verdict.text
   )
-  assert seconds == watch.SILENT_SECONDS
+  assert seconds == judge.SILENT_SECONDS
 
 
 @pytest.mark.parametrize('ahead', [0, 1])
@@ -63,14 +69,14 @@ def test_a_peer_may_take_longer_for_its_first_sign_of_life(ahead):
   assert peers.pass_seconds(600) == (None, 600)  # it compiles
   peers.stopped.add(2)  # from now on it is as any other
   verdict, seconds = peers.pass_seconds(60)
-  assert verdict.accused == (2,) and seconds == watch.SILENT_SECONDS
+  assert verdict.accused == (2,) and seconds == judge.SILENT_SECONDS
 
 
 def test_a_peer_that_never_gives_a_sign_is_named():
   peers = Peers()
   del peers.news[2]
   verdict, seconds = peers.pass_seconds(100)
-  assert verdict.accused == (2,) and seconds == watch.FIRST_SIGN_SECONDS
+  assert verdict.accused == (2,) and seconds == judge.FIRST_SIGN_SECONDS
 
 
 def test_after_a_failed_collective_silence_shows_sooner():
@@ -89,7 +95,7 @@ def test_a_peer_that_lives_but_does_not_go_on_is_stuck():
   verdict, seconds = peers.pass_seconds(60)
   assert verdict.accused == (1, 3)
   assert 'no progress for 20 s from processes 1, 3: alive' in verdict.text
-  assert seconds == watch.STUCK_SECONDS + 1  # heard of a second later
+  assert seconds == judge.STUCK_SECONDS + 1  # heard of a second later
 
 
 def test_whoever_is_in_step_is_not_stuck_however_long_the_step_takes():
@@ -114,7 +120,7 @@ def test_whoever_compiles_or_saves_is_not_stuck_for_half_an_hour():
   peers.all_begin(but=[2])
   verdict, seconds = peers.pass_seconds(3600)
   assert verdict.accused == (2,) and 'for 30 min from process 2: alive' in verdict.text
-  assert seconds == watch.PATIENT_SECONDS
+  assert seconds == judge.PATIENT_SECONDS
 
 
 def test_whoever_is_done_with_compiling_may_get_stuck_as_ever():
@@ -124,7 +130,35 @@ def test_whoever_is_done_with_compiling_may_get_stuck_as_ever():
   assert peers.pass_seconds(600) == (None, 600)
   peers.change(2, patient=False, begun=1)
   verdict, seconds = peers.pass_seconds(60)
-  assert verdict.accused == (2,) and seconds == watch.STUCK_SECONDS
+  assert verdict.accused == (2,) and seconds == judge.STUCK_SECONDS
+
+
+@pytest.mark.parametrize('allowed', [judge.PATIENT_SECONDS, 7200.0])
+@pytest.mark.parametrize('patient', [True, False])
+def test_whoever_does_not_come_to_a_barrier_is_stuck_after_what_is_allowed(
+  allowed, patient
+):
+  peers = Peers()
+  peers.all_begin(patient=patient)  # process 0, for one, writes the report in it
+  peers.allowed = allowed
+  peers.all_begin(patient=True, but=[2])
+  assert peers.judge.behind(peers.begun) == [1, 2]  # as far as is known yet
+  verdict, seconds = peers.pass_seconds(9000)
+  assert peers.judge.behind(peers.begun) == [2]
+  assert verdict.accused == (2,) and verdict.again
+  assert f'for {allowed / 60:.0f} min from process 2: alive' in verdict.text
+  # One that was patient before is heard of as behind a second later.
+  assert seconds in (allowed, allowed + 1)
+
+
+def test_whoever_is_killed_is_found_in_a_barrier_as_ever():
+  peers = Peers()
+  peers.allowed = hosts.PREPARE_SECONDS
+  peers.all_begin(patient=True, but=[2])
+  peers.pass_seconds(1)
+  peers.stopped.add(2)
+  verdict, seconds = peers.pass_seconds(60)
+  assert verdict.accused == (2,) and seconds == judge.SILENT_SECONDS
 
 
 def test_a_peer_that_ended_is_named_with_its_error_once_all_had_time_for_their_own():
@@ -133,8 +167,125 @@ def test_a_peer_that_ended_is_named_with_its_error_once_all_had_time_for_their_o
   peers.stopped.add(1)
   verdict, seconds = peers.pass_seconds(60)
   assert verdict.text == 'process 1 has ended: error: image 7 cannot be read'
-  assert seconds == watch.GRACE_SECONDS + 1
+  assert seconds == judge.GRACE_SECONDS + 1
   assert peers.judge.running() == {2}
+  assert not verdict.again
+  peers.change(1, again=True)
+  assert peers.pass_seconds(1)[0].again
+
+
+class Store:
+  """What a Watch wants of the coordinator."""
+
+  def __init__(self):
+    self.texts = {}
+
+  def key_value_set(self, key, text, allow_overwrite):
+    assert allow_overwrite
+    self.texts[key] = text
+
+  def key_value_dir_get(self, folder):
+    return [item for item in self.texts.items() if item[0].startswith(folder)]
+
+  def news(self, process):
+    return News(*json.loads(self.texts[f'gfl_jax/watch/{process}']))
+
+
+def test_peers_are_told_the_whole_error_on_one_line():
+  text = 'error: another config. They differ in:\n  seed: 1, 2\n  epochs: 3, 4'
+  store = Store()
+  listening = watch.Watch(store, 1, 2)
+  listening.ends(text, again=True)
+  limit = time.monotonic() + 60
+  while '1' not in ''.join(store.texts) or not store.news(1).ended:
+    assert time.monotonic() < limit
+    time.sleep(0.05)
+  listening.close()
+  wanted = 'error: another config. They differ in: seed: 1, 2; epochs: 3, 4'
+  assert (store.news(1).ended, store.news(1).again) == (wanted, True)
+
+
+def test_a_long_error_is_cut_off():
+  lines = watch.on_one_line('field: 1, 2\n' * 1000)
+  assert len(lines) == watch.MAX_TEXT
+  assert lines.startswith('field: 1, 2; field') and lines.endswith(' ...')
+  assert watch.on_one_line('x' * watch.MAX_TEXT) == 'x' * watch.MAX_TEXT
+
+
+def test_last_words_are_shown_though_tensorflow_is_starting():
+  code = (
+    'import os\n'
+    'from gfl_jax.data import quiet\n'
+    'from gfl_jax.training.watch import Watch\n'
+    'from tests.training.test_watch import Store\n'
+    'watch = Watch(Store(), 1, 2)\n'
+    'with quiet.starting():\n'
+    '  os.write(2, b"no GPU")\n'
+    '  watch.leave("error: a\\n  b", 3, again=False, advice="(try c)")'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (3, '')
+  assert done.stderr == '\nprocess 1: error: a\n  b\n(try c)\n'
+
+
+class Waiting:
+  """A watch and a client whose process 2 is late; keeps what is asked of them."""
+
+  def __init__(self):
+    self.asked, self.values, self.told = [], {}, threading.Event()
+
+  def begin(self, *, patient, allowed):
+    self.asked.append((patient, allowed))
+
+  def behind(self):
+    return [2]
+
+  def wait_at_barrier(self, name, milliseconds):
+    # The watch, which says more, is to end it.
+    assert milliseconds > 1000 * self.asked[-1][1]
+    self.asked.append(name)
+    assert self.told.wait(60)
+
+  def key_value_set(self, name, text):
+    self.values[name] = text
+
+  def blocking_key_value_get(self, name, milliseconds):
+    assert milliseconds > 1000 * self.asked[-1][1]
+    return '[7]'
+
+
+def log_and_tell(log, waiting):
+  def both(*arguments):
+    log(*arguments)
+    waiting.told.set()
+
+  return both
+
+
+@pytest.mark.parametrize('process', [0, 1])
+def test_barriers_are_work_that_peers_see(monkeypatch, caplog, process):
+  waiting = Waiting()
+  monkeypatch.setattr(hosts, '_watch', waiting)
+  monkeypatch.setattr(hosts, '_client', lambda: waiting)
+  monkeypatch.setattr(hosts, '_TELL_SECONDS', 0.05)
+  monkeypatch.setattr(hosts.jax, 'process_index', lambda: process)
+  monkeypatch.setattr(hosts._LOG, 'warning', log_and_tell(hosts._LOG.warning, waiting))
+
+  def read():
+    assert not waiting.asked  # so that a process 0 that hangs here is behind
+    return [7]
+
+  with caplog.at_level(logging.WARNING):
+    assert hosts.from_first(read) == [7]
+    assert len(waiting.values) == (process == 0)
+    hosts.wait_for_all()
+    assert set(caplog.messages) == {'Waiting for process 2, at most 30 min.'}
+    half_hour, day = (True, 1800.0), (True, 24 * 3600.0)
+    assert [x for x in waiting.asked if x in (half_hour, day)] == [half_hour] * 2
+    waiting.asked.clear()
+    with hosts.first_alone():
+      assert len(waiting.asked) == (0 if process == 0 else 2)
+  assert waiting.asked[::2] == [day] * 2
 
 
 def test_a_coordinator_that_does_not_answer_is_named():
@@ -145,8 +296,8 @@ def test_a_coordinator_that_does_not_answer_is_named():
   assert verdict.accused == (0,) and 'from the coordinator, process 0' in verdict.text
 
 
-@pytest.mark.parametrize('seconds', [watch.SILENT_SECONDS, watch.STUCK_SECONDS])
+@pytest.mark.parametrize('seconds', [judge.SILENT_SECONDS, judge.STUCK_SECONDS])
 def test_every_verdict_comes_well_within_half_a_minute(seconds):
   # Two rounds of news, the farewell and the last wait of the coordinator on top.
-  assert seconds + 2 * watch.BEAT_SECONDS + 2 * watch.BEAT_SECONDS < 27
+  assert seconds + 2 * judge.BEAT_SECONDS + 2 * judge.BEAT_SECONDS < 27
   assert seconds < hosts.HEARTBEAT_SECONDS  # jax's own end says less
