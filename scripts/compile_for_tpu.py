@@ -32,6 +32,11 @@ _IMAGES = flags.DEFINE_integer(
 _PROGRAMS = flags.DEFINE_list('programs', ['train', 'evaluate'], 'What to compile.')
 _OUT = flags.DEFINE_string('out', None, 'File to add a JSON line for each program to.')
 _TABLE = flags.DEFINE_string('table', None, 'Compile nothing: print this --out file.')
+_OPTIONS = flags.DEFINE_multi_string(
+  'option',
+  [],
+  'NAME=VALUE for the compiler; in training LIBTPU_INIT_ARGS=--NAME=VALUE.',
+)
 _TEXT = flags.DEFINE_string('text', None, 'File to write the compiled program to.')
 
 
@@ -63,9 +68,10 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   if _IMAGES.value:
     config.batch_size = _IMAGES.value * len(where.devices)
+  options = tpu_programs.parsed_options(_OPTIONS.value)
   does_not_fit = []
   for name in _PROGRAMS.value:
-    line, text = tpu_programs.compiled(name, config, where)
+    line, text = tpu_programs.compiled(name, config, where, options)
     print(tpu_tables.report(line), flush=True)
     if _OUT.value:
       with open(_OUT.value, 'a') as file:

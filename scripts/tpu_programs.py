@@ -1,7 +1,9 @@
 """The programs of a run, compiled for a slice of TPUs without one."""
 
+import json
 import re
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -21,31 +23,56 @@ from gfl_jax.training.parallel import AXIS, DataParallel
 _STEPS_PER_EPOCH = 1000
 
 
-def compiled(name: str, config: Any, where: Slice) -> tuple[dict[str, Any], str]:
+def parsed_options(texts: Sequence[str]) -> dict[str, Any]:
+  """Options of the compiler out of 'NAME=VALUE'; true, false and numbers as such.
+
+  Raises:
+    ValueError: no value.
+  """
+  options = {}
+  for text in texts:
+    name, separator, value = text.removeprefix('--').partition('=')
+    if not separator:
+      raise ValueError(f'--option={text} must be NAME=VALUE')
+    try:
+      options[name] = json.loads(value)
+    except ValueError:
+      options[name] = value
+  return options
+
+
+def compiled(
+  name: str, config: Any, where: Slice, options: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], str]:
   """Compiles 'train' or 'evaluate', and says what it costs.
 
   Args:
     name: of the program.
     config: an experiment's config; its batch_size is that of all chips.
     where: what to compile for.
+    options: of the compiler, by name.
 
   Returns:
     A JSON line, and the text of the compiled program; a program that does not fit, as
     the compiler found out, has no text and few numbers.
 
   Raises:
-    ValueError: a config that cannot run, or a batch that cannot be split.
+    ValueError: a config that cannot run, a batch that cannot be split, or options that
+      the compiler does not know.
   """
+  options = dict(options or {})
   experiment.check_config(config)
   devices = DataParallel('jit', where.devices)
   devices.check_batch_size(config.batch_size, config.accumulate)
   program, arguments = _program(name, config, devices)
-  line = {'program': name, **_described(config, where)}
+  line = {'program': name, **_described(config, where), 'options': options}
   start = time.perf_counter()
   lowered = program.lower(*arguments)
   try:
-    done = lowered.compile()
+    done = lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
+    if options and 'INVALID_ARGUMENT' in str(error):
+      raise ValueError(f'--option: {str(error).splitlines()[0]}') from error
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return line | {'memory': shortage(str(error), where.chip)}, ''

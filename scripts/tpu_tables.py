@@ -1,5 +1,6 @@
 """What a compilation found, as text for people."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ def report(line: Mapping[str, Any]) -> str:
   head = (
     f'{line["program"]}: {line["backbone"]}, {line["dtype"]}, '
     f'{line["images_per_chip"]} images of {"x".join(map(str, line["canvas"]))} per chip'
-    f', remat {",".join(line["remat"]) or "none"}, accumulate {line["accumulate"]}; '
+    f', remat {",".join(line["remat"]) or "none"}, accumulate {line["accumulate"]}'
+    f'{", " if line["options"] else ""}{_options(line)}; '
     f'{line["topology"]}, {line["chips"]} chips (jax {line["jax"]}, libtpu '
     f'{line["libtpu"]})'
   )
@@ -87,6 +89,7 @@ COLUMNS = (
   'images per chip',
   'remat',
   'accumulate',
+  'options',
   'memory per chip',
   'temporaries',
   'scheduled',
@@ -112,6 +115,7 @@ def _row(line: Mapping[str, Any]) -> list[str]:
     str(line['images_per_chip']),
     ', '.join(line['remat']) or '–',
     str(line['accumulate']),
+    _options(line) or '–',
   ]
   if 'ms' not in line:
     return [*what, f'**{shortage(line)}**', *['–'] * 6]
@@ -128,6 +132,10 @@ def _row(line: Mapping[str, Any]) -> list[str]:
     f'{100 * line["mfu"]:.1f} %',
     f'{100 * beside:.0f} %',
   ]
+
+
+def _options(line: Mapping[str, Any]) -> str:
+  return ', '.join(f'{k}={json.dumps(v)}' for k, v in line['options'].items())
 
 
 def _gb(size: float) -> str:

@@ -260,6 +260,16 @@ def test_the_compilers_refusal_is_read():
   assert tpu_programs.shortage('?', tpu_chips.CHIPS['v5e'])['peak'] is None
 
 
+def test_options_of_the_compiler_are_read():
+  import tpu_programs
+
+  texts = ['xla_a=false', '--xla_b=3', 'xla_c=auto=1']
+  options = tpu_programs.parsed_options(texts)
+  assert options == {'xla_a': False, 'xla_b': 3, 'xla_c': 'auto=1'}
+  with pytest.raises(ValueError, match='--option=xla_a must be NAME=VALUE'):
+    tpu_programs.parsed_options(['xla_a'])
+
+
 def test_a_report_and_a_row_of_the_table():
   import tpu_chips
   import tpu_costs
@@ -271,7 +281,7 @@ def test_a_report_and_a_row_of_the_table():
   what = {
     **dict(program='train', backbone='resnet 50', dtype='bfloat16', canvas=[800, 1344]),
     **dict(images_per_chip=8, remat=['head'], accumulate=1, topology='v5e:16x16'),
-    **dict(chips=256, jax='1', libtpu='2'),
+    **dict(chips=256, jax='1', libtpu='2', options={'xla_x': False}),
   }
   line = what | {
     'memory': tpu_costs.memory(Compiled(10**9), chip),
@@ -292,7 +302,10 @@ def test_a_report_and_a_row_of_the_table():
   refused = what | {'memory': {'peak': None, 'hbm': chip.hbm_bytes, 'fits': False}}
   assert 'more than 17.18 GB' in tpu_tables.report(refused)
   *_, fitting, not_fitting = tpu_tables.table([line, refused]).splitlines()
-  assert '| head | 1 | 4.10 GB | 1.00 GB |' in fitting and '| 18 % |' in fitting
+  assert (
+    '| head | 1 | xla_x=false | 4.10 GB | 1.00 GB |' in fitting
+    and '| 18 % |' in fitting
+  )
   assert '**more than 17.18 GB' in not_fitting
   assert fitting.count('|') == not_fitting.count('|')
 
