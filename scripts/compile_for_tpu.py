@@ -19,7 +19,7 @@ results/tpu/README.md.
 import json
 import os
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from gfl_jax import files, launch
@@ -58,7 +58,6 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'--programs={",".join(unknown)}: train, evaluate or both')
   if _TEXT.value and len(_PROGRAMS.value) != 1:
     raise app.UsageError('--text takes one program: give --programs=train or evaluate')
-  logging.set_verbosity(logging.WARNING)
   os.environ['JAX_PLATFORMS'] = 'cpu'
   import tpu_chips
   import tpu_programs

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from gfl_jax import launch
 
@@ -24,7 +24,6 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   if _STEP.value not in ('newest', 'best') and not _STEP.value.isdigit():
     raise app.UsageError(f"--step={_STEP.value}: 'newest', 'best' or a number of steps")
-  logging.set_verbosity(logging.WARNING)
   import jax
 
   from gfl_jax.training import loop

@@ -127,7 +127,7 @@ class _Buffers:
     memory = free.pop() if free else np.empty(size, np.uint8)
     # Every view of a batch, a device's too that shares the host's memory, holds this
     # array, which is new for each batch, and not the memory under it.
-    flat = np.frombuffer(memoryview(memory), np.uint8)
+    flat = np.frombuffer(memory.data, np.uint8)
     weakref.finalize(flat, free.append, memory).atexit = False
     return flat.reshape(shape)
 
