@@ -55,6 +55,7 @@ class Watch:
     self._news = News()
     self._lock = threading.Lock()
     self._leaving = threading.Lock()
+    self._exchanging = threading.Lock()  # what is told last is the newest
     self._failed = False
     self._allowed = 0.0
     self._ended_at = math.inf
@@ -132,7 +133,7 @@ class Watch:
       # Not in this thread: a coordinator that is stopped never answers.
       farewell = threading.Thread(target=self._exchange, daemon=True)
       farewell.start()
-      farewell.join(2 * BEAT_SECONDS)
+      farewell.join(GRACE_SECONDS)
       if self._process == 0:
         self._let_others_leave(accused)
       with contextlib.suppress(OSError):
@@ -156,14 +157,16 @@ class Watch:
       self._closed.wait(BEAT_SECONDS)
 
   def _exchange(self) -> None:
-    with self._lock:
-      self._news = dataclasses.replace(self._news, beat=self._news.beat + 1)
-      mine = json.dumps(dataclasses.astuple(self._news))
-    self._client.key_value_set(f'{_FOLDER}{self._process}', mine, allow_overwrite=True)
-    stored = self._client.key_value_dir_get(_FOLDER)
-    news = {int(key.rsplit('/')[-1]): News(*json.loads(text)) for key, text in stored}
-    with self._lock:
-      self._judge.hear(news, self._news.begun, time.monotonic())
+    with self._exchanging:
+      with self._lock:
+        self._news = dataclasses.replace(self._news, beat=self._news.beat + 1)
+        mine = json.dumps(dataclasses.astuple(self._news))
+      key = f'{_FOLDER}{self._process}'
+      self._client.key_value_set(key, mine, allow_overwrite=True)
+      stored = self._client.key_value_dir_get(_FOLDER)
+      news = {int(key.rsplit('/')[-1]): News(*json.loads(text)) for key, text in stored}
+      with self._lock:
+        self._judge.hear(news, self._news.begun, time.monotonic())
 
   def _decide(self) -> None:
     while not self._closed.wait(BEAT_SECONDS / 2):
