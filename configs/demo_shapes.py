@@ -2,8 +2,8 @@
 
   python scripts/train.py --config=configs/demo_shapes.py --workdir=runs/demo
 
-Measured: AP 0.649, AP50 0.915 on 500 scenes (seed 0). Cost: 1,800 steps, 5 min 48 s
-from drawing the scenes to the report on two cores of an AMD EPYC, beside other work.
+Measured: AP 0.649, AP50 0.915 on 500 scenes (seed 0). Cost: 1,800 steps, 3 min 37 s
+from drawing the scenes to the report on two cores of an AMD EPYC.
 """
 
 import ml_collections

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -42,7 +42,7 @@ def parsed_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def compiled(
-  name: str, config: Any, where: Slice, options: Mapping[str, Any] | None = None
+  name: str, config: Any, where: Slice, options: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
   """Compiles 'train' or 'evaluate', and says what it costs.
 
@@ -60,7 +60,6 @@ def compiled(
     ValueError: a config that cannot run, a batch that cannot be split, or options that
       the compiler does not know.
   """
-  options = dict(options or {})
   experiment.check_config(config)
   devices = DataParallel('jit', where.devices)
   devices.check_batch_size(config.batch_size, config.accumulate)

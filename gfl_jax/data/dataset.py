@@ -6,6 +6,7 @@ the batch at a step is a pure function of (seed, step).
 """
 
 import dataclasses
+import functools
 import itertools
 import zlib
 from collections.abc import Iterator
@@ -159,6 +160,7 @@ class Dataset:
     ]
     return float(np.mean(pixels) / np.prod(self._config.canvas))
 
+  @functools.cached_property
   def checksum(self) -> int:
     """CRC-32 of the classes and of all that is known of the images of both splits.
 

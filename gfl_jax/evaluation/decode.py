@@ -13,6 +13,7 @@ from gfl_jax.models.scores import SCORES
 from gfl_jax.ops import boxes as box_ops
 from gfl_jax.ops import nms
 from gfl_jax.ops.points import Points, level_slices
+from gfl_jax.ops.rows import take_rows
 from gfl_jax.ops.types import ArrayLike
 
 
@@ -204,10 +205,7 @@ def _describe(
 ) -> Candidates:
   """Boxes and scores of one image's pairs."""
   representation = REPRESENTATIONS[config.box.kind]
-  # As rows of one axis, which a TPU pads least: see training/matching.py.
-  logits = predictions.box_logits
-  rows = logits.reshape(len(logits), -1)[anchors]
-  outputs = rows.reshape(len(anchors), *logits.shape[1:])
+  outputs = take_rows(predictions.box_logits, anchors)
   std = representation.std(outputs, config.box)
   strides = jnp.asarray(points.strides)[anchors][:, None]
   boxes = box_ops.distances_to_boxes(

@@ -53,7 +53,7 @@ class Experiment:
     """
     config = self.config
     self.devices.check_equal(
-      self.dataset.checksum(),
+      self.dataset.checksum,
       'read other data than process 0: give all hosts the same images and annotations'
       ' (a relative path may lead to another file on each)',
     )

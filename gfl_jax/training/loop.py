@@ -53,11 +53,10 @@ def train(
     Checkpoints(pathlib.Path(workdir) / 'checkpoints', aps) as checkpoints,
     hosts.report_errors(),
   ):
-    checksum = run.dataset.checksum()
     if checkpoints.steps:
       run_folder.check_classes(workdir, run.dataset.class_names)
-      run_folder.check_data(workdir, checksum)
-    run_folder.write_data(workdir, checksum)
+      run_folder.check_data(workdir, dataset.checksum)
+    run_folder.write_data(workdir, dataset.checksum)
     run_folder.write_classes(workdir, run.dataset.class_names, run.dataset.category_ids)
     state = run.initial_state(pretrained=not checkpoints.steps)
     _LOG.info('%s', run.description(state))
@@ -150,7 +149,7 @@ def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
       dataset = programs.dataset(config.data)
     run = Experiment(config, dataset, devices, programs)
     run_folder.check_classes(workdir, run.dataset.class_names)
-    run_folder.check_data(workdir, run.dataset.checksum())
+    run_folder.check_data(workdir, dataset.checksum)
     state = checkpoints.restore(run.initial_state(pretrained=False), number)
   metrics = run.evaluate(state, workdir, number)
   if jax.process_index() == 0:

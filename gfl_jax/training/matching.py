@@ -1,6 +1,5 @@
 """Which anchor of a batch learns which box, and what it says about it now."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from gfl_jax.choices import choose
 from gfl_jax.models.representations import REPRESENTATIONS
 from gfl_jax.ops import assignment, boxes
 from gfl_jax.ops import points as point_ops
+from gfl_jax.ops.rows import take_rows
 from gfl_jax.training import terms
 
 
@@ -170,11 +170,8 @@ def _heatmap(matched, batch, points, num_classes, config):
 def rows_of(per_anchor, positives):
   """Rows of [B, A, ...] at the positives, zero in unused ones: [K, ...]."""
   num_images, num_anchors, *inner = per_anchor.shape
-  # As rows of one axis: a TPU pads the last axis to 128, which makes 4 x 17 numbers of
-  # each anchor 512, and 68 only 128.
-  flat = per_anchor.reshape(num_images * num_anchors, math.prod(inner))
-  rows = flat.at[positives.rows].get(mode='fill', fill_value=0)
-  return rows.reshape(-1, *inner)
+  flat = per_anchor.reshape(num_images * num_anchors, *inner)
+  return take_rows(flat, positives.rows, mode='fill', fill_value=0)
 
 
 def _capacity(matched, config) -> int:

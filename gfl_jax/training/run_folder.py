@@ -163,10 +163,14 @@ def check_data(workdir: str | os.PathLike, checksum: int) -> None:
     checksum: `Dataset.checksum` of the data.
 
   Raises:
-    ValueError: they are other data.
+    ValueError: they are other data, or the file is not whole.
   """
   file = pathlib.Path(workdir) / 'data.json'
-  if file.exists() and files.read_json(file) != _data_record(checksum):
+  if not file.exists():
+    return
+  with _whole(file):
+    stored = files.read_json(file)
+  if stored != _data_record(checksum):
     raise ValueError(
       f'the images or annotations are not those that {workdir} was trained with, as'
       f' {file} tells: take another --workdir, or those data. Delete {file} to go on'

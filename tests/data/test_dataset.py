@@ -79,7 +79,7 @@ def test_seeds_differ():
 
 def test_the_checksum_is_that_of_all_that_makes_a_batch():
   base = _square_set()
-  checksum = lambda whole: whole.dataset(sets.config()).checksum()
+  checksum = lambda whole: whole.dataset(sets.config()).checksum
   assert checksum(base) == checksum(_square_set()) < 2**32
   seen = {checksum(base)}
   annotations, pixels = base.train
