@@ -2,16 +2,15 @@
 
 import functools
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import benchmark_naive
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machine import facts
 
 from configs import demo_shapes, gfl_r50_fpn_1x_coco
 from gfl_jax import models
@@ -104,33 +103,12 @@ def machine(options: Options) -> Iterator[dict]:
   yield {
     'variant': 'float32 matmul',
     'matmul_gflops': round(2 * size**3 / times['min_ms'] / 1e6, 1),
+    **facts(),
     **times,
     'device': f'{device.device_kind} ({device.platform})',
-    'cpu': _cpu_name(),
-    'cores': len(os.sched_getaffinity(0)),
-    'memory_gib': round(
-      os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1
-    ),
-    'python': platform.python_version(),
-    'jax': jax.__version__,
     'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', ''),
     'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
   }
-
-
-def _cpu_name() -> str:
-  facts = Path('/proc/cpuinfo')
-  lines = facts.read_text().splitlines() if facts.exists() else []
-  of = lambda key: [x.split(':')[1].strip() for x in lines if x.startswith(key)][:1]
-  # The family and model too: virtual machines often hide the rest of the name.
-  names = [
-    *of('model name'),
-    *(f'{key.strip()} {v}' for key in _CPU_KEYS for v in of(key)),
-  ]
-  return ', '.join(names) or platform.processor()
-
-
-_CPU_KEYS = ('cpu family', 'model\t')
 
 
 class Network(NamedTuple):

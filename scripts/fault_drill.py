@@ -13,8 +13,6 @@ lines of a file, and the rows that tests cover, as a markdown table.
 """
 
 import json
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -176,11 +174,12 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'no row {sorted(unknown)}; there are: {", ".join(drilled)}')
   logging.set_verbosity(logging.ERROR)
   from fault_runs import Runs
+  from machine import facts
 
   with tempfile.TemporaryDirectory(prefix='fault_drill_') as folder:
     folder = Path(_FOLDER.value or folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _print({'row': 'machine', **machine()})
+    _print({'row': 'machine', **facts()})
     runs = Runs(folder)
     for name in argv[1:] or drilled:
       row = ROWS[name]
@@ -203,20 +202,6 @@ def _print(line: dict[str, Any]) -> None:
   if _OUT.value:
     with open(_OUT.value, 'a') as file:
       file.write(text + '\n')
-
-
-def machine() -> dict[str, Any]:
-  """What the times depend on."""
-  from importlib.metadata import version
-
-  names = ('jax', 'orbax-checkpoint')
-  return {
-    'cores': len(os.sched_getaffinity(0)),
-    'load': round(os.getloadavg()[0], 1),
-    'system': platform.platform(),
-    'python': platform.python_version(),
-    **{name: version(name) for name in names},
-  }
 
 
 def summary(path: Path) -> str:

@@ -318,12 +318,12 @@ def main(argv: list[str]) -> None:
   if not (photographs / 'annotations' / 'instances_train.json').exists():
     raise app.UsageError(f'--photographs={photographs} is no folder in COCO form')
   counts = {'train2017': _TRAIN.value, 'val2017': _VALIDATION.value}
-  import fault_drill
+  from machine import facts
 
   with tempfile.TemporaryDirectory(prefix='rehearse_coco_') as temporary:
     folder = Path(_FOLDER.value or temporary).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    machine = {'part': 'machine', **fault_drill.machine()}
+    machine = {'part': 'machine', **facts()}
     lines = rehearse(Rehearsal(photographs, folder, counts))
     for line in itertools.chain([machine], lines):
       text = json.dumps(line)

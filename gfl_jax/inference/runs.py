@@ -9,7 +9,7 @@ import numpy as np
 
 from gfl_jax.deploy import checks, programs
 from gfl_jax.deploy.trained import Found, Program, Trained
-from gfl_jax.training import checkpoints, run_folder
+from gfl_jax.training import run_folder
 
 
 def load_run(
@@ -35,11 +35,9 @@ def load_run(
   """
   config = run_folder.load_config(path)
   names, category_ids = run_folder.load_classes(path)
-  folder = pathlib.Path(path) / 'checkpoints'
-  if not folder.is_dir():
+  if not (pathlib.Path(path) / 'checkpoints').is_dir():
     raise FileNotFoundError(f'{path} has no checkpoints: has its training begun?')
-  aps = run_folder.evaluated_aps(path)
-  with checkpoints.Checkpoints(folder, aps, read_only=True) as stored:
+  with run_folder.open_checkpoints(path, read_only=True) as stored:
     number = stored.find(step)
     averaged = weights == 'ema' and config.ema_decay > 0
     variables = stored.restore_variables(number, weights)

@@ -15,7 +15,6 @@ from gfl_jax.data.coco_classes import COCO_CATEGORY_IDS, COCO_NAMES
 from gfl_jax.deploy.state_dicts import StateDict
 from gfl_jax.deploy.weights import PROJECT_OF_MMDET_1, from_mmdet, to_mmdet
 from gfl_jax.training import run_folder, step
-from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.experiment import check_config
 
 _LOG = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def import_detector(
     )
   run_folder.open_run(folder, config)
   run_folder.write_classes(folder, names, category_ids)
-  with Checkpoints(folder / 'checkpoints') as checkpoints:
+  with run_folder.open_checkpoints(folder) as checkpoints:
     checkpoints.save(0, step.create_state(variables, config))
   count = sum(x.size for x in jax.tree.leaves(variables['params']))
   kind = 'a running average' if stored.averaged else 'as they were trained'

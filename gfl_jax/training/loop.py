@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -44,13 +43,10 @@ def train(
   devices.check_batch_size(config.batch_size, config.accumulate)
   run_folder.open_run(workdir, config)
   programs = programs or Programs()
-  with hosts.first_alone():  # it may prepare them
-    dataset = programs.dataset(config.data)
+  dataset = programs.dataset(config.data)
   run = Experiment(config, dataset, devices, programs)
-  aps = run_folder.evaluated_aps(workdir)
-
   with (
-    Checkpoints(pathlib.Path(workdir) / 'checkpoints', aps) as checkpoints,
+    run_folder.open_checkpoints(workdir) as checkpoints,
     hosts.report_errors(),
   ):
     if checkpoints.steps:
@@ -141,12 +137,10 @@ def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
   """
   config = run_folder.load_config(workdir)
   programs, devices = Programs(), DataParallel(config.parallel)
-  folder, aps = pathlib.Path(workdir) / 'checkpoints', run_folder.evaluated_aps(workdir)
   # Of a run that may be training now.
-  with Checkpoints(folder, aps, read_only=True) as checkpoints:
+  with run_folder.open_checkpoints(workdir, read_only=True) as checkpoints:
     number = checkpoints.find(which)
-    with hosts.first_alone():
-      dataset = programs.dataset(config.data)
+    dataset = programs.dataset(config.data)
     run = Experiment(config, dataset, devices, programs)
     run_folder.check_classes(workdir, run.dataset.class_names)
     run_folder.check_data(workdir, dataset.checksum)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gfl_jax import data, models
 from gfl_jax.evaluation import evaluator
-from gfl_jax.training import run_folder, step
+from gfl_jax.training import hosts, run_folder, step
 from gfl_jax.training.parallel import DataParallel
 
 # Programs are told apart by the parts of a config that they read.
@@ -57,10 +57,11 @@ class Programs:
     self._predicts: dict[str, Callable] = {}
 
   def dataset(self, data_config: Any) -> data.Dataset:
-    """`data.load` of a config's `data`, read once."""
+    """`data.load` of a config's `data`, read once; process 0 may prepare it first."""
     key = data_config.to_json_best_effort(sort_keys=True)
     if key not in self._datasets:
-      self._datasets[key] = data.load(data_config)
+      with hosts.first_alone():
+        self._datasets[key] = data.load(data_config)
     return self._datasets[key]
 
   def parts(self, config: Any, devices: DataParallel, steps_per_epoch: int) -> Parts:

@@ -20,6 +20,7 @@ from gfl_jax import files
 from gfl_jax.deploy import checks
 from gfl_jax.deploy.trained import NOT_WHOLE, completed, stored_config
 from gfl_jax.training import hosts
+from gfl_jax.training.checkpoints import Checkpoints
 
 _LOG = logging.getLogger(__name__)
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'gfl-jax')
@@ -201,6 +202,19 @@ def evaluated_aps(workdir: str | os.PathLike) -> dict[int, float | None]:
     return [(line['step'], line['AP']) for line in lines if line['kind'] == 'eval']
 
   return dict(hosts.from_first(read))
+
+
+def open_checkpoints(
+  workdir: str | os.PathLike, *, read_only: bool = False
+) -> Checkpoints:
+  """The checkpoints of a run, of which those that its log has an AP of are evaluated.
+
+  Args:
+    workdir: the run's folder.
+    read_only: as `Checkpoints` takes it.
+  """
+  folder = pathlib.Path(workdir) / 'checkpoints'
+  return Checkpoints(folder, evaluated_aps(workdir), read_only=read_only)
 
 
 class MetricsLog:

@@ -1,0 +1,33 @@
+"""What times and memory depend on, for the first line of a script that measures."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def facts() -> dict[str, Any]:
+  """The machine, how busy it is, and versions."""
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return {
+    'cpu': _cpu_name(),
+    'cores': len(os.sched_getaffinity(0)),
+    'memory_gib': round(memory / 2**30, 1),
+    'load': round(os.getloadavg()[0], 1),
+    'system': platform.platform(),
+    'python': platform.python_version(),
+    **{name: version(name) for name in ('jax', 'orbax-checkpoint')},
+  }
+
+
+def _cpu_name() -> str:
+  known = Path('/proc/cpuinfo')
+  lines = known.read_text().splitlines() if known.exists() else []
+  of = lambda key: [x.split(':')[1].strip() for x in lines if x.startswith(key)][:1]
+  # The family and model too: virtual machines often hide the rest of the name.
+  names = [
+    *of('model name'),
+    *(f'{key.strip()} {v}' for key in ('cpu family', 'model\t') for v in of(key)),
+  ]
+  return ', '.join(names) or platform.processor()
