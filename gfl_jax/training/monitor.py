@@ -116,8 +116,8 @@ class Monitor:
       means['images_per_second'] = images / (now[1] - before_time)
     means['epoch'] = step / self._run.steps_per_epoch
     self._log.write('train', step, means)
-    speed = means.get('images_per_second')
-    self._bar.set_postfix_str(
-      f'loss {means["loss"]:.3f}' + (f', {speed:.0f} images/s' if speed else '')
-    )
+    text = f'loss {means["loss"]:.3f}'
+    if speed := means.get('images_per_second'):
+      text += f', {speed:.{0 if speed >= 10 else 2}f} images/s'
+    self._bar.set_postfix_str(text)
     self._since_log, self._clock = [], now
