@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from gfl_jax.errors import FORESEEN
+from gfl_jax.errors import AGAIN_STATUS, FORESEEN, is_worth_another_start
 
 # Eigen's convolutions instead of YNN's; and huge pages for the large temporaries that
 # XLA's CPU backend takes afresh at each step. `scripts/benchmark.py` measures both.
@@ -72,9 +72,12 @@ def _end(error: BaseException) -> NoReturn:
     sys.exit(code or 130)
   elif isinstance(error, FORESEEN) and _TRACEBACK not in os.environ:
     text, advice = f'error: {error}', f'({_TRACEBACK}=1 in the environment shows where)'
+    again = is_worth_another_start(error)
+    status = AGAIN_STATUS if again else 1
     if hosts:
-      hosts.leave(text, 1, again=False, advice=advice)
-    sys.exit(f'\n{text}\n{advice}')
+      hosts.leave(text, status, again=again, advice=advice)
+    print(f'\n{text}\n{advice}', file=sys.stderr)
+    sys.exit(status)
   elif hosts:
     hosts.leave_after_failure(error, show=_TRACEBACK in os.environ)
   raise error

@@ -54,7 +54,7 @@ class ProcessGroup:
       'PYTHONUNBUFFERED': '1',
       **(environment or {}),
     }
-    self._port = _free_port()
+    self._port = free_port()
     self.processes: list[subprocess.Popen | None] = [None] * count
     self.seconds: list[float | None] = [None] * count
     for number in range(count):
@@ -148,7 +148,7 @@ class ProcessGroup:
     return self._folder / f'{number}.log'
 
 
-def _free_port() -> int:
+def free_port() -> int:
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     return free.getsockname()[1]

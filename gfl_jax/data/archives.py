@@ -9,7 +9,7 @@ from typing import Protocol
 MAX_RATIO = 200  # of a member's size to what it takes in the archive; json has 10
 SMALL = 2**20  # bytes; smaller members may be of any ratio
 # What zipfile raises for an archive that is cut off, changed, or of an unknown kind.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
 class Files(Protocol):
@@ -70,7 +70,7 @@ class Archive(Files):
     self._path, self._folder = path, folder
     try:
       self._zip = zipfile.ZipFile(path)
-    except _DAMAGED as error:
+    except (*_DAMAGED, OSError) as error:
       raise ValueError(
         f'{path} is damaged or not a whole zip ({error}): download it again'
       ) from error

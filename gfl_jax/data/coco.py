@@ -7,7 +7,6 @@ annotations/instances_{train,val}.json, is found again by the content of the two
 files and the images' names, sizes and times of change.
 """
 
-import errno
 import functools
 import hashlib
 import logging
@@ -22,6 +21,7 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from gfl_jax.data import coco_classes, coco_json, shards
 from gfl_jax.data.archives import Files, Folder, find
+from gfl_jax.errors import is_passing
 
 _LOG = logging.getLogger(__name__)
 
@@ -191,13 +191,6 @@ def _prepare(identity, splits: dict[str, Split], config: Any, source: Any) -> An
   return tfds.builder_from_directory(info.data_dir)
 
 
-# Of the machine or the network, not of the image: it must not be left out for them.
-_PASSING = (
-  *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR),
-  *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES),
-)
-
-
 def _make(splits, annotations, labels, name: str, image: dict[str, Any]) -> shards.Made:
   """An image's example; a bad image of the training split is only left out."""
   try:
@@ -217,7 +210,8 @@ def _read_image(files: Files, image: dict[str, Any]):
   try:
     encoded = files.read(image['file_name'])
   except OSError as error:
-    if error.errno in _PASSING:
+    # Of the machine, not of the image: it must not be left out for that.
+    if is_passing(error) or isinstance(error, PermissionError):
       raise
     raise ValueError(f'{where} {coco_json.file_problem(error)}') from error
   return coco_json.checked_image(encoded, image, where)

@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import math
 import os
+import time
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -25,8 +26,10 @@ from etils import epath
 
 from gfl_jax.data.memory import place
 from gfl_jax.data.transforms import Plan
+from gfl_jax.errors import is_passing
 
 AHEAD = 2  # batches; what is in memory at once is one more
+_TRIES, _PAUSE_SECONDS = 3, 2.0  # of reading, from storage that fails for a moment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ class RecordPixels:
 
     Raises: ValueError: an image that cannot be read or decoded, or is not the one that
       was indexed, with its id. Images were checked when the data was prepared, so the
-      file is damaged.
+      file is damaged; errors of the storage that may pass are waited for first.
     """
     begun: collections.deque = collections.deque()
     paths = [epath.Path(str(path)) for path in self.paths]
@@ -103,9 +106,16 @@ class RecordPixels:
     place(image, plan, i, canvas[:height, :width])
 
   def _encoded(self, paths, row: int) -> bytes:
-    with paths[self.files[row]].open('rb') as file:
-      file.seek(int(self.offsets[row]))
-      encoded = file.read(int(self.lengths[row]))
+    for left in reversed(range(_TRIES)):
+      try:
+        with paths[self.files[row]].open('rb') as file:
+          file.seek(int(self.offsets[row]))
+          encoded = file.read(int(self.lengths[row]))
+        break
+      except OSError as error:
+        if not (left and is_passing(error)):
+          raise
+        time.sleep(_PAUSE_SECONDS)
     if zlib.crc32(encoded) != self.checksums[row]:
       raise ValueError('its bytes are not those that were indexed')
     return encoded

@@ -83,8 +83,9 @@ def prepare(
       what ends the preparation, and may complete info.
 
   Raises:
-    ValueError: bad input, as make and check tell it; what was done is removed.
-    OSError: it cannot be written; what was done is kept.
+    ValueError: bad input, as make and check tell it.
+    OSError: it cannot be written.
+  In both cases the shards that are done are kept, for the next call.
   """
   final = _local_path(info.data_dir)
   final.parent.mkdir(parents=True, exist_ok=True)
@@ -95,11 +96,9 @@ def prepare(
         shutil.rmtree(other)
     if final.exists():
       return
-    try:
-      facts = _write_shards(info, splits, make, folder, check)
-    except ValueError:
-      shutil.rmtree(folder)
-      raise
+    if done := len(list(folder.glob('facts/*.json'))):
+      _LOG.info('Going on with %s: %d shards are done already.', final, done)
+    facts = _write_shards(info, splits, make, folder, check)
     _complete(info, facts, folder / 'data')
     os.sync()  # a power failure, too, must not leave what looks whole
     (folder / 'data').replace(final)

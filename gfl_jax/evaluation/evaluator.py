@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -21,6 +22,8 @@ from gfl_jax.evaluation.observations import Observations, Rows, Sides
 from gfl_jax.evaluation.samples import choose_samples, collect_samples, sample_arrays
 from gfl_jax.models import make_anchors, network_input
 from gfl_jax.models.representations import REPRESENTATIONS
+
+_LOG = logging.getLogger(__name__)
 
 
 class PredictOutput(NamedTuple):
@@ -96,7 +99,8 @@ def evaluate(
   results), `metrics.json`, `diagnostics.npz` (arrays of `diagnostics.summarize`) and
   `samples.npz` (what the report draws). With several processes each one passes over its
   own share of the batches and all get the metrics of the whole set; the samples are
-  those of process 0's share.
+  those of process 0's share. If they cannot be written, as on a full disk, a warning
+  says so.
 
   Args:
     predict: `make_predict`'s function, jitted; with several processes its results are
@@ -149,8 +153,6 @@ def evaluate(
     'seconds': round(time.perf_counter() - start, 3),
   }
   if jax.process_index() == 0:
-    folder = Path(workdir) / 'eval'
-    folder.mkdir(parents=True, exist_ok=True)
     names = [category['name'] for category in ground_truth['categories']]
     write = {
       'detections.json': json.dumps(results),
@@ -158,9 +160,17 @@ def evaluate(
       'diagnostics.npz': _npz(arrays),
       'metrics.json': json.dumps(metrics, indent=2),
     }
-    for name, data in write.items():
-      files.write_whole(folder / name, data)
+    try:
+      _write(Path(workdir) / 'eval', write)
+    except OSError as error:  # a full disk must not end a training
+      _LOG.warning('The files of the evaluation of step %d: %s', step, error)
   return metrics
+
+
+def _write(folder: Path, contents: dict[str, str | bytes]) -> None:
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, content in contents.items():
+    files.write_whole(folder / name, content)
 
 
 def _one_ahead(predict, variables, batches) -> Iterator[tuple[dict, PredictOutput]]:
@@ -204,7 +214,8 @@ def _gather_processes(
 def _gather(mine: bytes) -> list[bytes]:
   """The bytes of each process."""
   sizes = multihost_utils.process_allgather(np.array(len(mine))).reshape(-1)
-  padded = np.zeros(sizes.max(), np.uint8)
+  # Of few lengths: each is a program, which is kept.
+  padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
   padded[: len(mine)] = np.frombuffer(mine, np.uint8)
   rows = multihost_utils.process_allgather(padded)
   return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]

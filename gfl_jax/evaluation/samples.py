@@ -58,7 +58,8 @@ def collect_samples(
     samples.append(
       {
         'image_id': image_id,
-        'image': batch['images'][i, :height, :width],
+        # A view would keep the memory of the whole batch.
+        'image': batch['images'][i, :height, :width].copy(),
         'true_boxes': batch['boxes'][i][real],
         'true_classes': batch['labels'][i][real],
         'boxes': found.boxes[i][kept] * scale,

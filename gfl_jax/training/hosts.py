@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import logging
+import socket
 import threading
 import time
 import traceback
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from gfl_jax.errors import FORESEEN
+from gfl_jax.errors import AGAIN_STATUS, is_worth_another_start
 from gfl_jax.training.judge import (
   GRACE_SECONDS,
   PATIENT_SECONDS,
@@ -24,6 +25,7 @@ from gfl_jax.training.judge import (
   names,
 )
 from gfl_jax.training.watch import GO_ON, Watch
+from gfl_jax.training.witness import Witness
 
 WAIT_FOR_ALL_SECONDS = 600  # for a host that starts late
 # jax's own watch, which says less, comes after ours; see watch.py.
@@ -62,11 +64,21 @@ def connect(
   if coordinator is None and not _on_tpu():
     return
   minutes = WAIT_FOR_ALL_SECONDS // 60
+  me = 'this process' if process_id is None else f'process {process_id}'
   if coordinator is None:
     _LOG.info('Waiting for all hosts of this TPU, at most %d minutes.', minutes)
   elif process_id == 0:
     waiting = 'Waiting for %d processes at %s, at most %d minutes.'
     _LOG.info(waiting, num_processes, coordinator, minutes)
+  else:
+    waiting = '%s: waiting for process 0 at %s, at most %d minutes.'
+    _LOG.info(waiting, me, coordinator, minutes)
+  # Jax aborts a process that the coordinator does not take, or that waits in vain.
+  witness = Witness(
+    f'{me}: error: not all processes came to {coordinator or "the first host"} within'
+    f' {WAIT_FOR_ALL_SECONDS} s, or two with the same --process_id, or with different'
+    ' --num_processes: see above, and start all processes again'
+  )
   try:
     jax.distributed.initialize(
       coordinator,
@@ -77,21 +89,28 @@ def connect(
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
   except jax.errors.JaxRuntimeError as error:
+    witness.dismiss()
     raise TimeoutError(
       f'not all processes came to {coordinator or "the first host"} within'
       f' {WAIT_FOR_ALL_SECONDS} s: {str(error).splitlines()[0]}'
     ) from error
   except (ValueError, RuntimeError) as error:
+    witness.dismiss()
     raise ValueError(
       f'the hosts of this run cannot be found ({error}): give --coordinator,'
       ' --num_processes and --process_id, or --num_processes=1 to train on this host'
       ' alone'
     ) from error
   logging.getLogger('absl').addFilter(_is_told)
-  if jax.process_count() > 1:
-    _watch = Watch(_client(), jax.process_index(), jax.process_count())
-  if jax.process_index() > 0:
-    _log_warnings_alone(jax.process_index())
+  if jax.process_count() == 1:
+    witness.dismiss()
+    return
+  number = jax.process_index()
+  _watch = Watch(_client(), number, jax.process_count(), witness)
+  by_jax = ', or by jax: process 0, the coordinator, is gone' if number else ''
+  witness.expect(f'process {number}: error: it was killed{by_jax}. {GO_ON}')
+  if number > 0:
+    _log_warnings_alone(number)
 
 
 def _check(
@@ -104,10 +123,28 @@ def _check(
       f'{coordinator=}, {num_processes=}, {process_id=}: give all three; none on a TPU'
       ' pod; or num_processes=1 alone'
     )
-  if not coordinator.rpartition(':')[2].isdigit():
-    raise ValueError(f'{coordinator=} must be HOST:PORT of process 0')
+  host, _, port = coordinator.rpartition(':')
+  if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    raise ValueError(
+      f'{coordinator=} must be HOST:PORT of process 0, a port from 1 to 65535'
+    )
+  if num_processes < 1:
+    raise ValueError(f'{num_processes=} must be at least 1')
   if not 0 <= process_id < num_processes:
     raise ValueError(f'{process_id=} must be from 0 to {num_processes=} - 1')
+  try:
+    socket.getaddrinfo(host.strip('[]'), port)
+  except OSError as error:
+    raise ValueError(f'{coordinator=}: the host is not known here ({error})') from error
+  if process_id > 0:
+    return
+  try:  # jax, whose own error here is often a segmentation fault, will listen there
+    socket.create_server(('', int(port))).close()
+  except OSError as error:
+    raise ValueError(
+      f'{coordinator=}: this host cannot listen there ({error.strerror}): does an older'
+      ' run still live? Else give another port'
+    ) from error
 
 
 def connected() -> bool:
@@ -238,7 +275,7 @@ def report_errors() -> Iterator[None]:
     raise
   except Exception as error:
     if _watch:
-      again = not isinstance(error, FORESEEN)
+      again = is_worth_another_start(error)
       _watch.ends(f'error: {error}', again=again)
     raise
 
@@ -289,8 +326,9 @@ def leave_after_failure(error: Exception, *, show: bool) -> NoReturn:
     _LOG.warning('A computation failed, looking for who is to blame: %s', line)
     _watch.failed()
     time.sleep(SILENT_SECONDS_AFTER_FAILURE + 2 * GRACE_SECONDS)
-  again = not isinstance(error, FORESEEN)
-  leave(f'error: {line}', 1, again=again, advice=GO_ON if again else '')
+  if is_worth_another_start(error):
+    leave(f'error: {line}', AGAIN_STATUS, again=True, advice=GO_ON)
+  leave(f'error: {line}', 1, again=False)
 
 
 def _on_tpu() -> bool:

@@ -83,6 +83,12 @@ class Judge:
       if new.ended:
         self._ended_at.setdefault(peer, now)
 
+  def resume(self, now: float) -> None:
+    """Listens anew after a pause of this process, in which it could hear of nobody."""
+    self._heard_at = now
+    for since in (self._beat_at, self._behind_since, self._impatient_since):
+      since.update(dict.fromkeys(since, now))
+
   def silent(self, seconds: float) -> list[int]:
     """Peers that run, as far as is known, and told nothing for so long."""
     return [

@@ -60,14 +60,17 @@ def train(
     state, first_step = restored or (state, 0)
     if restored:
       _LOG.info('Going on from step %d of %d.', first_step, run.num_steps)
-    with StopRequests(first_step) as stop:
+    with StopRequests() as stop:
       state, metrics = _go_on(run, state, first_step, workdir, checkpoints, stop)
     checkpoints.wait()
   if metrics is None:
     _LOG.info('All %d steps are done: evaluating the last again.', run.num_steps)
     metrics = run.evaluate(state, workdir, first_step)
   if jax.process_index() == 0:
-    _LOG.info('Report: %s', report.write_report(workdir))
+    try:
+      _LOG.info('Report: %s', report.write_report(workdir))
+    except OSError as error:  # a full disk; the run itself is done
+      _LOG.warning('The report is not written: %s', error)
   if stop.number:  # a study must not begin its next run
     raise Stopped('Stopped after the last step: this run is done.', stop.number)
   return metrics
@@ -105,7 +108,7 @@ def _go_on(
       state, scalars = run.update(state, batch)
       monitor.add(number, scalars, image_ids)
       checkpoints.poll()
-      due, stopped_by = run.evaluation_due(number), stop.reached(number)
+      due, stopped_by = run.evaluation_due(number), stop.reached()
       if due or stopped_by or number % config.checkpoint_every_steps == 0:
         monitor.settle()  # a state whose loss was not finite is never saved
         with hosts.work(takes_long=True):

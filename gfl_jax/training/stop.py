@@ -1,5 +1,6 @@
 """A run that is asked to stop saves first."""
 
+import itertools
 import logging
 import signal
 import threading
@@ -9,6 +10,10 @@ from jax.experimental import multihost_utils
 
 _LOG = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Jax agrees on the number after the last that any process asked for, and on no other:
+# a SIGTERM that comes before the first question must find that the next is it. So they
+# are counted here; the steps of a run that goes on begin anywhere.
+_questions = itertools.count()
 
 
 class Stopped(KeyboardInterrupt):
@@ -23,17 +28,17 @@ class StopRequests:
   """Takes Ctrl-C and SIGTERM as a wish to stop after the step; a second stops at once.
 
   Use it as a context manager and ask `reached` after each step. Several processes stop
-  after the same step, whichever of them was asked; there a second Ctrl-C, but no second
-  SIGTERM, stops at once. Python takes signals in its main thread alone: elsewhere this
-  does nothing.
+  after the same step, whichever of them was asked, be it before the first step, while
+  it opened data or restored; there a second Ctrl-C, but no second SIGTERM, stops at
+  once. Python takes signals in its main thread alone: elsewhere this does nothing.
   """
 
-  def __init__(self, first_step: int):
-    """Args: first_step: steps done before the first that `reached` is asked after."""
+  def __init__(self):
+    """Nothing is taken yet."""
     self.number: int | None = None
     """The signal that came, or None."""
     self._several = jax.process_count() > 1
-    self._first_step = first_step
+    self._agreed = False
     self._before = {}
 
   def __enter__(self) -> 'StopRequests':
@@ -43,20 +48,19 @@ class StopRequests:
       self._before = {number: signal.getsignal(number) for number in numbers}
       for number in numbers:
         signal.signal(number, self._take)
-    # So that jax counts from here: it agrees on a step after the last it was asked for.
-    self.reached(self._first_step)
+    self.reached()
     return self
 
   def __exit__(self, *error) -> None:
     self._restore()
 
-  def reached(self, step: int) -> int | None:
-    """The signal for which to stop after this step, or None; ask it after each."""
+  def reached(self) -> int | None:
+    """The signal for which to stop now, or None; ask it after each step, on all."""
     if not self._several:
       return self.number
-    if multihost_utils.reached_preemption_sync_point(step):
-      return self.number or signal.SIGTERM
-    return None
+    if multihost_utils.reached_preemption_sync_point(next(_questions)):
+      self._agreed = True
+    return (self.number or signal.SIGTERM) if self._agreed else None
 
   def _take(self, number, frame) -> None:
     self.number = number

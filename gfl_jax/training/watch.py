@@ -18,6 +18,7 @@ import time
 from collections.abc import Collection
 from typing import Any, NoReturn
 
+from gfl_jax.errors import AGAIN_STATUS
 from gfl_jax.training.judge import (
   BEAT_SECONDS,
   GRACE_SECONDS,
@@ -25,8 +26,10 @@ from gfl_jax.training.judge import (
   Judge,
   News,
 )
+from gfl_jax.training.witness import Witness
 
 ORDER_SECONDS = 60.0  # a process with an error may finish the checkpoint begun before
+PAUSE_SECONDS = 4.0  # of all threads: a stopped machine, or a call that holds Python
 MAX_TEXT = 1000  # characters of an error that the others are told
 GO_ON = 'Start all processes again: the run goes on from its last checkpoint.'
 _FOLDER = 'gfl_jax/watch/'
@@ -42,14 +45,16 @@ def on_one_line(text: str) -> str:
 class Watch:
   """The threads of a process that tell, listen and end it."""
 
-  def __init__(self, client: Any, process: int, count: int):
+  def __init__(self, client: Any, process: int, count: int, witness: Witness):
     """Starts to tell and to listen.
 
     Args:
       client: of jax's distributed service: a store of keys and values.
       process: number of this one.
       count: of all.
+      witness: of this process's end, dismissed when that is told.
     """
+    self._witness = witness
     self._client, self._process = client, process
     self._judge = Judge(process, count, time.monotonic())
     self._news = News()
@@ -87,6 +92,7 @@ class Watch:
   def close(self) -> None:
     """Ends the threads; all processes are known to be done."""
     self._closed.set()
+    self._witness.dismiss()
 
   def failed(self) -> None:
     """A collective of this process has failed: who is to blame shows sooner now."""
@@ -129,6 +135,7 @@ class Watch:
       with contextlib.suppress(OSError):  # nobody may be reading any more
         sys.stderr.flush()
         os.write(self._stderr, f'{lines}\n'.encode(errors='replace'))
+      self._witness.dismiss()
       self.ends(text, again=again)
       # Not in this thread: a coordinator that is stopped never answers.
       farewell = threading.Thread(target=self._exchange, daemon=True)
@@ -169,9 +176,13 @@ class Watch:
         self._judge.hear(news, self._news.begun, time.monotonic())
 
   def _decide(self) -> None:
+    before = time.monotonic()
     while not self._closed.wait(BEAT_SECONDS / 2):
       now = time.monotonic()
+      paused, before = now - before > PAUSE_SECONDS, now
       with self._lock:
+        if paused:
+          self._judge.resume(now)
         mine = self._news
         late = now - self._ended_at > ORDER_SECONDS
         gone = self._judge.gone(SILENT_SECONDS_AFTER_FAILURE)
@@ -182,5 +193,5 @@ class Watch:
         self._leave_with(f'error: {verdict.text}.', verdict.again, verdict.accused)
 
   def _leave_with(self, text: str, again: bool, accused: Collection[int] = ()) -> None:
-    advice = GO_ON if again else ''
-    self.leave(text, 1, again=again, advice=advice, accused=accused)
+    status, advice = (AGAIN_STATUS, GO_ON) if again else (1, '')
+    self.leave(text, status, again=again, advice=advice, accused=accused)

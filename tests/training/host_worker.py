@@ -3,6 +3,7 @@
 host_worker.py FOLDER SCENARIO...
 """
 
+import errno
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ from gfl_jax.reports import report
 from gfl_jax.training import checksums, experiment, hosts, judge, loop, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.programs import Programs
-from gfl_jax.training.stop import Stopped
+from gfl_jax.training.stop import Stopped, StopRequests
 from tests import tiny
 
 EVAL_SIZES = (1, 7, 8, 9, 17)
@@ -154,7 +155,7 @@ def read_by_one_alone(folder, mine, programs):
 
   def read(step_folder):
     if step_folder.name == str(STEPS) and jax.process_index() > 0:
-      raise OSError('Stale file handle')
+      raise OSError(errno.EIO, 'Input/output error')
     return true(step_folder)
 
   checksums.read = read
@@ -202,6 +203,20 @@ def run_until_ended(folder, mine, programs):
     if step == 10:
       print('under way')
     time.sleep(0.1)
+
+
+def asked_to_stop_early(folder, mine, programs):
+  """The last process gets SIGTERM before any step; writes how many each did then."""
+  if jax.process_index() == jax.process_count() - 1:
+    os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(3)  # opening data, restoring
+  steps, stopped = 0, None
+  with StopRequests() as stop:
+    while not stopped and steps < 100:
+      time.sleep(0.05)
+      steps += 1
+      stopped = stop.reached()
+  (mine / f'stopped_{jax.process_index()}').write_text(str(steps))
 
 
 def refused_while_starting(folder, mine, programs):

@@ -1,18 +1,24 @@
 """Real processes over loopback do what one process does, and end when one is gone."""
 
 import json
+import os
 import pathlib
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 
+from gfl_jax.errors import AGAIN_STATUS
 from gfl_jax.training import experiment, hosts, loop, parallel, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.programs import Programs
+from scripts import process_group
 from scripts.process_group import ProcessGroup
 from tests import tiny
 from tests.training import host_worker
@@ -177,7 +183,8 @@ def test_a_late_process_is_waited_for_and_a_killed_one_named(tmp_path):
     group.wait_for_text(0, 'under way', LIMIT_SECONDS)
     start = time.monotonic()
     group.signal(1, signal.SIGKILL)
-    assert group.wait(LIMIT_SECONDS) == [1, -signal.SIGKILL, 1], group.report()
+    statuses = [AGAIN_STATUS, -signal.SIGKILL, AGAIN_STATUS]
+    assert group.wait(LIMIT_SECONDS) == statuses, group.report()
     for number in (0, 2):
       assert group.seconds[number] - start < 30
       assert f'process {number}: error: no sign of life for' in group.text(
@@ -186,12 +193,56 @@ def test_a_late_process_is_waited_for_and_a_killed_one_named(tmp_path):
       assert 'Start all processes again' in group.text(number)
 
 
+def test_without_the_coordinator_a_line_says_what_to_do(tmp_path):
+  with running_group(tmp_path, 2) as group:
+    group.wait_for_text(1, 'under way', LIMIT_SECONDS)
+    start = time.monotonic()
+    group.signal(0, signal.SIGKILL)
+    # Jax aborts it.
+    assert group.wait(LIMIT_SECONDS) == [-signal.SIGKILL, -signal.SIGABRT]
+    assert group.seconds[1] - start < 30
+    words = 'by jax: process 0, the coordinator, is gone. Start all processes again'
+    limit = time.monotonic() + 30
+    while words not in group.text(1).splitlines()[-1]:  # a shell says it, just after
+      assert time.monotonic() < limit, group.report()
+      time.sleep(0.1)
+
+
+def test_a_signal_before_the_first_step_stops_all_after_it(tmp_path):
+  with running_group(tmp_path, 2, 'asked_to_stop_early') as group:
+    assert group.wait(LIMIT_SECONDS) == [0, 0], group.report()
+    for number in range(2):
+      assert (tmp_path / f'stopped_{number}').read_text() == '1', group.report()
+
+
+def test_a_line_says_that_the_processes_do_not_meet():
+  at = f'127.0.0.1:{process_group.free_port()}'
+  code = (
+    'from gfl_jax.training import hosts\n'
+    'hosts.WAIT_FOR_ALL_SECONDS = 3\n'
+    f'hosts.connect("{at}", 2, 0)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], env=os.environ | ENVIRONMENT, stderr=subprocess.PIPE
+  )
+  said = done.stderr.decode(errors='replace').splitlines()[-1]
+  assert f'process 0: error: not all processes came to {at} within 3 s' in said
+
+
+def test_a_port_that_is_taken_is_named():
+  with socket.create_server(('', 0)) as taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(ValueError, match=f'{port}.: this host cannot listen there'):
+      hosts.connect(f'127.0.0.1:{port}', 2, 0)
+
+
 def test_a_stuck_process_is_named(tmp_path):
   (tmp_path / 'stuck_1').write_text('')
   with running_group(tmp_path, 2) as group:
     group.wait_for_text(1, 'stuck now', LIMIT_SECONDS)
     start = time.monotonic()
-    group.wait(LIMIT_SECONDS, [0])
+    # A status of its own tells a loop that starting all again may help.
+    assert group.wait(LIMIT_SECONDS, [0])[0] == AGAIN_STATUS
     assert group.seconds[0] - start < 30
     words = 'process 0: error: no progress for 20 s from process 1: alive, but stuck'
     assert words in group.text(0), group.report()
@@ -235,7 +286,11 @@ def test_hosts_with_different_configs_or_folders_are_refused(tmp_path, monkeypat
     (('here:1', None, None), 'give all three'),
     ((None, 2, 0), 'give all three'),
     (('here', 2, 0), 'must be HOST:PORT'),
+    (('9876', 2, 0), 'must be HOST:PORT'),
+    (('here:99999', 2, 0), 'a port from 1 to 65535'),
+    (('here:1', 0, 0), 'num_processes=0 must be at least 1'),
     (('here:1', 2, 2), 'process_id=2 must be from 0'),
+    (('no.such.host.invalid:1', 2, 1), 'the host is not known here'),
     ((None, 1, 1), 'give all three'),
   ],
 )

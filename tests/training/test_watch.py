@@ -12,6 +12,7 @@ import pytest
 
 from gfl_jax.training import hosts, judge, watch
 from gfl_jax.training.judge import Judge, News
+from gfl_jax.training.witness import Witness
 
 
 class Peers:
@@ -194,7 +195,7 @@ class Store:
 def test_peers_are_told_the_whole_error_on_one_line():
   text = 'error: another config. They differ in:\n  seed: 1, 2\n  epochs: 3, 4'
   store = Store()
-  listening = watch.Watch(store, 1, 2)
+  listening = watch.Watch(store, 1, 2, Witness('nothing'))
   listening.ends(text, again=True)
   limit = time.monotonic() + 60
   while '1' not in ''.join(store.texts) or not store.news(1).ended:
@@ -217,8 +218,9 @@ def test_last_words_are_shown_though_tensorflow_is_starting():
     'import os\n'
     'from gfl_jax.data import quiet\n'
     'from gfl_jax.training.watch import Watch\n'
+    'from gfl_jax.training.witness import Witness\n'
     'from tests.training.test_watch import Store\n'
-    'watch = Watch(Store(), 1, 2)\n'
+    'watch = Watch(Store(), 1, 2, Witness("nothing"))\n'
     'with quiet.starting():\n'
     '  os.write(2, b"no GPU")\n'
     '  watch.leave("error: a\\n  b", 3, again=False, advice="(try c)")'
@@ -226,6 +228,38 @@ def test_last_words_are_shown_though_tensorflow_is_starting():
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
   assert (done.returncode, done.stdout) == (3, '')
   assert done.stderr == '\nprocess 1: error: a\n  b\n(try c)\n'
+
+
+@pytest.mark.parametrize(
+  'end, said',
+  [
+    ('os.kill(os.getpid(), 9)', 'the second "line" of $HOME\n'),
+    ('os.abort()', 'the second "line" of $HOME\n'),
+    ('sys.exit(3)', ''),
+    ('witness.dismiss(); os._exit(3)', ''),
+  ],
+)
+def test_a_witness_speaks_for_who_cannot(end, said):
+  code = (
+    'import os, sys\n'
+    'from gfl_jax.training.witness import Witness\n'
+    'witness = Witness("the first")\n'
+    'witness.expect(\'the second "line" of $HOME\')\n' + end
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.returncode in (-9, -6, 3) and done.stderr == said
+
+
+def test_a_pause_of_this_process_is_no_silence_of_the_others():
+  judge = Judge(1, 3, now=0.0)
+  judge.hear({0: News(beat=1), 2: News(beat=1)}, 0, 1.0)
+  judge.resume(100.0)
+  assert judge.verdict(100.0) is None and judge.verdict(114.9) is None
+  for second in range(101, 115):
+    judge.hear({0: News(beat=second), 2: News(beat=1)}, 0, second)
+    assert judge.verdict(second) is None
+  judge.hear({0: News(beat=115), 2: News(beat=1)}, 0, 115.0)
+  assert judge.verdict(115.0).accused == (2,)
 
 
 class Waiting:
