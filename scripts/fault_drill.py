@@ -49,7 +49,7 @@ class Row(NamedTuple):
 _LOOP, _HOSTS = 'tests/training/test_loop.py', 'tests/training/test_hosts.py'
 ROWS = {
   'kills': Row(
-    'SIGKILL in training with asynchronous saves, half of them inside a save',
+    'SIGKILL in training with asynchronous saves, inside of them and between',
     'every run goes on from its newest stored step and ends with the same arrays and'
     ' log as the undisturbed one; no temporary folder left',
     drill='fault_processes:kills',
@@ -112,7 +112,7 @@ ROWS = {
   ),
   'one_full_store': Row(
     'one of two processes cannot write while a step is saved',
-    'both agree that it is not saved, and go on',
+    'both say which could not write and why, and go on',
     drill='fault_peers:one_full_store',
   ),
   'shards': Row(

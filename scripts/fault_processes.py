@@ -20,7 +20,7 @@ _FILLINGS = 3
 
 
 def kills(runs: Runs, tries: int) -> dict[str, Any]:
-  """SIGKILL at random moments, every second one in a save; five to a run."""
+  """SIGKILL at random moments, every second one in a save, the others between two."""
   true, rng = runs.straight(), random.Random(0)
   held = in_save = left = 0
   failures = []
@@ -34,6 +34,7 @@ def kills(runs: Runs, tries: int) -> dict[str, Any]:
           time.sleep(rng.uniform(0, 0.1))
         else:
           time.sleep(rng.uniform(0, 0.5))
+          run.wait_for(lambda run=run: not unfinished(run.checkpoints))
         in_save += run.kill()
       ok &= _went_on(run, newest)
       newest = steps(workdir / 'checkpoints')[-1]
@@ -49,7 +50,11 @@ def kills(runs: Runs, tries: int) -> dict[str, Any]:
   return {
     'tries': tries,
     'held': held,
-    'figures': {'killed inside a save': in_save, 'temporary folders left': left},
+    'figures': {
+      'killed inside a save': in_save,
+      'outside': tries - in_save,
+      'temporary folders left': left,
+    },
     'failures': failures,
   }
 

@@ -19,7 +19,7 @@ _WAIT_SECONDS = 20  # for the process that fails; a run waits longer
 
 def main(argv: list[str]) -> None:
   """Saves three steps, the second without space on process 1 at first."""
-  logging.set_verbosity(logging.FATAL)
+  logging.set_verbosity(logging.ERROR)
   checkpoints._SAVE_SECONDS = _WAIT_SECONDS
   devices = DataParallel('jit')
   noise = jax.random.normal(jax.random.key(0), (512, 512))

@@ -215,7 +215,7 @@ def _gather(mine: bytes) -> list[bytes]:
   """The bytes of each process."""
   sizes = multihost_utils.process_allgather(np.array(len(mine))).reshape(-1)
   # Of few lengths: each is a program, which is kept.
-  padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
+  padded = np.zeros(1 << (int(sizes.max()) - 1).bit_length(), np.uint8)
   padded[: len(mine)] = np.frombuffer(mine, np.uint8)
   rows = multihost_utils.process_allgather(padded)
   return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]

@@ -1,8 +1,11 @@
 """Checkpoints: orbax, asynchronous; the two newest and the best are kept."""
 
 import contextlib
+import errno
 import logging
 import pathlib
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,14 +14,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint._src.futures import future as futures
 
 from gfl_jax.deploy.checks import check_same
+from gfl_jax.errors import is_passing
 from gfl_jax.training import checksums, store_errors
 
-# A file that cannot be reached or held now may be whole: no reason to go back.
-_NOT_DAMAGE = (MemoryError, PermissionError, TimeoutError)
-# Hosts that wait for one whose store has failed give that save up after this long.
-_SAVE_SECONDS = 300
+# Hosts that wait for one whose store has failed give that save up after this long. On
+# CPUs a collective, in which the host that has failed waits meanwhile, may take longer.
+_SAVE_SECONDS = 60
+_LOGGERS = ('absl', 'asyncio')  # by which orbax logs
 _LOG = logging.getLogger(__name__)
 
 
@@ -61,11 +66,12 @@ class Checkpoints:
     self._error: Exception | None = None  # of the running one
     self._failed: set[int] = set()
     self._openings = 0
+    self._untold = store_errors.Untold()
+    for name in _LOGGERS:
+      logging.getLogger(name).addFilter(self._untold)
     self._open()
 
   def _open(self) -> None:
-    for name in ('absl', 'asyncio'):  # by which orbax logs
-      logging.getLogger(name).addFilter(store_errors.is_untold)
     self._manager = ocp.CheckpointManager(
       self._folder,
       item_handlers={
@@ -98,6 +104,8 @@ class Checkpoints:
         self._finish()
     finally:
       self._manager.close()
+      for name in _LOGGERS:
+        logging.getLogger(name).removeFilter(self._untold)
 
   @property
   def steps(self) -> list[int]:
@@ -192,7 +200,7 @@ class Checkpoints:
       self._failed.clear()
 
   def _start(self, save: _Save) -> None:
-    self._running, self._error = save, None
+    self._running, self._error, self._untold.error = save, None, None
     with self._taking_error():
       self._manager.save(
         save.step,
@@ -209,19 +217,30 @@ class Checkpoints:
     save, self._running = self._running, None
     with self._taking_error():
       self._manager.wait_until_finished()
-    if _on_any_host(self._error is not None):
+    problems = _on_all_hosts(self._problem())
+    if any(problems):
       # Afresh, it knows what is on disk and removes what a failed save left there.
       for _ in range(2):
         with self._taking_error():
           self._manager.close()
+      _end_waiting_threads()
       self._open()
     self._refused = None if save.step in self.steps else save
     if self._refused is not None:
       self._failed.add(save.step)
       _LOG.warning(
         'Step %d could not be saved (%s); %s. Training goes on: make space in %s.',
-        *(save.step, store_errors.reason(self._error), self._newest(), self._folder),
+        *(save.step, _by_host(problems), self._newest(), self._folder),
       )
+
+  def _problem(self) -> str:
+    """Why the save failed, as far as this host knows; empty if it did not."""
+    if self._error is None:
+      return ''
+    if store_errors.is_of_other_host(self._error):
+      own = self._untold.error
+      return store_errors.reason(own) if own else _ELSEWHERE
+    return store_errors.reason(self._error)
 
   @contextlib.contextmanager
   def _taking_error(self) -> Iterator[None]:
@@ -360,15 +379,59 @@ def _check(tree: Any, expected: Mapping[str, int], step: int) -> None:
     raise DamagedCheckpointError(f'step {step}: wrong checksum of {where}')
 
 
+def _end_waiting_threads() -> None:
+  """Ends the threads of a save that failed; orbax leaves them.
+
+  Those that wait for a folder that could not be made would do so for five minutes, and
+  are no daemons: a process does not end before.
+  """
+  for thread in threading.enumerate():
+    if isinstance(thread, futures._SignalingThread):
+      thread.cancel()
+      futures.set_signals(thread._receive_signals, operation_id=thread._operation_id)
+  # What they would have done is given up; Python need not tell.
+  warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
+
+
+_ELSEWHERE = 'an error on another host'
+_MAX_BYTES = 200  # of a problem that the others are told
+
+
+def _by_host(problems: Sequence[str]) -> str:
+  """The problems of the hosts that know theirs, one after the other."""
+  known = [
+    f'process {number}: {problem}' if len(problems) > 1 else problem
+    for number, problem in enumerate(problems)
+    if problem not in ('', _ELSEWHERE)
+  ]
+  return '; '.join(known) or _ELSEWHERE
+
+
+def _on_all_hosts(text: str) -> list[str]:
+  """What each host has; all of them ask at the same point."""
+  if jax.process_count() == 1:
+    return [text]
+  mine = np.zeros(_MAX_BYTES, np.uint8)
+  content = text.encode()[:_MAX_BYTES]
+  mine[: len(content)] = list(content)
+  rows = multihost_utils.process_allgather(mine)
+  return [row.tobytes().rstrip(b'\0').decode(errors='ignore') for row in rows]
+
+
 def _on_any_host(condition: bool) -> bool:
   """Whether it holds on one host at least; all of them ask at the same point."""
-  if jax.process_count() == 1:
-    return condition
-  return bool(multihost_utils.process_allgather(np.array(condition)).any())
+  return any(_on_all_hosts('yes' if condition else ''))
 
 
 def _is_donated(tree: Any) -> bool:
   return any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(tree))
+
+
+def _may_be_whole(error: Exception) -> bool:
+  """A file that cannot be reached or held now: no reason to go back."""
+  if isinstance(error, OSError) and error.errno == errno.EIO:
+    return False  # as a bad sector has it, each time
+  return isinstance(error, MemoryError | PermissionError) or is_passing(error)
 
 
 @contextlib.contextmanager
@@ -380,9 +443,9 @@ def _damage(step: int) -> Iterator[None]:
   failed: Exception | None = None
   try:
     yield
-  except _NOT_DAMAGE:
-    raise
   except Exception as error:
+    if _may_be_whole(error):
+      raise
     failed = error
   if _on_any_host(failed is not None):
     reason = str(failed)[:300] if failed else 'another host cannot read it'

@@ -5,25 +5,46 @@ import re
 
 # How tensorstore, which writes the arrays, marks an error of the operating system.
 _OF_SYSTEM = 'os_error_code='
-# What a host sees of a save that has failed on another one.
-_OF_OTHER_HOST = 'DEADLINE_EXCEEDED: Barrier timed out'
+# What a host sees of a save that has failed on another one; and, as often, on itself.
+_OF_OTHER_HOST = 'DEADLINE_EXCEEDED'
 
 
 def is_of_store(error: object) -> bool:
   """Whether a save failed because it could not be written: on a full disk, say."""
   text = str(error)
-  return isinstance(error, OSError) or _OF_SYSTEM in text or _OF_OTHER_HOST in text
+  return isinstance(error, OSError) or _OF_SYSTEM in text or is_of_other_host(error)
 
 
-def reason(error: Exception | None) -> str:
-  """An error of the store in a few words; None is that of another host."""
-  text = str(error or _OF_OTHER_HOST)
-  if _OF_OTHER_HOST in text:
-    return 'an error on another host'
-  by_system = re.search(rf'([^:]+) \[{_OF_SYSTEM}', text)
-  return by_system[1].strip() if by_system else text.splitlines()[0]
+def is_of_other_host(error: object) -> bool:
+  """Whether it says no more than that the others were waited for in vain."""
+  of_wait = isinstance(error, TimeoutError) and error.errno is None
+  return of_wait or _OF_OTHER_HOST in str(error)
 
 
-def is_untold(record: logging.LogRecord) -> bool:
-  """Keeps tracebacks of the store's errors out of a log: a line of ours tells them."""
-  return not (record.exc_info and is_of_store(record.exc_info[1]))
+def reason(error: object) -> str:
+  """An error of the store in a few words."""
+  by_system = re.search(rf'([^:]+) \[{_OF_SYSTEM}', str(error))
+  if by_system:
+    return by_system[1].strip()
+  return getattr(error, 'strerror', None) or str(error).splitlines()[0]
+
+
+class Untold(logging.Filter):
+  """Keeps tracebacks of the store's errors out of a log: a line of ours tells them.
+
+  Attributes:
+    error: the last that was kept out and is of this host.
+  """
+
+  def __init__(self):
+    super().__init__()
+    self.error: BaseException | None = None
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """False for such a traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None or not is_of_store(error):
+      return True
+    if not is_of_other_host(error):
+      self.error = error
+    return False

@@ -1,5 +1,6 @@
 """COCO 2017 from its zips or folders: what TFDS itself would write, killed or not."""
 
+import errno
 import fcntl
 import json
 import os
@@ -292,7 +293,7 @@ def test_other_categories_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('spoil', ['missing', 'changed'])
-def test_a_bad_member_of_a_zip_is_named_and_nothing_is_kept(coco, tmp_path, spoil):
+def test_a_bad_member_of_a_zip_is_named(coco, tmp_path, spoil):
   source = _zip(coco, tmp_path / 'zips')
   path = source / 'val2017.zip'
   name = f'val2017/{8:012d}.jpg'
@@ -309,7 +310,26 @@ def test_a_bad_member_of_a_zip_is_named_and_nothing_is_kept(coco, tmp_path, spoi
   told = {'missing': 'is missing', 'changed': 'is damaged: Bad CRC-32'}[spoil]
   with pytest.raises(ValueError, match=rf'val2017.zip: {name} {told}'):
     pipeline.prepare(_config(source, tmp_path / 'out'))
-  assert [p.name for p in (tmp_path / 'out/coco/2017').iterdir()] == ['.1.1.0.lock']
+  assert not (tmp_path / 'out/coco/2017/1.1.0').exists()
+
+
+def test_a_higher_limit_goes_on_where_too_many_images_were_bad(
+  coco, tmp_path, small_shards, caplog
+):
+  source = _zip(coco, tmp_path / 'zips')
+  with zipfile.ZipFile(source / 'train2017.zip', 'w') as file:
+    for image in sorted((coco / 'train2017').iterdir())[1:]:
+      file.write(image, f'train2017/{image.name}')
+  config = _config(source, tmp_path / 'out')
+  config.max_bad_images = 0
+  with pytest.raises(ValueError, match='than max_bad_images=0'):
+    pipeline.prepare(config)
+  done = list((tmp_path / 'out/coco/2017').glob('.*/facts/*.json'))
+  assert done and not (tmp_path / 'out/coco/2017/1.1.0').exists()
+  config.max_bad_images = 1
+  with caplog.at_level('INFO'):
+    pipeline.prepare(config)
+  assert f'{len(done)} shards are done already' in caplog.text
 
 
 def _member(name, content=b'content', **attributes):
@@ -399,6 +419,17 @@ def test_a_member_that_is_larger_than_it_says_is_not_read_on(tmp_path):
   assert archive.read('1.jpg') == b'first'
   with pytest.raises(ValueError, match='2.jpg is damaged'):
     archive.read('2.jpg')
+
+
+def test_a_disk_that_fails_makes_no_member_bad(zips, monkeypatch):
+  archive = archives.Archive(zips / 'train2017.zip', 'train2017')
+
+  def fail(self, member):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(zipfile.ZipFile, 'read', fail)
+  with pytest.raises(OSError, match='Input/output error'):
+    archive.read(f'{1:012d}.jpg')
 
 
 def test_files_of_a_folder_have_a_state(tmp_path):

@@ -1,14 +1,17 @@
 """Images read from records: the recipe's pixels, and memory that is used again."""
 
+import errno
 import itertools
+import os
 
 import cv2
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
-from gfl_jax import data
+from gfl_jax import data, errors
 from gfl_jax.data import records
 from tests.data import sets
 
@@ -81,6 +84,30 @@ def test_memory_is_used_again_by_both_canvases(folder):
   assert shapes == {(2, 100, 144, 3), (2, 144, 100, 3)}
   ahead = records.AHEAD + 2 * records.num_cores() // 2
   assert len(addresses) <= ahead + 3  # handed over, and about to be begun
+
+
+@pytest.mark.parametrize('failures', [2, 3])
+def test_storage_that_fails_for_a_moment_is_asked_again(folder, monkeypatch, failures):
+  dataset = _dataset(folder)
+  (wanted,) = itertools.islice(dataset.train_batches(4, seed=0), 1)
+  kind, left = type(epath.Path('/')), itertools.count(1)
+  opened = kind.open
+
+  def open_later(path, *arguments):
+    if next(left) <= failures:
+      raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+    return opened(path, *arguments)
+
+  monkeypatch.setattr(records, '_PAUSE_SECONDS', 0.0)
+  monkeypatch.setattr(records, 'num_cores', lambda: 1)  # one image after the other
+  monkeypatch.setattr(kind, 'open', open_later)
+  if failures == 3:
+    with pytest.raises(ValueError, match='cannot be read: .*Stale file') as error:
+      next(dataset.train_batches(4, seed=0))
+    assert errors.is_worth_another_start(error.value)
+    return
+  batch = next(dataset.train_batches(4, seed=0))
+  np.testing.assert_array_equal(batch['images'], wanted['images'])
 
 
 def test_what_is_no_image_is_an_error():

@@ -118,6 +118,12 @@ def test_a_detector_that_knows_scores_one(tmp_path):
   assert (metrics['num_images'], metrics['step']) == (14, 12)
 
 
+def test_a_disk_that_refuses_the_files_takes_no_metrics(tmp_path, caplog):
+  (tmp_path / 'eval').write_text('no folder can be made here')
+  assert evaluate(tmp_path, batches(14, 4), 14)['AP'] == pytest.approx(1.0)
+  assert 'The files of the evaluation of step 12: ' in caplog.text
+
+
 def test_files_hold_what_was_measured(tmp_path):
   metrics = evaluate(tmp_path, batches(14, 4), 14)
   folder = tmp_path / 'eval'

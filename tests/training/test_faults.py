@@ -1,6 +1,7 @@
 """Faults of the machine: processes killed, disks full, bits flipped."""
 
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -9,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -112,6 +114,29 @@ def test_a_full_disk_stops_nothing_but_the_save(tmp_path, caplog):
     assert 'Traceback' not in caplog.text
     assert checkpoints.steps == [1, 3]
   assert sorted(x.name for x in tmp_path.iterdir()) == ['1', '3']
+
+
+def test_a_save_whose_folder_cannot_be_made_leaves_nothing_behind(
+  tmp_path, monkeypatch, caplog
+):
+  def full(path, *arguments, **more):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, big_state(1))
+    checkpoints.wait()
+    with monkeypatch.context() as patch:
+      patch.setattr(os, 'mkdir', full)
+      checkpoints.save(2, big_state(2))
+      wait_until(lambda: checkpoints.poll() or 'Step 2 could not' in caplog.text)
+    assert '(No space left on device); the newest stored step is 1' in caplog.text
+    checkpoints.save(3, big_state(3))
+    checkpoints.wait()
+    assert checkpoints.steps == [1, 3]
+  # No thread but daemons, or the process would not end.
+  wait_until(
+    lambda: not any('Signal' in type(t).__name__ for t in threading.enumerate())
+  )
 
 
 def test_the_last_save_is_tried_once_more(tmp_path):
