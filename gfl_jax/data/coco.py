@@ -50,7 +50,7 @@ def prepare_folder(config: Any) -> Any:
 
   Args:
     config: config.data; up to max_bad_images of the training images may be missing or
-      damaged.
+      damaged. The path may also be what was prepared, where the images are no more.
 
   Returns:
     The data set as a builder of TFDS.
@@ -60,6 +60,9 @@ def prepare_folder(config: Any) -> Any:
     ValueError: a json that is not in COCO form or does not agree with itself, a missing
       or damaged evaluation image, too many or only bad training images.
   """
+  prepared = epath.Path(config.path)
+  if config.path and (prepared / tfds.core.constants.DATASET_INFO_FILENAME).exists():
+    return _told(tfds.builder_from_directory(prepared), config)
   folder = pathlib.Path(config.path)
   if not folder.exists():
     raise FileNotFoundError(f'{folder} does not exist: give --config.data.path=FOLDER')
@@ -75,10 +78,21 @@ def prepare_folder(config: Any) -> Any:
     for split, name in JSON_FILES.items()
   }
   digest = hashlib.sha256(b''.join(s.mark for s in splits.values())).hexdigest()
-  # The folder's name is for people who look into data_dir.
+  # The folder's name is for people who look into data_dir; it may be another one now.
   label = re.sub(r'[^A-Za-z0-9]+', '_', folder.resolve().name)
-  identity = 'coco_folder', f'{label}_{digest[:16]}', FOLDER_VERSION
-  builder = _prepare(identity, splits, config, folder)
+  done = epath.Path(config.data_dir, 'coco_folder').glob(f'*_{digest[:16]}')
+  names = [path.name for path in done if (path / FOLDER_VERSION).exists()]
+  name = names[0] if names else f'{label}_{digest[:16]}'
+  identity = 'coco_folder', name, FOLDER_VERSION
+  return _told(_prepare(identity, splits, config, folder), config)
+
+
+def _told(builder: Any, config: Any) -> Any:
+  """A prepared folder, with a line for what is left out of it.
+
+  Raises:
+    ValueError: more than config.max_bad_images of the training images.
+  """
   metadata: Any = builder.info.metadata
   bad = metadata['bad_images']
   _check_count(bad, config.max_bad_images)

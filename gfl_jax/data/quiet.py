@@ -61,9 +61,17 @@ def bar(total: int, description: str, unit: str) -> tqdm.tqdm:
   """A bar that leaves nothing behind, and keeps to its line.
 
   Without the position an older bar, left open by something that failed, would push
-  it down the screen.
+  it down the screen. Where the package's notes are not wanted, as on all hosts but the
+  first, it is not shown.
   """
-  return tqdm.tqdm(total=total, desc=description, unit=unit, leave=False, position=0)
+  return tqdm.tqdm(
+    total=total,
+    desc=description,
+    unit=unit,
+    leave=False,
+    position=0,
+    disable=logging.getLogger('gfl_jax').level > logging.INFO,
+  )
 
 
 def ticking(items: Iterable[Item], progress: tqdm.tqdm) -> Iterator[Item]:

@@ -77,7 +77,8 @@ class Experiment:
     )
     return (
       f'{self.dataset.num_train} training and {self.dataset.num_eval} evaluation'
-      f' images ({counters or "nothing dropped"}),'
+      f' images ({counters or "nothing dropped"}), which cover'
+      f' {self.dataset.canvas_covered:.0%} of their canvas;'
       f' {len(self.dataset.class_names)} classes; {count(state.params):,} parameters;'
       f' {self.num_steps} steps of {self.config.batch_size} images,'
       f' {min(self.config.schedule.warmup_steps, self.num_steps)} of them warm-up, on'

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gfl_jax import data
-from gfl_jax.data import archives
+from gfl_jax.data import archives, coco
 from tests.data import sets
 
 
@@ -207,6 +207,21 @@ def test_missing_folders_and_files_are_named(folder):
   path.unlink()
   with pytest.raises(FileNotFoundError, match='instances_val.json is missing'):
     data.load(_config(folder))
+
+
+def test_what_is_prepared_is_found_though_the_folder_has_moved(folder):
+  sets.write_folder(folder)
+  wanted = data.load(_config(folder))
+  moved = folder.with_name('elsewhere')
+  folder.rename(moved)
+  found = data.load(_config(moved))
+  (prepared,) = (folder.parent / 'datasets' / 'coco_folder').iterdir()
+  shutil.rmtree(moved)
+  alone = data.load(_config(prepared / coco.FOLDER_VERSION))  # without the images that it was made of
+  for dataset in (found, alone):
+    assert dataset.checksum == wanted.checksum
+    assert dataset.category_ids == wanted.category_ids
+  next(alone.train_batches(4, seed=0))
 
 
 def _truncate(path):
