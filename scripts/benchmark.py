@@ -31,7 +31,6 @@ other line has `case`, `variant`, `median_ms`, `min_ms`, `p90_ms`, `repeats` and
 process so far). Everything runs on one device. Progress goes to stderr.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -66,6 +65,7 @@ def main(argv: list[str]) -> None:
   import benchmark_exports
   import benchmark_host
   import benchmark_input
+  import machine
 
   modules = benchmark_cases, benchmark_exports, benchmark_input, benchmark_host
   cases = {name: case for module in modules for name, case in module.CASES.items()}
@@ -79,11 +79,7 @@ def main(argv: list[str]) -> None:
     print(f'{name} ...', file=sys.stderr)
     case = cases[name] if name != 'machine' else benchmark_cases.machine
     for line in case(options):
-      text = json.dumps({'case': name, **line})
-      print(text, flush=True)
-      if _OUT.value:
-        with open(_OUT.value, 'a') as file:
-          file.write(text + '\n')
+      machine.print_line({'case': name, **line}, _OUT.value)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,6 @@ Each line has `tries`, `held` (how often the goal was met), `figures`, `failures
 lines of a file, and the rows that tests cover, as a markdown table.
 """
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -173,20 +172,21 @@ def main(argv: list[str]) -> None:
   if unknown := set(argv[1:]) - set(drilled):
     raise app.UsageError(f'no row {sorted(unknown)}; there are: {", ".join(drilled)}')
   logging.set_verbosity(logging.ERROR)
+  import machine
   from fault_runs import Runs
-  from machine import facts
 
   with tempfile.TemporaryDirectory(prefix='fault_drill_') as folder:
     folder = Path(_FOLDER.value or folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _print({'row': 'machine', **facts()})
+    machine.print_line({'row': 'machine', **machine.facts()}, _OUT.value)
     runs = Runs(folder)
     for name in argv[1:] or drilled:
       row = ROWS[name]
       function = _function(row.drill)
       result = function(runs, row.tries) if row.tries else function(runs)
       met = result['held'] == result['tries']
-      _print({'row': name, 'what': row.what, **result, 'goal': row.goal, 'met': met})
+      line = {'row': name, 'what': row.what, **result, 'goal': row.goal, 'met': met}
+      machine.print_line(line, _OUT.value)
 
 
 def _function(drill: str | None) -> Callable[..., dict[str, Any]]:
@@ -194,14 +194,6 @@ def _function(drill: str | None) -> Callable[..., dict[str, Any]]:
 
   module, function = str(drill).split(':')
   return getattr(importlib.import_module(module), function)
-
-
-def _print(line: dict[str, Any]) -> None:
-  text = json.dumps(line)
-  print(text, flush=True)
-  if _OUT.value:
-    with open(_OUT.value, 'a') as file:
-      file.write(text + '\n')
 
 
 def summary(path: Path) -> str:

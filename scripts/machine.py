@@ -1,10 +1,26 @@
-"""What times and memory depend on, for the first line of a script that measures."""
+"""What scripts that measure have in common: lines, and facts of the machine."""
 
+import json
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+
+def print_line(line: dict[str, Any], out: str | None) -> None:
+  """Prints a JSON line, and adds it to a file if there is one."""
+  text = json.dumps(line)
+  print(text, flush=True)
+  if out:
+    with open(out, 'a') as file:
+      file.write(text + '\n')
+
+
+def resident_mb() -> float:
+  """Memory of this process."""
+  pages = int(Path('/proc/self/statm').read_text().split()[1])
+  return round(pages * os.sysconf('SC_PAGE_SIZE') / 1e6, 1)
 
 
 def facts() -> dict[str, Any]:

@@ -26,6 +26,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import machine
 import numpy as np
 import tqdm
 from absl import app, flags
@@ -235,7 +236,7 @@ def read_batches(rehearsal: Rehearsal) -> dict[str, Any]:
     for _ in itertools.islice(batches, rehearsal.batches):
       pass
     marks.append(time.perf_counter() - start)
-    resident.append(_resident_mb())
+    resident.append(machine.resident_mb())
   batches.close()
   images = rehearsal.batches * READ_SIZE
   return {
@@ -283,11 +284,6 @@ def _opened(rehearsal: Rehearsal, *, pixels: bool = True) -> Any:
   )
 
 
-def _resident_mb() -> float:
-  pages = int(Path('/proc/self/statm').read_text().split()[1])
-  return round(pages * os.sysconf('SC_PAGE_SIZE') / 1e6, 1)
-
-
 PARTS: dict[str, Callable[[Rehearsal], dict[str, Any]]] = {
   'zips': write_zips,
   'killed': prepare_until_killed,
@@ -318,19 +314,12 @@ def main(argv: list[str]) -> None:
   if not (photographs / 'annotations' / 'instances_train.json').exists():
     raise app.UsageError(f'--photographs={photographs} is no folder in COCO form')
   counts = {'train2017': _TRAIN.value, 'val2017': _VALIDATION.value}
-  from machine import facts
-
   with tempfile.TemporaryDirectory(prefix='rehearse_coco_') as temporary:
     folder = Path(_FOLDER.value or temporary).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    machine = {'part': 'machine', **facts()}
-    lines = rehearse(Rehearsal(photographs, folder, counts))
-    for line in itertools.chain([machine], lines):
-      text = json.dumps(line)
-      print(text, flush=True)
-      if _OUT.value:
-        with open(_OUT.value, 'a') as file:
-          file.write(text + '\n')
+    machine.print_line({'part': 'machine', **machine.facts()}, _OUT.value)
+    for line in rehearse(Rehearsal(photographs, folder, counts)):
+      machine.print_line(line, _OUT.value)
 
 
 if __name__ == '__main__':

@@ -74,7 +74,7 @@ def compiled(
       raise ValueError(f'--option: {str(error).splitlines()[0]}') from error
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    return line | {'memory': shortage(str(error), where.chip)}, ''
+    return line | {'memory': refused_memory(str(error), where.chip)}, ''
   line['compile_s'] = round(time.perf_counter() - start, 1)
   text = done.as_text()
   items, unknown_loops = tpu_hlo.schedule(text)
@@ -114,7 +114,7 @@ def model_flops(name: str, config: Any, devices: DataParallel) -> float:
   return 2.0 * macs * devices.num_devices  # the jaxpr has the shapes of one chip
 
 
-def shortage(message: str, chip: Chip) -> dict[str, Any]:
+def refused_memory(message: str, chip: Chip) -> dict[str, Any]:
   """Memory of a program that the compiler gave up, out of what it said."""
   unit = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
   # 'Memory required for HLO temporaries (39.06G) exceeds available HBM (15.75G)'.

@@ -252,12 +252,12 @@ def test_the_compilers_refusal_is_read():
     ' memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G). HLO'
     ' module: jit_train_step.'
   )
-  found = tpu_programs.shortage(message, tpu_chips.CHIPS['v5e'])
+  found = tpu_programs.refused_memory(message, tpu_chips.CHIPS['v5e'])
   assert found['peak'] == 20.5 * 2**30 and not found['fits']
   assert tpu_tables.shortage({'memory': found}) == (
     'needs 22.01 GB of 16.91 GB that a chip has'
   )
-  assert tpu_programs.shortage('?', tpu_chips.CHIPS['v5e'])['peak'] is None
+  assert tpu_programs.refused_memory('?', tpu_chips.CHIPS['v5e'])['peak'] is None
 
 
 def test_options_of_the_compiler_are_read():

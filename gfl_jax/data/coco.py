@@ -61,7 +61,7 @@ def prepare_folder(config: Any) -> Any:
       or damaged evaluation image, too many or only bad training images.
   """
   prepared = epath.Path(config.path)
-  if config.path and (prepared / tfds.core.constants.DATASET_INFO_FILENAME).exists():
+  if config.path and (prepared / 'dataset_info.json').exists():
     return _told(tfds.builder_from_directory(prepared), config)
   folder = pathlib.Path(config.path)
   if not folder.exists():

@@ -227,6 +227,14 @@ class Dataset:
     for plan, pixels in zip(plans(), images, strict=True):
       yield self._assemble(self._eval, wanted, plan, pixels)
 
+  def eval_image_ids(
+    self, batch_size: int, *, shard: tuple[int, int] = (0, 1)
+  ) -> list[int]:
+    """The images of `eval_batches`, in their order; arguments as there."""
+    part = _shard_part(batch_size, shard)
+    rows = np.concatenate([plan.rows for plan in self._eval_plans(batch_size, part)])
+    return self._eval.image_ids[rows[rows >= 0]].tolist()
+
   def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
     """The evaluation split as a COCO json's dict, in original pixels.
 

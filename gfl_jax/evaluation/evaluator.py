@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,6 +92,7 @@ def evaluate(
   config: Any,
   workdir: str | os.PathLike,
   step: int,
+  share: Collection[int] | None = None,
 ) -> dict:
   """Evaluates a detector and writes `eval/` of the run's folder.
 
@@ -113,6 +114,7 @@ def evaluate(
     config: the experiment; reads `box` and what `make_anchors` reads.
     workdir: the run's folder.
     step: the training step of `variables`, for the record.
+    share: ids of the images in this process's batches; not given, all of the set.
 
   Returns:
     `evaluate_detections`'s metrics with `diagnostics` (the scalars of
@@ -124,10 +126,11 @@ def evaluate(
   """
   start = time.perf_counter()
   category_ids = [category['id'] for category in ground_truth['categories']]
-  sample_ids = choose_samples(ground_truth)
+  all_ids = [image['id'] for image in ground_truth['images']]
+  sample_ids = choose_samples(ground_truth, all_ids if share is None else share)
   observed = Observations(ground_truth, config)
   results, image_ids, samples = [], [], []
-  total = len(ground_truth['images'])
+  total = len(all_ids)
   with tqdm.tqdm(
     total=total, desc='evaluate', unit='image', disable=jax.process_index() != 0
   ) as progress:
@@ -137,7 +140,7 @@ def evaluate(
       seen = [int(i) for i in batch['image_ids'] if i != -1]
       image_ids += seen
       observed.add(batch, found, candidates, sides)
-      if sample_ids.intersection(seen):
+      if jax.process_index() == 0 and sample_ids.intersection(seen):
         samples += collect_samples(batch, found, sides, sample_ids, config)
       of_all = len(batch['image_ids']) * jax.process_count()
       progress.update(min(of_all, total - progress.n))

@@ -1,7 +1,7 @@
 """A few images of an evaluation with all that the report draws on them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ _CURVE_SIGMAS, _CURVE_POINTS = 4.0, 41  # of a normal distribution
 _NARROWEST = 0.125  # strides; a narrower one is drawn like this, or would dwarf others
 
 
-def choose_samples(ground_truth: Mapping) -> set[int]:
-  """Image ids spread evenly over the images that have a box."""
-  ids = sorted({a['image_id'] for a in ground_truth['annotations']})
+def choose_samples(ground_truth: Mapping, share: Collection[int]) -> set[int]:
+  """Image ids spread evenly over those of a share of the images that have a box."""
+  ids = sorted({a['image_id'] for a in ground_truth['annotations']} & set(share))
   chosen = np.linspace(0, len(ids) - 1, min(NUM_SAMPLES, len(ids))).round().astype(int)
   return {ids[i] for i in chosen}
 

@@ -103,12 +103,12 @@ class Experiment:
 
   def evaluate(self, state, workdir, number: int) -> dict[str, Any]:
     """Metrics of a state on the evaluation set; writes `eval/` of the run."""
+    batch_size = self.config.batch_size
+    shard = jax.process_index(), jax.process_count()
     with contextlib.ExitStack() as stack:
 
       def batches():
-        yield from self.dataset.eval_batches(
-          self.config.batch_size, shard=(jax.process_index(), jax.process_count())
-        )
+        yield from self.dataset.eval_batches(batch_size, shard=shard)
         # What follows the last batch takes process 0 longest: it writes the files.
         stack.enter_context(hosts.work(takes_long=True))
 
@@ -120,6 +120,7 @@ class Experiment:
         config=self.config,
         workdir=workdir,
         step=number,
+        share=self.dataset.eval_image_ids(batch_size, shard=shard),
       )
 
 

@@ -217,7 +217,8 @@ def test_what_is_prepared_is_found_though_the_folder_has_moved(folder):
   found = data.load(_config(moved))
   (prepared,) = (folder.parent / 'datasets' / 'coco_folder').iterdir()
   shutil.rmtree(moved)
-  alone = data.load(_config(prepared / coco.FOLDER_VERSION))  # without the images that it was made of
+  # Without the images that it was made of.
+  alone = data.load(_config(prepared / coco.FOLDER_VERSION))
   for dataset in (found, alone):
     assert dataset.checksum == wanted.checksum
     assert dataset.category_ids == wanted.category_ids

@@ -257,6 +257,9 @@ def test_evaluation_keeps_all_images_and_pads_the_last_batch():
   assert (padding['scales'] == 1).all()
   halves = [list(dataset.eval_batches(4, shard=(i, 2))) for i in range(2)]
   assert halves[1][1]['image_ids'].tolist() == [-1, -1]
+  assert dataset.eval_image_ids(4) == [1, 2, 3, 4, 5]
+  assert dataset.eval_image_ids(4, shard=(0, 2)) == [1, 2, 5]
+  assert dataset.eval_image_ids(4, shard=(1, 2)) == [3, 4]
 
 
 def test_scales_take_canvas_pixels_back_to_the_original():

@@ -124,6 +124,15 @@ def test_a_disk_that_refuses_the_files_takes_no_metrics(tmp_path, caplog):
   assert 'The files of the evaluation of step 12: ' in caplog.text
 
 
+def test_samples_are_of_a_processs_own_images():
+  truth = ground_truth(14)
+  share = [4, 5, 9]
+  with_boxes = {a['image_id'] for a in truth['annotations']}
+  assert samples.choose_samples(truth, share) == with_boxes & set(share)
+  every = samples.choose_samples(truth, [image['id'] for image in truth['images']])
+  assert len(every) == min(samples.NUM_SAMPLES, len(with_boxes))
+
+
 def test_files_hold_what_was_measured(tmp_path):
   metrics = evaluate(tmp_path, batches(14, 4), 14)
   folder = tmp_path / 'eval'
