@@ -109,6 +109,11 @@ ROWS = {
     drill='fault_peers:peers',
     tests=_HOSTS,
   ),
+  'restarts': Row(
+    'each of two training processes is killed once, under scripts/keep_training.sh',
+    'both start again by themselves and end bit-equal to the undisturbed run',
+    'fault_peers:restarts',
+  ),
   'one_full_store': Row(
     'one of two processes cannot write while a step is saved',
     'both say which could not write and why, and go on',

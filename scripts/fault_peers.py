@@ -1,14 +1,19 @@
 """Rows of fault_drill.py on several processes."""
 
 import itertools
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import tqdm
-from fault_runs import SCRIPTS, Runs
-from process_group import POLL_SECONDS, ProcessGroup
+from fault_runs import SCRIPTS, Outcome, Runs, steps
+from process_group import POLL_SECONDS, ProcessGroup, free_port
 
 _LIMIT_SECONDS = 300  # to start; far above what it takes
 _GOAL_SECONDS = 30
@@ -74,6 +79,63 @@ def _one(
       vague = [i for i in vague if not _CLEAR.search(group.text(i))]
       time.sleep(POLL_SECONDS)
     return seconds, f'{vague} do not say why' if vague else None
+
+
+def restarts(runs: Runs) -> dict[str, Any]:
+  """Both of two training processes are killed in turn, and started again."""
+  wanted, _ = _kept_training(runs, runs.folder / 'kept', kills=())
+  outcome, output = _kept_training(runs, runs.folder / 'kept_killed', kills=(1, 0))
+  gone_on = [int(step) for step in re.findall(r'Going on from step (\d+)', output)]
+  held = outcome == wanted and len(gone_on) >= 2
+  return {
+    'tries': 1,
+    'held': int(held),
+    'figures': {'gone on from steps': gone_on},
+    'failures': [] if held else [output[-1000:]],
+  }
+
+
+def _kept_training(
+  runs: Runs, workdir: Path, kills: Sequence[int]
+) -> tuple[Outcome, str]:
+  """The end of a run of two processes, and what the first has printed."""
+  workdir.mkdir()
+  port, shells = free_port(), []
+  environment = os.environ | {'PYTHON': sys.executable, 'JAX_NUM_CPU_DEVICES': '1'}
+  command = ['sh', str(SCRIPTS / 'keep_training.sh'), *runs.flags(workdir)]
+  command += [f'--coordinator=127.0.0.1:{port}', '--num_processes=2']
+  try:
+    for number in range(2):
+      with (workdir / f'stderr_{number}.txt').open('w') as log:
+        shells.append(
+          subprocess.Popen(
+            [*command, f'--process_id={number}'],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+          )
+        )
+    for number in kills:
+      newest = (steps(workdir / 'checkpoints') or [0])[-1]
+      _wait(lambda newest=newest: (steps(workdir / 'checkpoints') or [0])[-1] > newest)
+      children = subprocess.check_output(['pgrep', '-P', str(shells[number].pid)])
+      os.kill(int(children.split()[0]), signal.SIGKILL)
+    _wait(lambda: all(shell.poll() is not None for shell in shells))
+  finally:
+    for shell in shells:
+      if shell.poll() is None:
+        os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
+  return Outcome(workdir), (workdir / 'stderr_0.txt').read_text(errors='replace')
+
+
+def _wait(condition: Callable[[], object]) -> None:
+  limit = time.monotonic() + 2 * _LIMIT_SECONDS
+  while not condition():
+    if time.monotonic() > limit:
+      raise TimeoutError(f'nothing for {2 * _LIMIT_SECONDS} s')
+    time.sleep(POLL_SECONDS)
 
 
 def one_full_store(runs: Runs) -> dict[str, Any]:

@@ -78,15 +78,18 @@ class Runs:
       before: words of the command line before Python.
       environment: on top of this process's own.
     """
+    command = [*before, sys.executable, str(SCRIPTS / 'train.py')]
+    command += self.flags(workdir, settings)
+    return Run(command, workdir, devices, environment or {})
+
+  def flags(self, workdir: Path, settings: dict | None = None) -> list[str]:
+    """Of scripts/train.py, for a run in a folder; settings as in `start`."""
     values = self._settings | (settings or {})
-    command = [
-      *before,
-      *(sys.executable, str(SCRIPTS / 'train.py')),
+    return [
       '--config=configs/demo_shapes.py',
       f'--workdir={workdir}',
       *(f'--config.{name}={value}' for name, value in values.items()),
     ]
-    return Run(command, workdir, devices, environment or {})
 
   def evaluate(self, workdir: Path) -> tuple[int, str]:
     """Exit status and output of scripts/evaluate.py on a run's folder."""

@@ -107,8 +107,10 @@ def connect(
     return
   number = jax.process_index()
   _watch = Watch(_client(), number, jax.process_count(), witness)
-  by_jax = ', or by jax: process 0, the coordinator, is gone' if number else ''
-  witness.expect(f'process {number}: error: it was killed{by_jax}. {GO_ON}')
+  by_jax = 'process 0, the coordinator, is gone' if number else 'see above'
+  witness.expect(
+    f'process {number}: error: it was killed, or by jax: {by_jax}. {GO_ON}'
+  )
   if number > 0:
     _log_warnings_alone(number)
 
