@@ -38,14 +38,14 @@ def test_a_data_set_is_prepared_in_two_goes_and_read(
   photographs, tmp_path, monkeypatch
 ):
   monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / 'scripts')
-  import rehearse_coco
+  import coco_rehearsal
 
   folder = tmp_path / 'all'
   folder.mkdir()
   counts = {'train2017': 3000, 'val2017': 7}
-  rehearsal = rehearse_coco.Rehearsal(photographs, folder, counts, batches=1)
-  lines = {line.pop('part'): line for line in rehearse_coco.rehearse(rehearsal)}
-  assert list(lines) == list(rehearse_coco.PARTS)
+  rehearsal = coco_rehearsal.Rehearsal(photographs, folder, counts, batches=1)
+  lines = {line.pop('part'): line for line in coco_rehearsal.rehearse(rehearsal)}
+  assert list(lines) == list(coco_rehearsal.PARTS)
   assert lines['zips']['images'] == counts
   assert lines['zips']['annotations'] == {k: 2 * n for k, n in counts.items()}
   assert lines['killed']['exit_status'] == -9
