@@ -2,7 +2,7 @@
 
   python scripts/fault_drill.py
   python scripts/fault_drill.py kills damage --out=FILE.jsonl
-  python scripts/fault_drill.py --summary=results/faults/epyc_2_cores.jsonl
+  python scripts/fault_drill.py --summary=results/faults/intel_2_cores.jsonl
 
 Rows (without any, all that are done here; the others name the tests that cover them):
 {rows}
