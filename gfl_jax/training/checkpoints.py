@@ -20,9 +20,9 @@ from gfl_jax.deploy.checks import check_same
 from gfl_jax.errors import is_passing
 from gfl_jax.training import checksums, store_errors
 
-# Hosts that wait for one whose store has failed give that save up after this long. On
-# CPUs a collective, in which the host that has failed waits meanwhile, may take longer.
-_SAVE_SECONDS = 60
+# A save that takes longer is given up: hosts wait so long for one whose store failed.
+# On CPUs the collective in which that one waits meanwhile may take longer: launch.py.
+_SAVE_SECONDS = 120
 _LOGGERS = ('absl', 'asyncio')  # by which orbax logs
 _LOG = logging.getLogger(__name__)
 
