@@ -49,7 +49,9 @@ class Rehearsal(NamedTuple):
   @property
   def final(self) -> Path:
     """Where TFDS looks for what is prepared."""
-    return self.folder / 'datasets' / 'coco' / '2017' / '1.1.0'
+    from gfl_jax.data import coco
+
+    return self.folder / 'datasets' / 'coco' / '2017' / coco.COCO_VERSION
 
   def config(self) -> Any:
     """The recipe, on these data."""
@@ -183,8 +185,9 @@ def draw_epoch(rehearsal: Rehearsal) -> dict[str, Any]:
     for batch in itertools.islice(batches, steps):
       seen.update(batch['image_ids'].tolist())
     seconds.append(time.perf_counter() - start)
+  late = 11 * steps + steps // 2
   start = time.perf_counter()
-  next(dataset.train_batches(BATCH_SIZE, seed=SEED, start_step=11 * steps + steps // 2))
+  next(dataset.train_batches(BATCH_SIZE, seed=SEED, start_step=late))
   return {
     'batch_size': BATCH_SIZE,
     'hosts': HOSTS,
@@ -193,7 +196,7 @@ def draw_epoch(rehearsal: Rehearsal) -> dict[str, Any]:
     'seen': len(seen),
     'seen_again': seen.total() - len(seen),
     'host_ms_per_batch': round(1e3 * max(seconds) / steps, 2),
-    'first_batch_of_step': 11 * steps + steps // 2,
+    'first_batch_of_step': late,
     'first_batch_ms': round(1e3 * (time.perf_counter() - start), 1),
   }
 

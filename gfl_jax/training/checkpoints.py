@@ -4,8 +4,6 @@ import contextlib
 import errno
 import logging
 import pathlib
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +12,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
-from orbax.checkpoint._src.futures import future as futures
 
 from gfl_jax.deploy.checks import check_same
 from gfl_jax.errors import is_passing
@@ -223,14 +220,14 @@ class Checkpoints:
       for _ in range(2):
         with self._taking_error():
           self._manager.close()
-      _end_waiting_threads()
+      store_errors.end_waiting_threads()
       self._open()
     self._refused = None if save.step in self.steps else save
     if self._refused is not None:
       self._failed.add(save.step)
       _LOG.warning(
         'Step %d could not be saved (%s); %s. Training goes on: make space in %s.',
-        *(save.step, _by_host(problems), self._newest(), self._folder),
+        *(save.step, store_errors.by_host(problems), self._newest(), self._folder),
       )
 
   def _problem(self) -> str:
@@ -239,7 +236,7 @@ class Checkpoints:
       return ''
     if store_errors.is_of_other_host(self._error):
       own = self._untold.error
-      return store_errors.reason(own) if own else _ELSEWHERE
+      return store_errors.reason(own) if own else store_errors.ELSEWHERE
     return store_errors.reason(self._error)
 
   @contextlib.contextmanager
@@ -379,32 +376,7 @@ def _check(tree: Any, expected: Mapping[str, int], step: int) -> None:
     raise DamagedCheckpointError(f'step {step}: wrong checksum of {where}')
 
 
-def _end_waiting_threads() -> None:
-  """Ends the threads of a save that failed; orbax leaves them.
-
-  Those that wait for a folder that could not be made would do so for five minutes, and
-  are no daemons: a process does not end before.
-  """
-  for thread in threading.enumerate():
-    if isinstance(thread, futures._SignalingThread):
-      thread.cancel()
-      futures.set_signals(thread._receive_signals, operation_id=thread._operation_id)
-  # What they would have done is given up; Python need not tell.
-  warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
-
-
-_ELSEWHERE = 'an error on another host'
-_MAX_BYTES = 200  # of a problem that the others are told
-
-
-def _by_host(problems: Sequence[str]) -> str:
-  """The problems of the hosts that know theirs, one after the other."""
-  known = [
-    f'process {number}: {problem}' if len(problems) > 1 else problem
-    for number, problem in enumerate(problems)
-    if problem not in ('', _ELSEWHERE)
-  ]
-  return '; '.join(known) or _ELSEWHERE
+_MAX_BYTES = 200  # of a text that the others are told
 
 
 def _on_all_hosts(text: str) -> list[str]:
