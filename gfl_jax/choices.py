@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TypeVar
 
+from gfl_jax.errors import UserError
+
 Kind = TypeVar('Kind', str, int)
 T = TypeVar('T')
 
@@ -19,5 +21,5 @@ def choose(choices: Mapping[Kind, T], kind: Kind, field: str) -> T:
     ValueError: an unknown kind; names the field and the kinds there are.
   """
   if kind not in choices:
-    raise ValueError(f'{field}={kind!r} is not one of {sorted(choices)}')
+    raise UserError(f'{field}={kind!r} is not one of {sorted(choices)}')
   return choices[kind]

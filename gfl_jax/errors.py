@@ -2,6 +2,18 @@
 
 import errno
 
+
+class UserError(ValueError):
+  """What a user can mend: one line says what is wrong and what to do.
+
+  Scripts show it without a traceback; any other exception shows where it came from.
+  """
+
+
+class MissingFileError(FileNotFoundError, UserError):
+  """A file or folder that the user named is not there."""
+
+
 # What they say is what is wrong and what to do: no traceback adds to it.
 FORESEEN = (ValueError, OSError, FloatingPointError)
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from gfl_jax.errors import AGAIN_STATUS, FORESEEN, is_worth_another_start
+from gfl_jax.errors import AGAIN_STATUS, FORESEEN, UserError, is_worth_another_start
 
 # Eigen's convolutions instead of YNN's; and huge pages for the large temporaries that
 # XLA's CPU backend takes afresh at each step. `scripts/benchmark.py` measures both.
@@ -103,22 +103,22 @@ def _parse_flags(argv: list[str]) -> list[str]:
     cause: BaseException | None = error
     while cause and _IN_CONFIG in str(cause):
       cause = cause.__context__
-    raise ValueError(f'{flag.removeprefix("flag ")}: {cause}') from error
+    raise UserError(f'{flag.removeprefix("flag ")}: {cause}') from error
   except OSError as error:
     # ml_collections tells of a search in several places, of which there is one.
     searched = re.search(r'Attempted \[Relative path\]:\s+(.+)', str(error))
     if searched and not os.path.exists(searched[1]):
-      raise ValueError(f'--config={searched[1]} does not exist') from error
+      raise UserError(f'--config={searched[1]} does not exist') from error
     file = f'={searched[1]}' if searched else ''
     reason = str(error.__cause__ or error).splitlines()[-1].strip()
-    raise ValueError(f'--config{file} cannot be loaded: {reason}') from error
+    raise UserError(f'--config{file} cannot be loaded: {reason}') from error
   except AttributeError as error:
     # ml_collections hands on the text of a KeyError, quotes and escapes included.
     suggestion = re.search('Did you mean "(.*)" instead of "(.*)"', str(error))
     if not suggestion:
-      raise ValueError(f'the config has no field {error}') from error
+      raise UserError(f'the config has no field {error}') from error
     right, wrong = suggestion.groups()
-    raise ValueError(
+    raise UserError(
       f'the config has no field {wrong!r}: did you mean {right!r}?'
     ) from error
 

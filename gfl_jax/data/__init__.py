@@ -5,6 +5,7 @@ from typing import Any
 from gfl_jax.data import memory
 from gfl_jax.data.dataset import Batch, Dataset
 from gfl_jax.data.memory import prefetch
+from gfl_jax.errors import UserError
 
 __all__ = ['Batch', 'Dataset', 'check_name', 'load', 'prefetch']
 
@@ -14,7 +15,7 @@ NAMES = ('coco/2017', 'coco_folder', 'ambiguous_shapes', 'file')
 def check_name(config: Any) -> None:
   """Raises a ValueError if config.data has a name that no data set has."""
   if config.name not in NAMES:
-    raise ValueError(f'config.data.name={config.name!r} must be one of {NAMES}')
+    raise UserError(f'config.data.name={config.name!r} must be one of {NAMES}')
 
 
 def load(config: Any) -> Dataset:

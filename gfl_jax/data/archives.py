@@ -6,6 +6,8 @@ import zipfile
 import zlib
 from typing import Protocol
 
+from gfl_jax.errors import MissingFileError, UserError
+
 MAX_RATIO = 200  # of a member's size to what it takes in the archive; json has 10
 SMALL = 2**20  # bytes; smaller members may be of any ratio
 # What zipfile raises for an archive that is cut off, changed, or of an unknown kind.
@@ -71,7 +73,7 @@ class Archive(Files):
     try:
       self._zip = zipfile.ZipFile(path)
     except (*_DAMAGED, OSError) as error:
-      raise ValueError(
+      raise UserError(
         f'{path} is damaged or not a whole zip ({error}): download it again'
       ) from error
     self._members = {}
@@ -80,19 +82,19 @@ class Archive(Files):
       if member.filename in self._members:
         problem = 'is there twice'
       if problem:
-        raise ValueError(f'{path}: the member {member.orig_filename!r} {problem}')
+        raise UserError(f'{path}: the member {member.orig_filename!r} {problem}')
       self._members[member.filename] = member
     packed = sum(member.compress_size for member in self._members.values())
     if packed > path.stat().st_size:
-      raise ValueError(f'{path}: its members overlap')
+      raise UserError(f'{path}: its members overlap')
 
   def read(self, name):
     try:
       return self._zip.read(self._members[f'{self._folder}/{name}'])
     except KeyError as error:
-      raise FileNotFoundError(f'{self.where(name)} is missing') from error
+      raise MissingFileError(f'{self.where(name)} is missing') from error
     except _DAMAGED as error:
-      raise ValueError(f'{self.where(name)} is damaged: {error}') from error
+      raise UserError(f'{self.where(name)} is damaged: {error}') from error
 
   def state(self, name):
     member = self._members.get(f'{self._folder}/{name}')

@@ -21,7 +21,7 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from gfl_jax.data import coco_classes, coco_json, shards
 from gfl_jax.data.archives import Files, Folder, find
-from gfl_jax.errors import is_passing
+from gfl_jax.errors import MissingFileError, UserError, is_passing
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,10 +65,10 @@ def prepare_folder(config: Any) -> Any:
     return _told(tfds.builder_from_directory(prepared), config)
   folder = pathlib.Path(config.path)
   if not folder.exists():
-    raise FileNotFoundError(f'{folder} does not exist: give --config.data.path=FOLDER')
+    raise MissingFileError(f'{folder} does not exist: give --config.data.path=FOLDER')
   for part in ('images', 'annotations'):
     if not (folder / part).is_dir():
-      raise FileNotFoundError(
+      raise MissingFileError(
         f'{str(folder)!r} (config.data.path) has no {part}/: it must be a folder '
         'with images/ and annotations/instances_{train,val}.json'
       )
@@ -126,7 +126,7 @@ def prepare_2017(config: Any) -> Any:
   if done.exists():
     return tfds.builder_from_directory(done)
   if not config.path:
-    raise FileNotFoundError(
+    raise MissingFileError(
       f"{done} does not exist: give --config.data.path=FOLDER, that of COCO's zips"
     )
   root = pathlib.Path(config.path)
@@ -140,14 +140,14 @@ def prepare_2017(config: Any) -> Any:
     if images and annotations and annotations.state(json):
       splits[split] = _read_json(annotations, json, images, annotated=not test)
     elif not test:
-      raise FileNotFoundError(
+      raise MissingFileError(
         f'{str(root)!r} (config.data.path) needs {name}.zip or {name}/, and '
         f'{archive}.zip or annotations/ with {json}'
       )
   categories = [(c['id'], c['name']) for c in splits['train'].content['categories']]
   wanted = zip(coco_classes.COCO_CATEGORY_IDS, coco_classes.COCO_NAMES, strict=True)
   if categories != list(wanted):
-    raise ValueError(
+    raise UserError(
       f'{root}: its {len(categories)} categories are not the 80 of COCO 2017: use '
       "config.data.name='coco_folder'"
     )
@@ -158,7 +158,7 @@ def _read_json(
   annotations: Files, name: str, images: Files, *, annotated: bool
 ) -> Split:
   if annotations.state(name) is None:
-    raise FileNotFoundError(f'{annotations.where(name)} is missing')
+    raise MissingFileError(f'{annotations.where(name)} is missing')
   content = annotations.read(name)
   parsed = coco_json.parse(annotations.where(name), content, annotated=annotated)
   names = [image['file_name'] for image in parsed['images']]
@@ -172,7 +172,7 @@ def _prepare(identity, splits: dict[str, Split], config: Any, source: Any) -> An
   categories = splits['train'].content['categories']
   for split in splits.values():
     if split.content['categories'] != categories:
-      raise ValueError(f'{source}: the categories of its json files differ')
+      raise UserError(f'{source}: the categories of its json files differ')
   info = _dataset_info(identity, categories, config.data_dir)
   metadata: Any = info.metadata
 
@@ -180,9 +180,7 @@ def _prepare(identity, splits: dict[str, Split], config: Any, source: Any) -> An
     bad = sorted(problem for shard in facts['train'] for problem in shard.problems)
     _check_count(bad, config.max_bad_images)
     if len(bad) == len(splits['train'].content['images']):
-      raise ValueError(
-        f'{source}: not one training image can be read: {"; ".join(bad)}'
-      )
+      raise UserError(f'{source}: not one training image can be read: {"; ".join(bad)}')
     metadata['bad_images'] = bad
     metadata['degenerate_boxes'] = {
       split: sum(shard.degenerate_boxes for shard in done)
@@ -211,7 +209,7 @@ def _make(splits, annotations, labels, name: str, image: dict[str, Any]) -> shar
     encoded, size = _read_image(splits[name].images, image)
   except ValueError as error:
     if name != 'train':
-      raise ValueError(f'evaluation needs every image: {error}') from error
+      raise UserError(f'evaluation needs every image: {error}') from error
     return shards.Made(None, str(error))
   example, degenerate = coco_json.make_example(
     image, annotations[name][image['id']], encoded, size, labels
@@ -227,7 +225,7 @@ def _read_image(files: Files, image: dict[str, Any]):
     # Of the machine, not of the image: it must not be left out for that.
     if is_passing(error) or isinstance(error, PermissionError):
       raise
-    raise ValueError(f'{where} {coco_json.file_problem(error)}') from error
+    raise UserError(f'{where} {coco_json.file_problem(error)}') from error
   return coco_json.checked_image(encoded, image, where)
 
 
@@ -265,7 +263,7 @@ def _dataset_info(identity, categories, data_dir) -> tfds.core.DatasetInfo:
 
 def _check_count(bad: list[str], limit: int) -> None:
   if len(bad) > limit:
-    raise ValueError(
+    raise UserError(
       f'more training images are missing or damaged than max_bad_images={limit}: '
       + '; '.join(bad)
     )

@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, UnidentifiedImageError
 
+from gfl_jax.errors import UserError
+
 MAX_ID = 2**31 - 1  # batches carry int32
 MAX_ANNOTATION_ID = 2**63 - 1  # of COCO's own, some need more than 32 bits
 # What Pillow raises for a file that is no image, damaged, or too large to be meant.
@@ -35,12 +37,12 @@ def parse(path: str, content: bytes, *, annotated: bool) -> dict[str, Any]:
   try:
     parsed = json.loads(content, object_hook=needed)
   except ValueError as error:
-    raise ValueError(f'{path} is not a json file: {error}') from error
+    raise UserError(f'{path} is not a json file: {error}') from error
   if isinstance(parsed, dict) and not annotated:
     parsed['annotations'] = []
   for key in ('images', 'annotations', 'categories'):
     if not isinstance(parsed, dict) or not isinstance(parsed.get(key), list):
-      raise ValueError(f'{path} has no list {key!r}: it is not in COCO form')
+      raise UserError(f'{path} has no list {key!r}: it is not in COCO form')
   required = {
     'images': ('id', 'file_name'),
     'annotations': ('image_id', 'category_id', 'bbox'),
@@ -49,34 +51,34 @@ def parse(path: str, content: bytes, *, annotated: bool) -> dict[str, Any]:
   for kind, keys in required.items():
     for number, entry in enumerate(parsed[kind]):
       if not isinstance(entry, dict):
-        raise ValueError(f'{path}: {kind}[{number}] is {entry!r}, not an object')
+        raise UserError(f'{path}: {kind}[{number}] is {entry!r}, not an object')
       missing = [key for key in keys if key not in entry]
       if missing:
-        raise ValueError(f'{path}: {kind}[{number}] has no {missing[0]!r}')
+        raise UserError(f'{path}: {kind}[{number}] has no {missing[0]!r}')
   for kind in ('images', 'categories'):
     _check_ids([entry['id'] for entry in parsed[kind]], f'{path}: {kind}')
   for number, image in enumerate(parsed['images']):
     if not isinstance(image['file_name'], str):
-      raise ValueError(
+      raise UserError(
         f'{path}: images[{number}]: file_name {image["file_name"]!r} must be a string'
       )
   _check_annotations(path, parsed)
   categories = [{'id': c['id'], 'name': str(c['name'])} for c in parsed['categories']]
   names = [c['name'] for c in categories]
   if len(set(names)) < len(names):
-    raise ValueError(f'{path}: two categories have the same name: {sorted(names)}')
+    raise UserError(f'{path}: two categories have the same name: {sorted(names)}')
   return parsed | {'categories': categories}
 
 
 def _check_ids(ids: list, where: str):
   if not ids:
-    raise ValueError(f'{where} is empty')
+    raise UserError(f'{where} is empty')
   seen = set()
   for i in ids:
     if not _is_integer(i, MAX_ID):
-      raise ValueError(f'{where}: the id {i!r} must be an integer in 0..{MAX_ID}')
+      raise UserError(f'{where}: the id {i!r} must be an integer in 0..{MAX_ID}')
     if i in seen:
-      raise ValueError(f'{where}: the id {i} is there twice')
+      raise UserError(f'{where}: the id {i} is there twice')
     seen.add(i)
 
 
@@ -87,20 +89,20 @@ def _check_annotations(path: str, parsed: dict[str, Any]):
     where = f'{path}: annotations[{number}]'
     image, category, box = (annotation[k] for k in ('image_id', 'category_id', 'bbox'))
     if not _is_integer(image, MAX_ID) or image not in images:
-      raise ValueError(f'{where} is of image {image!r}, not in images')
+      raise UserError(f'{where} is of image {image!r}, not in images')
     if not _is_integer(category, MAX_ID) or category not in categories:
-      raise ValueError(
+      raise UserError(
         f'{where} has category_id {category!r}, the categories are {sorted(categories)}'
       )
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-      raise ValueError(f'{where}: bbox {box!r} must be four numbers (x, y, w, h)')
+      raise UserError(f'{where}: bbox {box!r} must be four numbers (x, y, w, h)')
     if not _is_integer(annotation.get('id', 0), MAX_ANNOTATION_ID):
-      raise ValueError(f'{where}: the id {annotation["id"]!r} must be an integer')
+      raise UserError(f'{where}: the id {annotation["id"]!r} must be an integer')
     area = annotation.get('area')
     if area is not None and not _is_number(area):
-      raise ValueError(f'{where}: area {area!r} must be a number')
+      raise UserError(f'{where}: area {area!r} must be a number')
     if annotation.get('iscrowd') not in (None, 0, 1):
-      raise ValueError(f'{where}: iscrowd {annotation["iscrowd"]!r} must be 0 or 1')
+      raise UserError(f'{where}: iscrowd {annotation["iscrowd"]!r} must be 0 or 1')
 
 
 def _is_integer(value: Any, limit: int) -> bool:
@@ -130,10 +132,10 @@ def checked_image(encoded: bytes, entry: dict[str, Any], where: str):
         _rgb(image).save(file, 'png')
         encoded = file.getvalue()
   except _BAD_IMAGE as error:
-    raise ValueError(f'{where} {file_problem(error)}') from error
+    raise UserError(f'{where} {file_problem(error)}') from error
   stated = (entry.get('width', image.width), entry.get('height', image.height))
   if image.size != stated:
-    raise ValueError(f'{where} is {image.size} (w, h), the json says {stated}')
+    raise UserError(f'{where} is {image.size} (w, h), the json says {stated}')
   return encoded, image.size
 
 
@@ -184,7 +186,7 @@ def _rgb(image: Image.Image) -> Image.Image:
   if image.mode.startswith('I;16'):
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
   if image.mode in ('I', 'F'):
-    raise ValueError(
+    raise UserError(
       f'its pixels are of mode {image.mode!r} (32 bits), whose range is not known: '
       'save it with 8 or 16 bits'
     )

@@ -17,6 +17,7 @@ import numpy as np
 from gfl_jax.data import transforms
 from gfl_jax.data.scenes import EDGE_KINDS
 from gfl_jax.data.transforms import Plan
+from gfl_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 MIN_IMAGE_SIDE = 32  # original pixels; smaller images are left out of training
@@ -129,7 +130,7 @@ class Dataset:
     self._eval, self._eval_pixels = evaluation
     for name, split in (('training', self._train), ('evaluation', self._eval)):
       if not len(split):
-        raise ValueError(f'no image is left for {name}; counters: {self.counters}')
+        raise UserError(f'no image is left for {name}; counters: {self.counters}')
       turned = self._turned(split)
       canvases = np.array([config.canvas, config.canvas[::-1]])[turned.astype(int)]
       transforms.check_fit(split.sizes, split.image_ids, canvases, config)
@@ -344,7 +345,7 @@ def _check_labels(split: Annotations, num_classes: int):
   wrong = np.flatnonzero((split.labels < 0) | (split.labels >= num_classes))
   if wrong.size:
     image = split.image_ids[split.owner[wrong[0]]]
-    raise ValueError(
+    raise UserError(
       f'label {split.labels[wrong[0]]} of image {image} is outside 0..{num_classes - 1}'
     )
 
@@ -385,7 +386,7 @@ def _epoch_rows(turned: np.ndarray, batch_size: int, rng) -> np.ndarray:
 def _shard_part(batch_size: int, shard: tuple[int, int]) -> slice:
   index, count = shard
   if not 0 <= index < count or batch_size % count:
-    raise ValueError(
+    raise UserError(
       f'{batch_size=} cannot be split evenly for {shard=} (index, count): choose a '
       'batch size that is a multiple of the number of processes'
     )

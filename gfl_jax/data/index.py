@@ -20,6 +20,7 @@ from PIL import Image
 
 from gfl_jax.data import memory, quiet, records
 from gfl_jax.data.dataset import Annotations
+from gfl_jax.errors import UserError
 
 with quiet.starting():  # TFDS itself imports it only when it is used
   import tensorflow as tf
@@ -42,7 +43,7 @@ def read_split(builder: Any, split: str) -> tuple[Annotations, records.RecordPix
   info = builder.info.splits[split]
   paths = [str(path) for path in info.filepaths]
   if builder.info.file_format.value != 'tfrecord':
-    raise ValueError(
+    raise UserError(
       f'{builder.data_path} is in {builder.info.file_format.value} format: prepare it '
       'with --file_format=tfrecord'
     )

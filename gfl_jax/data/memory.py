@@ -23,6 +23,7 @@ import numpy as np
 from gfl_jax.data import transforms
 from gfl_jax.data.dataset import Annotations, Dataset
 from gfl_jax.data.transforms import Plan
+from gfl_jax.errors import MissingFileError, UserError
 
 FORMAT = 'gfl_jax data set'
 VERSION = 2
@@ -115,7 +116,7 @@ class MemoryDataset:
       )
       small = np.flatnonzero((wanted > pixels.sizes).any(-1))
       if small.size:
-        raise ValueError(
+        raise UserError(
           f'image {annotations.image_ids[small[0]]} is stored with (h, w) '
           f'{tuple(pixels.sizes[small[0]].tolist())}, short_side='
           f'{tuple(config.short_side)} and max_long_side={config.max_long_side} need '
@@ -170,7 +171,7 @@ def load(path: str | os.PathLike) -> MemoryDataset:
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(
+    raise MissingFileError(
       f'no data file at {str(path)!r} (config.data.path): scripts/prepare_data.py '
       'writes one'
     )
@@ -182,11 +183,11 @@ def load(path: str | os.PathLike) -> MemoryDataset:
       if version == VERSION:
         return _read(file)
   except DAMAGED as error:
-    raise ValueError(
+    raise UserError(
       f'{path} is damaged or not a data file ({error}): write it again with '
       'scripts/prepare_data.py'
     ) from error
-  raise ValueError(
+  raise UserError(
     f'{path} has version {version}, this code reads {VERSION}: write it again with '
     'scripts/prepare_data.py'
   )

@@ -20,6 +20,7 @@ from gfl_jax.data.dataset import Annotations, Dataset
 from gfl_jax.data.index import read_split
 from gfl_jax.data.memory import MemoryDataset, MemoryPixels
 from gfl_jax.data.records import RecordPixels
+from gfl_jax.errors import UserError
 
 with quiet.starting():  # TFDS itself imports it only when it is used
   import tensorflow as tf
@@ -62,7 +63,7 @@ def load_in_memory(config: Any) -> MemoryDataset:
   )
   memory_bytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   if num_bytes > MAX_MEMORY_SHARE * memory_bytes:
-    raise ValueError(
+    raise UserError(
       f'{config.name} decoded needs {num_bytes / 2**30:.1f} GiB of the '
       f'{memory_bytes / 2**30:.1f} GiB of memory: set config.data.cache=False, or '
       'lower short_side'

@@ -26,7 +26,7 @@ from etils import epath
 
 from gfl_jax.data.memory import place
 from gfl_jax.data.transforms import Plan
-from gfl_jax.errors import is_passing
+from gfl_jax.errors import UserError, is_passing
 
 AHEAD = 2  # batches; what is in memory at once is one more
 _TRIES, _PAUSE_SECONDS = 3, 2.0  # of reading, from storage that fails for a moment
@@ -100,7 +100,7 @@ class RecordPixels:
       image = decode(self._encoded(paths, row))
     except (OSError, ValueError) as error:
       folder = os.path.dirname(self.paths[0])
-      raise ValueError(
+      raise UserError(
         f'image {self.image_ids[row]} in {folder} cannot be read: {error}'
       ) from error
     place(image, plan, i, canvas[:height, :width])
@@ -117,7 +117,7 @@ class RecordPixels:
           raise
         time.sleep(_PAUSE_SECONDS)
     if zlib.crc32(encoded) != self.checksums[row]:
-      raise ValueError('its bytes are not those that were indexed')
+      raise UserError('its bytes are not those that were indexed')
     return encoded
 
 
@@ -152,7 +152,7 @@ def decode(encoded: bytes) -> np.ndarray:
   flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
   image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
   if image is None:
-    raise ValueError('it cannot be decoded')
+    raise UserError('it cannot be decoded')
   return image
 
 

@@ -17,6 +17,7 @@ import tqdm
 from PIL import Image
 
 from gfl_jax.data import quiet, scenes
+from gfl_jax.errors import UserError
 
 
 @dataclasses.dataclass(eq=False)
@@ -32,7 +33,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
   def __post_init__(self):
     for field in ('num_train', 'num_validation'):
       if getattr(self, field) < 1:
-        raise ValueError(f'{field}={getattr(self, field)} must be at least 1')
+        raise UserError(f'{field}={getattr(self, field)} must be at least 1')
     self.name = (
       f'train{self.num_train}_validation{self.num_validation}_'
       f'size{self.size}_seed{self.seed}'

@@ -26,6 +26,7 @@ from tensorflow_datasets.core.splits import SplitDict
 
 from gfl_jax import files
 from gfl_jax.data import quiet, records
+from gfl_jax.errors import UserError
 
 with quiet.starting():  # TFDS itself imports it only when it is used
   import tensorflow as tf
@@ -124,7 +125,7 @@ def verify(folder: Any) -> int:
     expected, name = line.split('  ', 1)
     path = folder / name
     if not path.exists() or _sha256(path) != expected:
-      raise ValueError(
+      raise UserError(
         f'{path} is missing or damaged, as {SUMS} tells: delete {folder} and prepare '
         'it again'
       )
@@ -133,7 +134,7 @@ def verify(folder: Any) -> int:
 
 def _local_path(path: str) -> pathlib.Path:
   if '://' in path:
-    raise ValueError(
+    raise UserError(
       f'{path}: data is prepared on a local disk; then copy its folder there'
     )
   return pathlib.Path(path)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gfl_jax.errors import UserError
+
 NUM_DRAWS = 5  # mirror, short side, zoom, crop y, crop x
 MIN_BOX_SIDE = 1.0  # original pixels; mmdet drops smaller annotations in training
 MIN_SHARE_INSIDE = 0.5  # of a box's area, below which a crop removes the box
@@ -112,7 +114,7 @@ def check_fit(sizes: np.ndarray, image_ids: np.ndarray, canvases: np.ndarray, co
   too_large = np.flatnonzero((resized > canvases).any(-1))
   if too_large.size:
     worst = too_large[0]
-    raise ValueError(
+    raise UserError(
       f'image {image_ids[worst]} of (h, w) {tuple(sizes[worst].tolist())} becomes '
       f'{tuple(resized[worst].tolist())} with short_side={tuple(config.short_side)}, '
       f'max_long_side={config.max_long_side}: larger than the canvas '

@@ -27,6 +27,7 @@ from jax.typing import ArrayLike
 from gfl_jax.choices import choose
 from gfl_jax.deploy import weights
 from gfl_jax.deploy.state_dicts import read_state_dict
+from gfl_jax.errors import UserError
 from gfl_jax.models.efficientnet_lite import EfficientNetLite0
 from gfl_jax.models.resnet import ResNet
 
@@ -104,7 +105,7 @@ def check_pretrained(config: Any) -> None:
   for name in ('mean', 'std'):
     given, trained = tuple(config.data[name]), getattr(published, name)
     if not np.allclose(given, trained, rtol=1e-4):
-      raise ValueError(
+      raise UserError(
         f'backbone.pretrained={config.model.backbone.pretrained!r} was trained with'
         f" data.{name}={trained}, not {given}: give --config.data.{name}='{trained}'"
       )
@@ -128,7 +129,7 @@ def load_backbone(variables: Mapping[str, Any], backbone_config: Any) -> dict[st
   try:
     backbone = published.variables(state_dict, backbone_config)
   except ValueError as error:
-    raise ValueError(
+    raise UserError(
       f'backbone.pretrained={backbone_config.pretrained!r} is no backbone of kind='
       f'{backbone_config.kind!r} as model.backbone describes it: {error}'
     ) from error
@@ -143,7 +144,7 @@ def _published(backbone_config) -> _Published:
   for name, trained in published.settings.items():
     given = backbone_config[name]
     if (tuple(given) if isinstance(trained, tuple) else given) != trained:
-      raise ValueError(
+      raise UserError(
         f'backbone.pretrained={backbone_config.pretrained!r} needs {name}={trained!r},'
         f' not {given!r}'
       )
@@ -156,7 +157,7 @@ def _file(pretrained: str) -> pathlib.Path:
   package, file = _PACKAGES[pretrained]
   spec = importlib.util.find_spec(package)
   if spec is None or spec.origin is None:
-    raise ValueError(
+    raise UserError(
       f'backbone.pretrained={pretrained!r} is in a package that is not installed: pip'
       " install -e '.[pretrained]', or give a file"
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gfl_jax.deploy.trained import Trained
+from gfl_jax.errors import UserError
 from gfl_jax.evaluation import decode
 from gfl_jax.models import build_detector, make_anchors, network_input
 
@@ -30,7 +31,7 @@ def check_trained(trained: Trained, source: str | os.PathLike) -> None:
   try:
     names, num_classes = trained.class_names, config.model.num_classes
     if len(names) != num_classes:
-      raise ValueError(
+      raise UserError(
         f'{source} has model.num_classes={num_classes} and {len(names)} names of'
         ' classes: in classes.json of a run, write what each class is called'
       )
@@ -55,7 +56,7 @@ def check_trained(trained: Trained, source: str | os.PathLike) -> None:
     }
     expected = jax.eval_shape(init_and_detect, jax.random.key(0), batch)
   except AttributeError as error:
-    raise ValueError(
+    raise UserError(
       f'{source}: the config lacks a field ({error}): another version of gfl_jax wrote'
       ' it; in config.json of a run, add the field as configs/gfl_r50_fpn_1x_coco.py'
       ' has it'
@@ -104,7 +105,7 @@ def check_same(stored: Mapping[str, Any], target: Any, source: str) -> None:
     or describe(stored[name]) != describe(target[name])
   ]
   if differing:
-    raise ValueError(
+    raise UserError(
       f'{source} belongs to another model or optimiser; {len(differing)} leaves'
       ' differ:\n  ' + '\n  '.join(differing[:10])
     )

@@ -17,6 +17,7 @@ from typing import Any
 from gfl_jax import files
 from gfl_jax.deploy import checks
 from gfl_jax.deploy.trained import NOT_WHOLE, Trained, stored_config
+from gfl_jax.errors import MissingFileError, UserError
 
 NAME = 'manifest.json'
 VERSION = 1  # of the folder's form; a reader refuses what is newer
@@ -163,7 +164,7 @@ def read(folder: str | os.PathLike) -> Manifest:
   folder = pathlib.Path(folder)
   path = folder / NAME
   if not path.is_file():
-    raise FileNotFoundError(f'{folder} is not the folder of an export: no {NAME}')
+    raise MissingFileError(f'{folder} is not the folder of an export: no {NAME}')
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
     check_head(content, path)
@@ -179,11 +180,11 @@ def read(folder: str | os.PathLike) -> Manifest:
       verification=content['verification'],
     )
   except NOT_WHOLE as error:
-    raise ValueError(
+    raise UserError(
       f'{path} is no whole manifest of an export ({error!r}): export again'
     ) from error
   if found.format not in FORMATS:
-    raise ValueError(f'{path}: format {found.format!r} is not one of {FORMATS}')
+    raise UserError(f'{path}: format {found.format!r} is not one of {FORMATS}')
   for name, checksum in found.files.items():
     _check_file(folder, name, checksum)
   return found
@@ -203,12 +204,12 @@ def check_head(content: Mapping[str, Any], path: str | os.PathLike) -> None:
     path: of that file, for the error.
   """
   if not isinstance(content, Mapping) or content.get('kind') != _KIND:
-    raise ValueError(f'{path} is not of an export of gfl_jax')
+    raise UserError(f'{path} is not of an export of gfl_jax')
   version = content.get('format_version')
   if not isinstance(version, int):
-    raise ValueError(f'{path} has format_version={version!r}, no number: export again')
+    raise UserError(f'{path} has format_version={version!r}, no number: export again')
   if version > VERSION:
-    raise ValueError(
+    raise UserError(
       f'{path} has format version {version}, and this gfl_jax reads up to {VERSION}:'
       ' update gfl_jax'
     )
@@ -222,14 +223,14 @@ def sha256(path: str | os.PathLike) -> str:
 
 def _check_file(folder: pathlib.Path, name: str, checksum: str) -> None:
   if name != pathlib.PurePath(name).name:
-    raise ValueError(f'{folder / NAME} names a file outside its folder: {name!r}')
+    raise UserError(f'{folder / NAME} names a file outside its folder: {name!r}')
   if not (folder / name).is_file():
-    raise FileNotFoundError(
+    raise MissingFileError(
       f'{folder / name} is missing: the manifest names it; copy the whole folder, or'
       ' export again'
     )
   if sha256(folder / name) != checksum:
-    raise ValueError(
+    raise UserError(
       f'{folder / name} is not as it was written (its SHA-256 differs from the'
       " manifest's): copy it again, or export again"
     )

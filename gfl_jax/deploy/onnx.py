@@ -20,6 +20,7 @@ from gfl_jax.deploy.onnx_operators import OPERATORS
 from gfl_jax.deploy.onnx_suppression import class_aware_nms
 from gfl_jax.deploy.stablehlo import batch_shapes
 from gfl_jax.deploy.trained import Program, Trained
+from gfl_jax.errors import UserError
 
 OPSET = 18
 _IR_VERSION = 9  # of files with this opset, so that older runtimes read them
@@ -44,7 +45,7 @@ def write(trained: Trained, folder: str | os.PathLike) -> None:
       detector does what has no ONNX form here.
   """
   if trained.config.model.dtype != 'float32':
-    raise ValueError(
+    raise UserError(
       f'model.dtype={trained.config.model.dtype!r} has no ONNX form: see in_float32'
     )
   folder, described = pathlib.Path(folder), []
@@ -61,7 +62,7 @@ def write(trained: Trained, folder: str | os.PathLike) -> None:
         function, trained.variables, batch_shapes(canvas), operators
       )
     except NotImplementedError as error:
-      raise ValueError(
+      raise UserError(
         f'this detector cannot be written as ONNX ({error}): export it as stablehlo'
       ) from error
     classes = {'class_names': trained.class_names, 'category_ids': trained.category_ids}
@@ -91,7 +92,7 @@ def load(folder: str | os.PathLike, described: manifest.Manifest) -> Program:
     try:
       session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     except Exception as error:  # its own kinds are no part of its interface
-      raise ValueError(f'onnxruntime cannot read {path}: {error}') from error
+      raise UserError(f'onnxruntime cannot read {path}: {error}') from error
     names = [output.name for output in session.get_outputs()]
     return lambda batch: dict(zip(names, session.run(names, batch), strict=True))
 

@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from gfl_jax import files
 from gfl_jax.deploy import checks, manifest
 from gfl_jax.deploy.trained import NOT_WHOLE, Trained, stored_config
+from gfl_jax.errors import MissingFileError, UserError
 
 FILE = 'weights.safetensors'
 
@@ -33,7 +34,7 @@ def load(folder: str | os.PathLike, described: manifest.Manifest) -> Trained:
     ValueError: what `read` raises, or the export holds no parameters.
   """
   if FILE not in described.files:
-    raise ValueError(
+    raise UserError(
       f'{folder} is an export of format {described.format!r} without {FILE}'
     )
   return read(pathlib.Path(folder) / FILE)
@@ -83,16 +84,16 @@ def read(path: str | os.PathLike) -> Trained:
       it was written, or parameters that are not those of its config's detector.
   """
   if not pathlib.Path(path).is_file():
-    raise FileNotFoundError(f'{path} does not exist')
+    raise MissingFileError(f'{path} does not exist')
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
       stored = file.metadata() or {}
       arrays = {name: file.get_tensor(name) for name in file.keys()}
   except safetensors.SafetensorError as error:
-    raise ValueError(f'{path} is no whole safetensors file: {error}') from error
+    raise UserError(f'{path} is no whole safetensors file: {error}') from error
   manifest.check_head(_head_of(stored), path)
   if stored.get('sha256') != _sha256(arrays, stored):
-    raise ValueError(
+    raise UserError(
       f'{path} is not as it was written (its SHA-256 differs from the one in its'
       ' metadata): copy it again, or export again'
     )
@@ -103,7 +104,7 @@ def read(path: str | os.PathLike) -> Trained:
     )
     config, origin = stored_config(metadata['config']), metadata['origin']
   except NOT_WHOLE as error:
-    raise ValueError(
+    raise UserError(
       f'{path} does not say what it is of ({error!r}): export again'
     ) from error
   trained = Trained(config, nested(arrays), names, ids, origin)

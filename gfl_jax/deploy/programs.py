@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gfl_jax.deploy.trained import Found, Program
+from gfl_jax.errors import UserError
 from gfl_jax.evaluation import evaluator
 from gfl_jax.models import build_detector
 
@@ -49,7 +50,7 @@ def by_canvas(
   def program(batch: Mapping[str, np.ndarray]) -> Found:
     canvas = batch['images'].shape[1:3]
     if canvas not in files:
-      raise ValueError(
+      raise UserError(
         f'the batch has a canvas of (height, width) {canvas}, the programs of {folder}'
         f' have {sorted(files)}'
       )

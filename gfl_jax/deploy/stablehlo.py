@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from gfl_jax.deploy import manifest, params, programs
 from gfl_jax.deploy.trained import Program, Trained
+from gfl_jax.errors import UserError
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 _SUFFIX = 'stablehlo'
@@ -69,7 +70,7 @@ def load(folder: str | os.PathLike, described: manifest.Manifest) -> Program:
     try:
       call = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
     except Exception as error:  # flatbuffers and MLIR raise of many kinds
-      raise ValueError(f'jax {jax.__version__} cannot read {path}: {error}') from error
+      raise UserError(f'jax {jax.__version__} cannot read {path}: {error}') from error
     return lambda batch: jax.device_get(call(weights, batch))
 
   return programs.by_canvas(folder, described, load_program)

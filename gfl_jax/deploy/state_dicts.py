@@ -17,6 +17,7 @@ import numpy as np
 
 from gfl_jax.deploy import torch_files
 from gfl_jax.deploy.torch_files import Content
+from gfl_jax.errors import MissingFileError, UserError
 
 WEIGHTS = ('ema', 'raw')
 _Arrays = dict[str, np.ndarray]
@@ -60,19 +61,19 @@ def read_state_dict(path: str | os.PathLike, weights: str = 'ema') -> StateDict:
   """
   path = pathlib.Path(path)
   if weights not in WEIGHTS:
-    raise ValueError(f"weights={weights!r} must be 'ema' or 'raw'")
+    raise UserError(f"weights={weights!r} must be 'ema' or 'raw'")
   if not path.is_file():
-    raise FileNotFoundError(f'weights file {path} does not exist')
+    raise MissingFileError(f'weights file {path} does not exist')
   if path.suffix not in _READERS:
-    raise ValueError(f'weights file {path} must end in {", ".join(_READERS)}')
+    raise UserError(f'weights file {path} must end in {", ".join(_READERS)}')
   if not path.stat().st_size:
-    raise ValueError(f'weights file {path} is empty: fetch it again')
+    raise UserError(f'weights file {path} is empty: fetch it again')
   arrays, second, class_names = _READERS[path.suffix](path)
   arrays, second = _without_prefix(arrays), _without_prefix(second)
   if not second:
     arrays, second = _split_buffers(arrays)
   if not arrays:
-    raise ValueError(f'weights file {path} holds no arrays')
+    raise UserError(f'weights file {path} holds no arrays')
   chosen = arrays | second if weights == 'raw' else arrays
   chosen = {name: _float32(value) for name, value in chosen.items()}
   return StateDict(
@@ -100,7 +101,7 @@ def _read_torch(path: pathlib.Path) -> Content:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
       reason = done.stderr.strip() or f'reading it ended with code {done.returncode}'
-      raise ValueError(reason if str(path) in reason else f'{path}: {reason}')
+      raise UserError(reason if str(path) in reason else f'{path}: {reason}')
     return torch_files.unpack(target)
 
 
@@ -134,7 +135,7 @@ def _damage(path: pathlib.Path, kind: str) -> Iterator[None]:
   except (MemoryError, PermissionError):
     raise
   except Exception as error:
-    raise ValueError(
+    raise UserError(
       f'weights file {path} cannot be read as {kind}; is it cut off, or another kind of'
       f' file? ({type(error).__name__}: {error})'
     ) from error

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from gfl_jax.errors import UserError
+
 # What mmengine keeps beside the tensors (a log of losses, as numpy arrays) and torch
 # refuses to build. Stand-ins that do nothing take their place, and are not read.
 _LOGGED = (
@@ -54,7 +56,7 @@ def read(path: pathlib.Path) -> Content:
   """
   checkpoint = _load(path)
   if not isinstance(checkpoint, Mapping):
-    raise ValueError(
+    raise UserError(
       f'weights file {path} holds a {type(checkpoint).__name__}, not a dict of tensors'
     )
   held = [checkpoint.get(key) for key in ('state_dict', 'model')]
@@ -94,7 +96,7 @@ def _load(path: pathlib.Path) -> Any:
   try:
     import torch  # pyright: ignore[reportMissingImports]
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       f"reading {path} needs torch: pip install -e '.[torch]', or save the tensors as"
       ' .npz or .safetensors where there is torch'
     ) from error
@@ -108,12 +110,12 @@ def _load(path: pathlib.Path) -> Any:
   except Exception as error:  # whatever torch's file layers raise
     found = re.search(r'GLOBAL ([\w.]+)', str(error))
     if found and isinstance(error, pickle.UnpicklingError):
-      raise ValueError(
+      raise UserError(
         f'weights file {path} holds {found[1]}, which is no plain data: nothing of it'
         ' was run. If you trust the file, load it where it was made and save'
         " {'state_dict': ..., 'meta': ...} with tensors, numbers and text alone"
       ) from error
-    raise ValueError(f'weights file {path} {_what_is_wrong(path, error)}') from error
+    raise UserError(f'weights file {path} {_what_is_wrong(path, error)}') from error
 
 
 def _what_is_wrong(path: pathlib.Path, error: Exception) -> str:
@@ -170,7 +172,7 @@ def _array(path: pathlib.Path, name: str, value: Any) -> np.ndarray:
     value = (value.float() if value.is_floating_point() else value).numpy()
     return np.asarray(value, order='C')
   except (AttributeError, TypeError, RuntimeError) as error:
-    raise ValueError(
+    raise UserError(
       f'weights file {path}: {name!r} is of type {type(value).__name__}, not an array'
       " of numbers; tensors must stand alone or below 'state_dict' or 'model'"
     ) from error

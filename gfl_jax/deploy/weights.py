@@ -14,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 from jax.typing import ArrayLike
 
+from gfl_jax.errors import UserError
 from gfl_jax.models.detector import Config, as_config_dict, build_detector
 from gfl_jax.models.resnet import ResNet
 
@@ -145,7 +146,7 @@ def fill(
     for name, problem in problems:
       layers.setdefault(name.rpartition('.')[0], f'\n  {name}: {problem}')
     first = ''.join(list(layers.values())[:10])
-    raise ValueError(
+    raise UserError(
       f'{len(problems)} names of the state dict and of the model differ (shapes in'
       f' the order h, w, in, out); check depth, channels and classes:{first}'
     )
@@ -193,13 +194,13 @@ def _from_torch(entry: np.ndarray) -> np.ndarray:
 
 def _finite(name: str, entry: np.ndarray) -> np.ndarray:
   if not jnp.issubdtype(entry.dtype, jnp.floating):  # numpy's knows no bfloat16
-    raise ValueError(
+    raise UserError(
       f'{name} of the state dict is of {entry.dtype}, not floating point: quantized'
       ' parameters cannot be read, save them as float32'
     )
   entry = entry.astype(np.float32, copy=False)
   if not np.isfinite(entry).all():
-    raise ValueError(
+    raise UserError(
       f'{name} of the state dict has nan or infinite values: take another checkpoint'
     )
   return entry
@@ -208,7 +209,7 @@ def _finite(name: str, entry: np.ndarray) -> np.ndarray:
 def _check_bins(project: ArrayLike, expected: np.ndarray) -> None:
   project = np.asarray(project)
   if project.shape != expected.shape or not np.allclose(project, expected):
-    raise ValueError(
+    raise UserError(
       f'the state dict was trained with bins at {project}, model.box has {expected}:'
       ' set box.start, box.stop and box.num_bins to theirs'
     )

@@ -5,6 +5,7 @@ from collections import Counter
 import hotcoco
 import numpy as np
 
+from gfl_jax.errors import UserError
 from gfl_jax.evaluation.decode import Detections
 
 METRICS = (
@@ -63,11 +64,11 @@ def _check_ground_truth(ground_truth: dict) -> None:
   for annotation in ground_truth['annotations']:
     for field in ('area', 'iscrowd'):
       if field not in annotation:
-        raise ValueError(f'annotation {annotation["id"]} has no {field!r}')
+        raise UserError(f'annotation {annotation["id"]} has no {field!r}')
   counts = Counter(category['name'] for category in ground_truth['categories'])
   repeated = [name for name, count in counts.items() if count > 1]
   if repeated:
-    raise ValueError(f'categories share a name: {repeated}; give each its own')
+    raise UserError(f'categories share a name: {repeated}; give each its own')
 
 
 def _check_detections(ground_truth: dict, detections: list[dict]) -> None:
@@ -78,14 +79,14 @@ def _check_detections(ground_truth: dict, detections: list[dict]) -> None:
   for field, ids in known.items():
     unknown = sorted({detection[field] for detection in detections} - ids)
     if unknown:
-      raise ValueError(
+      raise UserError(
         f'detections have an unknown {field}: {unknown[:10]} ({len(unknown)} in all); '
         'they must come from the data set of the ground truth'
       )
   numbers = np.array([(*d['bbox'], d['score']) for d in detections]).reshape(-1, 5)
   finite = np.isfinite(numbers).all(axis=1)
   if not finite.all():
-    raise ValueError(f'a detection is not finite: {detections[finite.argmin()]}')
+    raise UserError(f'a detection is not finite: {detections[finite.argmin()]}')
 
 
 def to_coco_results(detections: Detections, image_ids, category_ids) -> list[dict]:
@@ -111,7 +112,7 @@ def to_coco_results(detections: Detections, image_ids, category_ids) -> list[dic
   classes = np.asarray(detections.classes)[keep]
   ids = np.asarray(category_ids, np.int64).tolist()
   if classes.size and classes.max() >= len(ids):
-    raise ValueError(
+    raise UserError(
       f'class {classes.max()} was detected, the data set has {len(ids)} '
       'classes: model.num_classes must equal them'
     )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gfl_jax.choices import choose
+from gfl_jax.errors import UserError
 from gfl_jax.models import Predictions
 from gfl_jax.models.representations import REPRESENTATIONS
 from gfl_jax.models.scores import SCORES
@@ -65,15 +66,15 @@ def check_choices(config: Any) -> None:
   choose(_SUPPRESSIONS, config.decode.nms, 'decode.nms')
   if config.decode.nms == 'iou_guided' and score.use != 'branch':
     branches = [kind for kind, score in SCORES.items() if score.use == 'branch']
-    raise ValueError(
+    raise UserError(
       f"decode.nms='iou_guided' ranks by a quality branch, which score.kind="
       f"{config.score.kind!r} has not: take one of {branches}, or decode.nms='greedy'"
     )
   voting, penalty = config.decode.variance_voting, config.decode.uncertainty_penalty
   if voting < 0:
-    raise ValueError(f'decode.variance_voting={voting} must be above 0, or 0 for none')
+    raise UserError(f'decode.variance_voting={voting} must be above 0, or 0 for none')
   if config.box.kind == 'dirac' and (voting or penalty):
-    raise ValueError(
+    raise UserError(
       f"box.kind='dirac' has no spread, which decode.variance_voting={voting} and "
       f'decode.uncertainty_penalty={penalty} need: turn them off (0.0 and False), or '
       "take box.kind='gaussian' or 'general'"
@@ -163,7 +164,7 @@ def _describer(predictions, points, image_sizes, config, scale_factors):
   check_choices(config)
   num_anchors = predictions.class_logits.shape[-2]
   if num_anchors != len(points.strides):
-    raise ValueError(
+    raise UserError(
       f'predictions have {num_anchors} anchors, points {len(points.strides)}: make the '
       'points for the canvas that the detector saw'
     )

@@ -16,6 +16,7 @@ import tqdm
 from jax.experimental import multihost_utils
 
 from gfl_jax import files
+from gfl_jax.errors import UserError
 from gfl_jax.evaluation import coco_metrics, decode, diagnostics, observations
 from gfl_jax.evaluation.decode import Candidates, Detections
 from gfl_jax.evaluation.observations import Observations, Rows, Sides
@@ -234,11 +235,11 @@ def _check_complete(image_ids: list[int], ground_truth: dict) -> None:
   expected = {image['id'] for image in ground_truth['images']}
   twice = sorted(i for i, count in Counter(image_ids).items() if count > 1)
   if twice:
-    raise ValueError(f'images were evaluated twice: {twice[:10]} ({len(twice)} in all)')
+    raise UserError(f'images were evaluated twice: {twice[:10]} ({len(twice)} in all)')
   if set(image_ids) != expected:
     missing = sorted(expected - set(image_ids))
     unknown = sorted(set(image_ids) - expected)
-    raise ValueError(
+    raise UserError(
       f'the batches do not hold the images of the ground truth: {len(missing)} missing '
       f'{missing[:10]}, {len(unknown)} unknown {unknown[:10]}'
     )

@@ -16,6 +16,7 @@ from flax import traverse_util
 
 from gfl_jax.deploy import manifest
 from gfl_jax.deploy.trained import Program, Trained
+from gfl_jax.errors import UserError
 from gfl_jax.inference import runs, verification
 from gfl_jax.inference.images import Placed
 
@@ -47,7 +48,7 @@ def export(
       compare on, an export that is not equal, or what the format's writer raises.
   """
   if format not in manifest.FORMATS:
-    raise ValueError(f'{format=} is not one of {manifest.FORMATS}')
+    raise UserError(f'{format=} is not one of {manifest.FORMATS}')
   out = pathlib.Path(out)
   _check_out(out)
   placed = []
@@ -79,17 +80,17 @@ def export(
 def _check_out(out: pathlib.Path) -> None:
   """Raises a ValueError unless `out` is free, or holds an export and nothing else."""
   if out.is_symlink():
-    raise ValueError(f'--out={out} is a link to {out.readlink()}: give that folder')
+    raise UserError(f'--out={out} is a link to {out.readlink()}: give that folder')
   if not out.exists():
     return
   if not out.is_dir():
-    raise ValueError(f'--out={out} is a file: give a folder')
+    raise UserError(f'--out={out} is a file: give a folder')
   there = {path.name for path in out.iterdir()}
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
     content = json.loads((out / manifest.NAME).read_text())
     there -= {manifest.NAME, *content['files']}
   if there:
-    raise ValueError(
+    raise UserError(
       f'--out={out} holds something else ({", ".join(sorted(there)[:5])}): give another'
       ' folder'
     )
@@ -103,7 +104,7 @@ def _verify_params(trained: Trained, loaded: Trained) -> dict[str, Any]:
     for x in (trained, loaded)
   )
   if expected != actual or loaded.config.to_json() != trained.config.to_json():
-    raise ValueError('the exported parameters are not those of the run')
+    raise UserError('the exported parameters are not those of the run')
   return {'arrays_equal_bit_for_bit': len(actual)}
 
 

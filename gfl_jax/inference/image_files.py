@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from gfl_jax.errors import MissingFileError, UserError
+
 SUFFIXES = {
   '.bmp', '.gif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff',
   '.webp',
@@ -42,14 +44,14 @@ def find(inputs: Iterable[str], *, leave_out: str | os.PathLike) -> list[ImageFi
   """
   inputs = list(inputs)
   if not inputs:
-    raise ValueError('no images given: name files, folders or quoted patterns')
+    raise UserError('no images given: name files, folders or quoted patterns')
   left_out = pathlib.Path(leave_out).resolve()
   found: dict[pathlib.Path, ImageFile] = {}
   names: set[str] = set()
   for text in inputs:
     files = list(_files(text, left_out))
     if not files:
-      raise ValueError(
+      raise UserError(
         f'no image in {text}: files that end in {", ".join(sorted(SUFFIXES))} are taken'
       )
     for path, name in files:
@@ -62,7 +64,7 @@ def _files(text: str, left_out: pathlib.Path) -> Iterator[tuple[pathlib.Path, st
   """Paths with the names that they would have if they were the only ones."""
   paths = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
   if not paths:
-    raise FileNotFoundError(
+    raise MissingFileError(
       f'no file fits {text!r}' if glob.has_magic(text) else f'{text} does not exist'
     )
   for path in map(pathlib.Path, paths):

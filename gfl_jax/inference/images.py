@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gfl_jax.data import memory, transforms
+from gfl_jax.errors import UserError
 
 Source = np.ndarray | Image.Image | str | os.PathLike
 _WHITE = (255, 255, 255)
@@ -74,7 +75,7 @@ def place(image: UInt8[np.ndarray, 'h w 3'], config: Any) -> Placed:
   plan = transforms.plan_evaluation(np.zeros(1, int), size, canvas, config.data)
   height, width = plan.resized[0]
   if height > canvas[0] or width > canvas[1]:
-    raise ValueError(
+    raise UserError(
       f'an image of (h, w) {image.shape[:2]} becomes {(int(height), int(width))} with'
       f' the short_side and max_long_side that the detector was trained with: larger'
       f' than its canvas {canvas}; cut the image into parts of another form'
@@ -106,13 +107,13 @@ def batch_of(placed: Sequence[Placed], batch_size: int) -> dict[str, np.ndarray]
 
 def _array_to_rgb(array: np.ndarray) -> np.ndarray:
   if array.dtype != np.uint8:
-    raise ValueError(
+    raise UserError(
       f'an image array must be uint8 with values 0..255, not {array.dtype}'
       + (': multiply by 255 if it is in 0..1' if array.dtype.kind == 'f' else '')
     )
   channels = array.shape[2] if array.ndim == 3 else 1
   if array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
-    raise ValueError(
+    raise UserError(
       f'an image array must be [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], not'
       f' {list(array.shape)}: height and width first, one image at a time'
     )
@@ -126,16 +127,16 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
 def _image_to_rgb(image: Image.Image) -> np.ndarray:
   """The array of a Pillow image; raises what Pillow raises where it cannot."""
   if not all(image.size):
-    raise ValueError(f'a Pillow image without pixels: (width, height) {image.size}')
+    raise UserError(f'a Pillow image without pixels: (width, height) {image.size}')
   image = ImageOps.exif_transpose(image)
   if image.mode == 'I' or image.mode.startswith('I;16'):
     # Pillow up to 10 opens 16-bit PNGs as 32-bit 'I'.
     values = np.asarray(image)
     if values.size and not (values.min() >= 0 and values.max() < 2**16):
-      raise ValueError('its pixels are beyond 16 bits: save it with 8')
+      raise UserError('its pixels are beyond 16 bits: save it with 8')
     image = Image.fromarray((values >> 8).astype(np.uint8))
   elif image.mode == 'F':
-    raise ValueError('its pixels are floats, of unknown range: save it with 8 bits')
+    raise UserError('its pixels are floats, of unknown range: save it with 8 bits')
   if image.has_transparency_data:
     image = image.convert('RGBA')
     below = Image.new('RGBA', image.size, (*_WHITE, 255))
@@ -154,6 +155,6 @@ def _read(path: pathlib.Path) -> np.ndarray:
   except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
     raise
   except UnidentifiedImageError as error:
-    raise ValueError(f'{path} is not an image file that can be read') from error
+    raise UserError(f'{path} is not an image file that can be read') from error
   except Exception as error:  # Pillow's decoders raise of many kinds
-    raise ValueError(f'{path} cannot be decoded: {error}') from error
+    raise UserError(f'{path} cannot be decoded: {error}') from error

@@ -14,6 +14,7 @@ from PIL import Image
 from gfl_jax.data import prefetch
 from gfl_jax.deploy import manifest
 from gfl_jax.deploy.trained import Program
+from gfl_jax.errors import MissingFileError, UserError
 from gfl_jax.inference import images as image_forms
 from gfl_jax.inference.images import Placed, Source
 
@@ -106,7 +107,7 @@ class Predictor:
     if isinstance(images, Mapping | Set):
       raise TypeError(f'predict takes a list of images, not a {type(images).__name__}')
     if not 0 <= min_score <= 1:
-      raise ValueError(f'min_score={min_score} must be from 0 to 1')
+      raise UserError(f'min_score={min_score} must be from 0 to 1')
 
     def failed(index: int, error: Exception):
       raise type(error)(f'images[{index}]: {error}') from error
@@ -139,7 +140,7 @@ class Predictor:
       (position, upright RGB [h, w, 3] uint8, what was found).
     """
     if batch_size < 1:
-      raise ValueError(f'batch_size={batch_size} must be at least 1')
+      raise UserError(f'batch_size={batch_size} must be at least 1')
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray, Placed]]] = {}
     for item in prefetch(self._read(images, failed)):
       group = waiting.setdefault(item[2].canvas.shape, [])
@@ -207,7 +208,7 @@ def load(
   chosen = {'step': step, 'weights': weights}
   chosen = {name: value for name, value in chosen.items() if value is not None}
   if chosen and not is_run:
-    raise ValueError(f'{path} is an export, of one step: {chosen} is for runs alone')
+    raise UserError(f'{path} is an export, of one step: {chosen} is for runs alone')
   if is_export:
     described = manifest.read(root)
     return Predictor(
@@ -232,17 +233,15 @@ def root_of(path: str | os.PathLike) -> pathlib.Path:
   """
   path = pathlib.Path(path)
   if not path.exists():
-    raise FileNotFoundError(f'{path} does not exist')
+    raise MissingFileError(f'{path} does not exist')
   if path.is_file():
     if (path.parent / manifest.NAME).is_file():
       return path.parent
     if path.suffix == '.safetensors':
       return path
-    raise FileNotFoundError(
-      f'{path} is no file of an export: no {manifest.NAME} beside'
-    )
+    raise MissingFileError(f'{path} is no file of an export: no {manifest.NAME} beside')
   if not any((path / name).is_file() for name in (manifest.NAME, 'config.json')):
-    raise FileNotFoundError(
+    raise MissingFileError(
       f'{path} is neither the folder of a run (no config.json) nor of an export (no'
       f' {manifest.NAME})'
     )

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gfl_jax import files
+from gfl_jax.errors import UserError
 from gfl_jax.evaluation import coco_metrics
 from gfl_jax.evaluation.decode import Detections
 from gfl_jax.inference import drawing
@@ -24,7 +25,7 @@ def check_out(out: str | os.PathLike) -> None:
   out = pathlib.Path(out).absolute()
   there = next(path for path in (out, *out.parents) if path.exists())
   if not there.is_dir():
-    raise ValueError(f'--out={out}: {there} is a file; give a folder')
+    raise UserError(f'--out={out}: {there} is a file; give a folder')
 
 
 class Results:

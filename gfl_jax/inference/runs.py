@@ -9,6 +9,7 @@ import numpy as np
 
 from gfl_jax.deploy import checks, programs
 from gfl_jax.deploy.trained import Found, Program, Trained
+from gfl_jax.errors import MissingFileError
 from gfl_jax.training import run_folder
 
 
@@ -36,7 +37,7 @@ def load_run(
   config = run_folder.load_config(path)
   names, category_ids = run_folder.load_classes(path)
   if not (pathlib.Path(path) / 'checkpoints').is_dir():
-    raise FileNotFoundError(f'{path} has no checkpoints: has its training begun?')
+    raise MissingFileError(f'{path} has no checkpoints: has its training begun?')
   with run_folder.open_checkpoints(path, read_only=True) as stored:
     number = stored.find(step)
     averaged = weights == 'ema' and config.ema_decay > 0

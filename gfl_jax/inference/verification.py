@@ -10,6 +10,7 @@ import numpy as np
 from gfl_jax import data
 from gfl_jax.deploy import manifest
 from gfl_jax.deploy.trained import Found
+from gfl_jax.errors import UserError
 from gfl_jax.inference import image_files
 from gfl_jax.inference import images as image_forms
 from gfl_jax.inference.images import Placed
@@ -46,7 +47,7 @@ def sample_images(
     data_config.cache = False  # a few images are read, not all
     dataset = data.load(data_config)
   except (ValueError, OSError, ImportError) as error:
-    raise ValueError(
+    raise UserError(
       'an export is compared with its run on images, and the data set of the run is'
       f' not here ({error}): give --images=FOLDER'
     ) from error
@@ -70,7 +71,7 @@ def _of_files(config: Any, found: Sequence[image_files.ImageFile]) -> list[Place
     except (ValueError, OSError) as error:
       _LOG.warning('Not compared on %s: %s', path, error)
   if not placed:
-    raise ValueError('--images has no image that can be read: give photographs')
+    raise UserError('--images has no image that can be read: give photographs')
   return placed
 
 
@@ -133,13 +134,13 @@ class Comparison:
     """
     differing = {k: v for k, v in self._largest.items() if not v <= TOLERANCE}
     if differing:
-      raise ValueError(
+      raise UserError(
         'the exported program does not find what the run finds: largest differences'
         f' {differing}, allowed {TOLERANCE} ({_UNITS})'
       )
     empty = [canvas for canvas, count in self._detections.items() if not count]
     if empty:
-      raise ValueError(
+      raise UserError(
         f'the detector finds nothing in the images on canvas {", ".join(empty)}, so an'
         ' export cannot be compared with it: give --images of what it was trained for,'
         ' or train it longer'

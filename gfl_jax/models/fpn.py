@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gfl_jax.errors import UserError
+
 
 class FPN(nn.Module):
   """Feature pyramid network; levels beyond P5 are convolved from the level below.
@@ -34,7 +36,7 @@ class FPN(nn.Module):
       ValueError: num_levels outside 3..5.
     """
     if self.num_levels not in (3, 4, 5):
-      raise ValueError(f'neck.num_levels={self.num_levels}: one of (3, 4, 5)')
+      raise UserError(f'neck.num_levels={self.num_levels}: one of (3, 4, 5)')
     merged = [
       self._conv(f'lateral{i}', 1, 1)(feature) for i, feature in enumerate(features)
     ]
@@ -71,7 +73,7 @@ def upsample_nearest(
   """
   height, width = size
   if x.shape[1:3] != (-(-height // 2), -(-width // 2)):
-    raise ValueError(f'{x.shape[1:3]=} must be half of {size=}, rounded up')
+    raise UserError(f'{x.shape[1:3]=} must be half of {size=}, rounded up')
   # Both axes at once: the gradient is then one sum over both, not a sum after a sum.
   batch, rows, columns, channels = x.shape
   pairs = (batch, rows, 2, columns, 2, channels)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gfl_jax.errors import UserError
 from gfl_jax.models import norms
 
 _KERNEL_INIT = nn.initializers.normal(0.01)
@@ -70,7 +71,7 @@ class DenseHead(nn.Module):
     """
     prior = self.prior_probability
     if not 0 < prior < 1:
-      raise ValueError(f'head.prior_probability={prior} must lie in (0, 1)')
+      raise UserError(f'head.prior_probability={prior} must lie in (0, 1)')
     prior_bias = -math.log((1 - prior) / prior)
 
     class_conv = self._output_conv('class_output', self.num_classes, prior_bias)

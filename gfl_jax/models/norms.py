@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gfl_jax.choices import choose
+from gfl_jax.errors import UserError
 
 _EPSILON = 1e-5  # torch's default; Flax's own is 1e-6
 
@@ -64,7 +65,7 @@ class GroupNorm(nn.Module):
     """
     batch, channels = x.shape[0], x.shape[-1]
     if self.num_groups < 1 or channels % self.num_groups:
-      raise ValueError(
+      raise UserError(
         f'num_groups={self.num_groups} must divide the {channels} channels of the'
         f' layer {self.name}: choose another number of groups or of channels'
       )

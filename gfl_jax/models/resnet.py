@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gfl_jax.choices import choose
+from gfl_jax.errors import UserError
 from gfl_jax.models import norms, stages
 from gfl_jax.ops.phases import image_conv
 
@@ -161,7 +162,7 @@ class ResNet(nn.Module):
       ValueError: a setting out of the ranges above, named.
     """
     if len(self.widths) != 4:
-      raise ValueError(f'backbone.widths={self.widths}: one width for each of 4 stages')
+      raise UserError(f'backbone.widths={self.widths}: one width for each of 4 stages')
     frozen = stages.frozen_names(self.frozen_stages)
     block, num_blocks = self._blocks()
     stem = choose(_STEMS, self.stem, 'backbone.stem')
@@ -184,13 +185,13 @@ class ResNet(nn.Module):
     block, num_blocks = choose(_BLOCKS, self.depth, 'backbone.depth')
     if block is BasicBlock:
       if (self.groups, self.group_width) != (1, 64):
-        raise ValueError(
+        raise UserError(
           f'backbone.groups={self.groups}, group_width={self.group_width}: depth='
           f'{self.depth} has no bottlenecks to group; set 1 and 64'
         )
       return block, num_blocks
     if self.groups < 1 or min(self.widths) * self.group_width < 64:
-      raise ValueError(
+      raise UserError(
         f'backbone.groups={self.groups}, group_width={self.group_width}, widths='
         f"{self.widths}: groups and a group's channels, width * group_width / 64, must"
         ' be at least 1'

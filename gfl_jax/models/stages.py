@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from gfl_jax.errors import UserError
+
 STAGE_NAMES = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
 # The parts whose activations `model.remat` can have computed again.
 REMAT_NAMES = (*STAGE_NAMES[1:], 'head')
@@ -17,7 +19,7 @@ def frozen_names(frozen_stages: int) -> tuple[str, ...]:
     ValueError: another number.
   """
   if frozen_stages not in range(5):
-    raise ValueError(f'backbone.frozen_stages={frozen_stages} must be 0 to 4')
+    raise UserError(f'backbone.frozen_stages={frozen_stages} must be 0 to 4')
   return STAGE_NAMES[: frozen_stages + 1] if frozen_stages else ()
 
 
@@ -35,5 +37,5 @@ def check_remat(names: Sequence[str]) -> tuple[str, ...]:
     ValueError: a name that is not there.
   """
   if any(name not in REMAT_NAMES for name in names):
-    raise ValueError(f'model.remat={tuple(names)} must be of {list(REMAT_NAMES)}')
+    raise UserError(f'model.remat={tuple(names)} must be of {list(REMAT_NAMES)}')
   return tuple(names)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gfl_jax import files
+from gfl_jax.errors import MissingFileError
 from gfl_jax.evaluation.coco_metrics import METRICS
 from gfl_jax.reports import diagnostic_sections, html_page, plots, sample_sections
 from gfl_jax.reports.html_page import NOT_EVALUATED, listing, paragraph, section
@@ -58,7 +59,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
   """
   workdir = Path(workdir)
   if not (workdir / 'config.json').exists():
-    raise FileNotFoundError(f'{workdir} is not the folder of a run: no config.json')
+    raise MissingFileError(f'{workdir} is not the folder of a run: no config.json')
   config = json.loads((workdir / 'config.json').read_text())
   env = files.read_json(workdir / 'env.json')
   train, evals = _by_step(files.read_json_lines(workdir / 'metrics.jsonl'))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gfl_jax.errors import UserError
+
 LEVEL = 0.95  # of all intervals; a difference counts where this interval excludes 0
 
 
@@ -83,9 +85,9 @@ def student_t_within(t: float, degrees: int) -> float:
   finite sums that are exact for every whole number of degrees.
   """
   if not t >= 0:
-    raise ValueError(f't must be at least 0, is {t}')
+    raise UserError(f't must be at least 0, is {t}')
   if degrees < 1:
-    raise ValueError(f'degrees of freedom must be at least 1, are {degrees}')
+    raise UserError(f'degrees of freedom must be at least 1, are {degrees}')
   return _within_angle(math.atan(t / math.sqrt(degrees)), degrees)
 
 
@@ -102,9 +104,9 @@ def student_t_bound(level: float, degrees: int) -> float:
     ValueError: level or degrees is out of range.
   """
   if not 0 < level < 1:
-    raise ValueError(f'level must be between 0 and 1, is {level}')
+    raise UserError(f'level must be between 0 and 1, is {level}')
   if degrees < 1:
-    raise ValueError(f'degrees of freedom must be at least 1, are {degrees}')
+    raise UserError(f'degrees of freedom must be at least 1, are {degrees}')
   low, high = 0.0, math.pi / 2
   for _ in range(60):  # halvings: to the last bit of the angle
     middle = (low + high) / 2

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gfl_jax import files
+from gfl_jax.errors import MissingFileError
 from gfl_jax.reports import (
   html_page,
   statistics,
@@ -71,13 +72,13 @@ def summary_table(root: str | os.PathLike) -> str:
   root = Path(root).resolve()
   folders = sorted(path.parent for path in root.glob('**/study.json'))
   if not folders:
-    raise FileNotFoundError(f'no study.json below {root}: run scripts/ablate.py first')
+    raise MissingFileError(f'no study.json below {root}: run scripts/ablate.py first')
   studies = {folder: load_study(folder) for folder in folders}
   studies = {
     folder: s for folder, s in studies.items() if any(r.finished for r in s.rows)
   }
   if not studies:
-    raise FileNotFoundError(f'no study below {root} has a finished run yet')
+    raise MissingFileError(f'no study below {root} has a finished run yet')
   scopes = [study_text.scope(study) for study in studies.values() if study.has_paper]
   parts = [f'{escape_markdown(text)}\n' for text in dict.fromkeys(scopes)]
   for folder, study in studies.items():

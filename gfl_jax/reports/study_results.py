@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gfl_jax.errors import MissingFileError, UserError
 from gfl_jax.evaluation import ranks
 from gfl_jax.reports import statistics
 from gfl_jax.reports.statistics import Estimate
@@ -113,15 +114,15 @@ def load_study(folder: str | os.PathLike) -> Study:
   """
   path = Path(folder) / 'study.json'
   if not path.exists():
-    raise FileNotFoundError(f'{folder} is not the folder of a study: no study.json')
+    raise MissingFileError(f'{folder} is not the folder of a study: no study.json')
   try:
     about = json.loads(path.read_text())
     rows = [_read_row(row) for row in about.pop('rows')]
     _check(about, rows)
   except KeyError as error:
-    raise ValueError(f'{path} has no field {error}') from None
+    raise UserError(f'{path} has no field {error}') from None
   except ValueError as error:
-    raise ValueError(f'{path}: {error}') from None
+    raise UserError(f'{path}: {error}') from None
   return Study(about, rows)
 
 
@@ -138,16 +139,16 @@ def _check(about: dict, rows: list[Row]) -> None:
   names = [row.name for row in rows]
   for baseline in (about['baseline'], *(row.baseline for row in rows if row.baseline)):
     if baseline not in names:
-      raise ValueError(f'baseline {baseline!r} is not one of the rows {names}')
+      raise UserError(f'baseline {baseline!r} is not one of the rows {names}')
   if len(set(names)) < len(names):
-    raise ValueError(f'two rows share a name: {names}')
+    raise UserError(f'two rows share a name: {names}')
   for row in rows:
     seeds = [run['seed'] for run in row.runs]
     if len(set(seeds)) < len(seeds):
-      raise ValueError(f'row {row.name!r} has a seed twice: {seeds}')
+      raise UserError(f'row {row.name!r} has a seed twice: {seeds}')
     for run in row.runs:
       if run['status'] not in STATUSES:
-        raise ValueError(f'status {run["status"]!r} is not one of {STATUSES}')
+        raise UserError(f'status {run["status"]!r} is not one of {STATUSES}')
 
 
 class Comparison(NamedTuple):

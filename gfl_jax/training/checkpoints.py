@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from gfl_jax.deploy.checks import check_same
-from gfl_jax.errors import is_passing
+from gfl_jax.errors import UserError, is_passing
 from gfl_jax.training import checksums, store_errors
 
 # A save that takes longer is given up: hosts wait so long for one whose store failed.
@@ -24,7 +24,7 @@ _LOGGERS = ('absl', 'asyncio')  # by which orbax logs
 _LOG = logging.getLogger(__name__)
 
 
-class DamagedCheckpointError(ValueError):
+class DamagedCheckpointError(UserError):
   """A stored checkpoint cannot be read, or its bytes are not those that were saved."""
 
 
@@ -137,19 +137,17 @@ class Checkpoints:
     """
     stored = self.steps
     if not stored:
-      raise ValueError(f'{self._folder} holds no checkpoint yet')
+      raise UserError(f'{self._folder} holds no checkpoint yet')
     named = {'newest': stored[-1], 'best': self.best_step}
     for step in stored:
       named[str(step)] = step
     found = named.get(str(which))
     if found is None and which == 'best':
-      raise ValueError(
+      raise UserError(
         f'step=best: no step in {self._folder} is evaluated yet; stored: {stored}'
       )
     if found is None:
-      raise ValueError(
-        f'step={which} is not stored in {self._folder}; stored: {stored}'
-      )
+      raise UserError(f'step={which} is not stored in {self._folder}; stored: {stored}')
     return found
 
   def save(self, step: int, state: Any) -> None:
@@ -288,7 +286,7 @@ class Checkpoints:
       DamagedCheckpointError: it cannot be read, or a leaf's checksum is wrong.
     """
     if weights not in ('ema', 'raw'):
-      raise ValueError(f"weights={weights!r} must be 'ema' or 'raw'")
+      raise UserError(f"weights={weights!r} must be 'ema' or 'raw'")
     with _damage(step):
       tree = self._manager.item_metadata(step)['state'].tree
       params = 'ema' if weights == 'ema' and tree['ema'] else 'params'

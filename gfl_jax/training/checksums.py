@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import future
 
 from gfl_jax.deploy.checks import named_leaves
+from gfl_jax.errors import UserError
 
 _FILE = 'metadata'  # as orbax calls the file of a JSON item
 
@@ -62,7 +63,7 @@ def read(folder: pathlib.Path) -> dict[str, int]:
   """
   record = json.loads((folder / 'checksums' / _FILE).read_text())
   if not isinstance(record, dict):
-    raise ValueError(f'{folder}/checksums holds {type(record).__name__}, no dict')
+    raise UserError(f'{folder}/checksums holds {type(record).__name__}, no dict')
   return record
 
 

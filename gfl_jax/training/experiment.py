@@ -13,6 +13,7 @@ import numpy as np
 
 from gfl_jax import data, models
 from gfl_jax.deploy import backbones
+from gfl_jax.errors import UserError
 from gfl_jax.evaluation import decode, evaluator
 from gfl_jax.training import hosts, step, terms
 from gfl_jax.training import optimizer as optimizers
@@ -188,7 +189,7 @@ def check_config(config) -> None:
     if len(value_of(field)) != length
   ]
   if problems:
-    raise ValueError('the config cannot run: ' + '; '.join(problems))
+    raise UserError('the config cannot run: ' + '; '.join(problems))
   # Choices that do not exist, or do not fit, are an error now, not when traced.
   models.build_detector(config.model)
   backbones.check_pretrained(config)
@@ -202,7 +203,7 @@ def check_classes(config, dataset) -> None:
   found = len(dataset.class_names)
   if config.model.num_classes != found:
     names = ', '.join(dataset.class_names[:10]) + (', ...' if found > 10 else '')
-    raise ValueError(
+    raise UserError(
       f'model.num_classes={config.model.num_classes}, but the data has {found} classes'
       f' ({names}): give --config.model.num_classes={found}'
     )

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from gfl_jax.errors import AGAIN_STATUS, is_worth_another_start
+from gfl_jax.errors import AGAIN_STATUS, UserError, is_worth_another_start
 from gfl_jax.training.judge import (
   GRACE_SECONDS,
   PATIENT_SECONDS,
@@ -96,7 +96,7 @@ def connect(
     ) from error
   except (ValueError, RuntimeError) as error:
     witness.dismiss()
-    raise ValueError(
+    raise UserError(
       f'the hosts of this run cannot be found ({error}): give --coordinator,'
       ' --num_processes and --process_id, or --num_processes=1 to train on this host'
       ' alone'
@@ -121,29 +121,29 @@ def _check(
   if coordinator is num_processes is process_id is None:
     return
   if coordinator is None or num_processes is None or process_id is None:
-    raise ValueError(
+    raise UserError(
       f'{coordinator=}, {num_processes=}, {process_id=}: give all three; none on a TPU'
       ' pod; or num_processes=1 alone'
     )
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-    raise ValueError(
+    raise UserError(
       f'{coordinator=} must be HOST:PORT of process 0, a port from 1 to 65535'
     )
   if num_processes < 1:
-    raise ValueError(f'{num_processes=} must be at least 1')
+    raise UserError(f'{num_processes=} must be at least 1')
   if not 0 <= process_id < num_processes:
-    raise ValueError(f'{process_id=} must be from 0 to {num_processes=} - 1')
+    raise UserError(f'{process_id=} must be from 0 to {num_processes=} - 1')
   try:
     socket.getaddrinfo(host.strip('[]'), port)
   except OSError as error:
-    raise ValueError(f'{coordinator=}: the host is not known here ({error})') from error
+    raise UserError(f'{coordinator=}: the host is not known here ({error})') from error
   if process_id > 0:
     return
   try:  # jax, whose own error here is often a segmentation fault, will listen there
     socket.create_server(('', int(port))).close()
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f'{coordinator=}: this host cannot listen there ({error.strerror}): does an older'
       ' run still live? Else give another port'
     ) from error

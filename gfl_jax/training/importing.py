@@ -14,6 +14,7 @@ from gfl_jax import files, models
 from gfl_jax.data.coco_classes import COCO_CATEGORY_IDS, COCO_NAMES
 from gfl_jax.deploy.state_dicts import StateDict
 from gfl_jax.deploy.weights import PROJECT_OF_MMDET_1, from_mmdet, to_mmdet
+from gfl_jax.errors import MissingFileError, UserError
 from gfl_jax.training import run_folder, step
 from gfl_jax.training.experiment import check_config
 
@@ -55,7 +56,7 @@ def import_detector(
   check_config(config)
   folder = pathlib.Path(workdir)
   if any(path.name.isdigit() for path in folder.glob('checkpoints/*')):
-    raise ValueError(f'{folder} holds a run already: take another --workdir')
+    raise UserError(f'{folder} holds a run already: take another --workdir')
   variables = _variables(stored, config, new_head)
   names, category_ids = _classes(
     class_names, () if new_head else stored.class_names, stored.path
@@ -65,7 +66,7 @@ def import_detector(
     advice = (
       f'--config.model.num_classes={len(names)}' if new_head else '--class_names='
     )
-    raise ValueError(
+    raise UserError(
       f'{len(names)} names of classes ({", ".join(names[:10])}) for model.num_classes='
       f'{count}: give {advice}, one name for each'
     )
@@ -84,7 +85,7 @@ def _variables(stored: StateDict, config: Any, new_head: bool) -> dict[str, Any]
   """The detector's variables of mmdet's arrays."""
   arrays: Mapping[str, np.ndarray] = stored.arrays
   if PROJECT_OF_MMDET_1 in arrays and config.points.offset != 0.5:
-    raise ValueError(
+    raise UserError(
       f'{stored.path} is of mmdet 1.x, whose points are the middles of the cells: give'
       ' --config.points.offset=0.5'
     )
@@ -93,7 +94,7 @@ def _variables(stored: StateDict, config: Any, new_head: bool) -> dict[str, Any]
     arrays = {**arrays, **_new_class_output(config)}
   elif _CLASS_BIAS in arrays and arrays[_CLASS_BIAS].shape != (count,):
     found = arrays[_CLASS_BIAS].size
-    raise ValueError(
+    raise UserError(
       f'{stored.path} tells {found} classes apart, model.num_classes={count}: give'
       f' --config.model.num_classes={found}; or, to train it for {count} others,'
       ' --new_head --class_names='
@@ -127,7 +128,7 @@ def _classes(
     names, ids = _without_underscores(names), tuple(range(1, len(names) + 1))
     ids = COCO_CATEGORY_IDS if names == COCO_NAMES else ids
   if not names:
-    raise ValueError(
+    raise UserError(
       f'{checkpoint} does not tell what its classes are called, or they are new: give'
       ' --class_names=cat,dog (one name for each) or --class_names=FILE.json in COCO'
       ' form'
@@ -135,13 +136,13 @@ def _classes(
   for what, values in (('names of classes', names), ('category ids', ids)):
     wrong = {value for value in values if values.count(value) > 1 or value == ''}
     if wrong:
-      raise ValueError(f'{what} that are there twice or empty: {sorted(wrong)}')
+      raise UserError(f'{what} that are there twice or empty: {sorted(wrong)}')
   if not stored or names == stored:
     return names, ids
   if given.endswith('.json'):
     return stored, _ids_by_name(stored, dict(zip(names, ids, strict=True)), checkpoint)
   if set(names) == set(stored):
-    raise ValueError(
+    raise UserError(
       f'--class_names={given} has the classes of {checkpoint} in another order, theirs'
       f' is {",".join(stored)}: leave --class_names out'
     )
@@ -161,7 +162,7 @@ def _ids_by_name(
 ) -> tuple[int, ...]:
   """The category ids of a json for the checkpoint's classes, in its order."""
   if set(stored) != set(ids):
-    raise ValueError(
+    raise UserError(
       f'the classes of the json are not those of {checkpoint}: the json alone has'
       f' {sorted(set(ids) - set(stored))}, the checkpoint alone'
       f' {sorted(set(stored) - set(ids))}; to train it for others, add --new_head'
@@ -172,7 +173,7 @@ def _ids_by_name(
 def _categories(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
   """Names and ids of a json in COCO form, in its order, as a `coco_folder` has them."""
   if not path.is_file():
-    raise FileNotFoundError(f'--class_names={path} does not exist')
+    raise MissingFileError(f'--class_names={path} does not exist')
   try:
     categories = files.read_json(path)['categories']
     return (
@@ -180,7 +181,7 @@ def _categories(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
       tuple(int(category['id']) for category in categories),
     )
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(
+    raise UserError(
       f'--class_names={path} is not in COCO form: it needs a list "categories" of'
       ' {"id": 1, "name": "cat"}'
     ) from error

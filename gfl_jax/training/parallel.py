@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gfl_jax.errors import UserError
 from gfl_jax.training import hosts
 from gfl_jax.training.step import AXIS
 
@@ -27,7 +28,7 @@ class DataParallel:
       ValueError: a mode that does not exist.
     """
     if mode not in MODES:
-      raise ValueError(f'parallel={mode!r} is not one of {list(MODES)}')
+      raise UserError(f'parallel={mode!r} is not one of {list(MODES)}')
     self.mode = mode
     # Those of a host side by side, as pmap needs them. `jax.make_mesh` would follow the
     # links between chips, of which one axis gains nothing, and take one slice alone.
@@ -48,7 +49,7 @@ class DataParallel:
     """Raises a ValueError if a batch cannot be split evenly."""
     parts = self.num_devices * accumulate
     if batch_size <= 0 or batch_size % parts:
-      raise ValueError(
+      raise UserError(
         f'batch_size={batch_size} cannot be split over {self.num_devices} device(s)'
         f' x accumulate={accumulate}: make it a multiple of {parts}'
       )
@@ -98,7 +99,7 @@ class DataParallel:
     devices = zip(self.devices, found, strict=True)
     others = sorted({d.process_index for d, value in devices if value != found[0]})
     if others:
-      raise ValueError(f'process(es) {others} {problem}')
+      raise UserError(f'process(es) {others} {problem}')
 
   def _put(self, rows: np.ndarray) -> jax.Array:
     sharding = jax.NamedSharding(self.mesh, jax.P(AXIS))

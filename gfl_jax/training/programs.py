@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from gfl_jax import data, models
+from gfl_jax.errors import UserError
 from gfl_jax.evaluation import evaluator
 from gfl_jax.training import hosts, run_folder, step
 from gfl_jax.training.parallel import DataParallel
@@ -50,7 +51,7 @@ class Programs:
     """
     unknown = sorted(set(traced) - set(step.TRACEABLE))
     if unknown:
-      raise ValueError(f'{unknown} are no numbers of {list(step.TRACEABLE)}')
+      raise UserError(f'{unknown} are no numbers of {list(step.TRACEABLE)}')
     self._traced = tuple(traced)
     self._datasets = {} if datasets is None else datasets
     self._updates: dict[str, Callable] = {}

@@ -19,6 +19,7 @@ import ml_collections
 from gfl_jax import files
 from gfl_jax.deploy import checks
 from gfl_jax.deploy.trained import NOT_WHOLE, completed, stored_config
+from gfl_jax.errors import MissingFileError, UserError
 from gfl_jax.training import hosts
 from gfl_jax.training.checkpoints import Checkpoints
 
@@ -40,7 +41,7 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
       or it is no folder of a file system.
   """
   if '://' in str(workdir):
-    raise ValueError(
+    raise UserError(
       f'--workdir={workdir} is no folder: give one of a file system, for several hosts'
       ' of one that they share (NFS, Filestore), and copy finished runs to a bucket'
     )
@@ -51,12 +52,12 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
     _open_as_first(folder, stored_file, now)
   hosts.wait_for_all()
   if not stored_file.exists():
-    raise ValueError(
+    raise UserError(
       f'{folder} is not there for process {jax.process_index()}: --workdir must be on a'
       ' file system that all hosts share'
     )
   if differing := _differences(json.loads(stored_file.read_text()), now):
-    raise ValueError(
+    raise UserError(
       f'process {jax.process_index()} was started with another config than process 0.'
       ' They differ in:\n  ' + '\n  '.join(differing)
     )
@@ -70,7 +71,7 @@ def _open_as_first(
     allowed = bookkeeping(now) | {'data': stored['data'] | _places(now)}
     differing = _differences(stored | allowed, now)
     if differing:
-      raise ValueError(
+      raise UserError(
         f'{folder} holds a run of another config, whose numbers these would not'
         ' continue: take another --workdir, or give the same config to go on with'
         ' it. They differ in:\n  ' + '\n  '.join(differing)
@@ -89,7 +90,7 @@ def load_config(workdir: str | os.PathLike) -> Any:
   """
   file = pathlib.Path(workdir) / 'config.json'
   if not file.exists():
-    raise FileNotFoundError(f'{workdir} is not the folder of a run: no config.json')
+    raise MissingFileError(f'{workdir} is not the folder of a run: no config.json')
   with _whole(file):
     return stored_config(json.loads(file.read_text()))
 
@@ -119,7 +120,7 @@ def load_classes(workdir: str | os.PathLike) -> tuple[tuple[str, ...], tuple[int
   """
   file = pathlib.Path(workdir) / 'classes.json'
   if not file.exists():
-    raise FileNotFoundError(
+    raise MissingFileError(
       f'{workdir} does not say what its classes are called: no classes.json. It has'
       ' the form {"names": ["cat", ...], "category_ids": [1, ...]}; scripts/train.py'
       ' writes it when the run is started again'
@@ -147,7 +148,7 @@ def check_classes(workdir: str | os.PathLike, names: Sequence[str]) -> None:
   pairs = enumerate(itertools.zip_longest(stored, names, fillvalue='(none)'))
   for number, (ours, theirs) in pairs:
     if ours != theirs:
-      raise ValueError(
+      raise UserError(
         f'class {number} is {ours!r} in {workdir}/classes.json and {theirs!r} in the'
         ' data: the detector would be trained and evaluated for other classes. If it is'
         ' only called otherwise, write its name into classes.json'
@@ -172,7 +173,7 @@ def check_data(workdir: str | os.PathLike, checksum: int) -> None:
   with _whole(file):
     stored = files.read_json(file)
   if stored != _data_record(checksum):
-    raise ValueError(
+    raise UserError(
       f'the images or annotations are not those that {workdir} was trained with, as'
       f' {file} tells: take another --workdir, or those data. Delete {file} to go on'
       ' with the others all the same'
@@ -230,7 +231,7 @@ class MetricsLog:
       try:
         import tensorboardX
       except ImportError as error:
-        raise ValueError(
+        raise UserError(
           "tensorboard=True needs an extra: pip install -e '.[tensorboard]'"
         ) from error
       self._events = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'events'))
@@ -277,7 +278,7 @@ def _whole(file: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except NOT_WHOLE as error:
-    raise ValueError(
+    raise UserError(
       f'{file} is not what a run writes ({error!r}): put a whole copy there'
     ) from error
 

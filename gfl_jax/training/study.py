@@ -21,6 +21,7 @@ import jax.monitoring
 from ml_collections import ConfigDict
 
 from gfl_jax import data
+from gfl_jax.errors import UserError
 from gfl_jax.reports import study_report
 from gfl_jax.training import experiment, loop, step, study_file, study_runs
 from gfl_jax.training.programs import Programs
@@ -48,7 +49,7 @@ def run_study(study: Study, *, job: tuple[int, int] = (0, 1)) -> list[str]:
     Stopped: a Ctrl-C or SIGTERM came; the run is saved and study.json written.
   """
   if jax.process_count() > 1:
-    raise ValueError(
+    raise UserError(
       "a study runs on one process's devices, this is one of"
       f' {jax.process_count()} processes: give each host its share with'
       ' --jobs=INDEX/COUNT'
@@ -153,7 +154,7 @@ def _check_data(config: ConfigDict, programs: Programs) -> None:
     experiment.check_classes(config, programs.dataset(config.data))
   except (ValueError, OSError) as error:
     # What it advises is the flag of a single run.
-    raise ValueError(str(error).replace('--config.', '--set=')) from error
+    raise UserError(str(error).replace('--config.', '--set=')) from error
 
 
 def _train(run: Run, programs: Programs) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gfl_jax.errors import UserError
 from gfl_jax.evaluation.coco_metrics import METRICS
 from gfl_jax.files import write_whole
 from gfl_jax.training import study_options, study_runs
@@ -86,7 +87,7 @@ def read(folder: Path) -> dict[str, Any]:
   """
   file = folder / 'study.json'
   if not file.exists():
-    raise ValueError(
+    raise UserError(
       f'there is no {file}: give the --root, and perhaps the --base, that the study'
       ' was run with'
     )
@@ -126,7 +127,7 @@ def _check_same(study: Study, content: dict[str, Any]) -> None:
     for run in runs
   ):
     return
-  raise ValueError(
+  raise UserError(
     f'{_file(study)} has another base or other --set than this; it was made by\n'
     f'  {content["command"]}\n'
     'give the same, or another --root'
@@ -148,7 +149,7 @@ def _finished_before(study: Study, asked: Runs) -> dict[tuple[str, int], Run]:
       known = row['name'] in study.rows
       run = asked.get(where) or (study.run(*where) if known else None)
       if run is None or not entry['folder'].endswith(run.key):
-        raise ValueError(
+        raise UserError(
           f'{_file(study)} has row {where[0]!r}, seed {where[1]} by another config'
           f' ({entry["folder"]}): the row or the base has changed since. Give another'
           ' --root'

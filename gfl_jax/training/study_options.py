@@ -8,6 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gfl_jax.errors import UserError
+
 
 def parse_seeds(text: str) -> tuple[int, ...]:
   """'3' is the seeds 0, 1, 2; '0,4,7' and '4,' are lists.
@@ -20,16 +22,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
   if is_list and not parts[-1]:
     parts.pop()
   if not all(part.isdecimal() for part in parts):
-    raise ValueError(
-      f'--seeds={text}: give how many (3 is 0,1,2), or a list like 0,4,7'
-    )
+    raise UserError(f'--seeds={text}: give how many (3 is 0,1,2), or a list like 0,4,7')
   numbers = [int(part) for part in parts]
   seeds = numbers if is_list else list(range(numbers[0]))
   if not seeds:
-    raise ValueError(f'--seeds={text}: at least one seed is needed')
+    raise UserError(f'--seeds={text}: at least one seed is needed')
   doubles = sorted({seed for seed in seeds if seeds.count(seed) > 1})
   if doubles:
-    raise ValueError(
+    raise UserError(
       f'--seeds={text}: {doubles} given twice, which would count as more runs than'
       ' there are'
     )
@@ -53,7 +53,7 @@ def parse_jobs(text: str) -> tuple[int, int]:
   if not (
     slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)
   ):
-    raise ValueError(
+    raise UserError(
       f'--jobs={text}: INDEX/COUNT, as 0/2 in one process and 1/2 in another'
     )
   return int(index), int(count)
@@ -68,7 +68,7 @@ def select_rows(names: Iterable[str], patterns: str) -> list[str]:
   names, wanted = list(names), [part.strip() for part in patterns.split(',')]
   for pattern in wanted:
     if not fnmatch.filter(names, pattern):
-      raise ValueError(
+      raise UserError(
         f'--rows={patterns}: no row is {pattern!r}; the rows: {", ".join(names)}'
       )
   return [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in wanted)]
@@ -85,11 +85,11 @@ def override(config: ConfigDict, texts: Sequence[str]) -> None:
   for text in texts:
     name, equals, value = text.partition('=')
     if names.count(name) > 1:
-      raise ValueError(f'--set={text}: {name} is given more than once')
+      raise UserError(f'--set={text}: {name} is given more than once')
     if not equals:
-      raise ValueError(f'--set={text}: FIELD=VALUE is needed, as --set=epochs=4')
+      raise UserError(f'--set={text}: FIELD=VALUE is needed, as --set=epochs=4')
     if name == 'seed':
-      raise ValueError(f'--set={text}: the seeds of a study are given by --seeds')
+      raise UserError(f'--set={text}: the seeds of a study are given by --seeds')
     node: Any = config
     *sections, field = name.split('.')
     for section in sections:
@@ -102,7 +102,7 @@ def _child(node: Any, field: str, text: str) -> Any:
     names = list(node) if isinstance(node, ConfigDict) else []
     close = difflib.get_close_matches(field, names, n=1)
     hint = f'did you mean {close[0]!r}?' if close else f'there are: {sorted(names)}'
-    raise ValueError(f'--set={text}: the config has no field {field!r}: {hint}')
+    raise UserError(f'--set={text}: the config has no field {field!r}: {hint}')
   return node[field]
 
 
@@ -117,8 +117,8 @@ def _typed(value: str, now: Any, text: str) -> Any:
       items = ast.literal_eval(value)
       return tuple(type(now[0])(item) for item in items) if now else tuple(items)
   except (KeyError, ValueError, TypeError, SyntaxError) as error:
-    raise ValueError(
+    raise UserError(
       f'--set={text}: {"an" if kind is int else "a"} {kind.__name__} is needed, as'
       f' {now!r} is'
     ) from error
-  raise ValueError(f'--set={text}: that is a section; its fields: {sorted(now)}')
+  raise UserError(f'--set={text}: that is a section; its fields: {sorted(now)}')

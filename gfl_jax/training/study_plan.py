@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gfl_jax.errors import UserError
 from gfl_jax.reports import tables
 from gfl_jax.training import experiment, study_options
 from gfl_jax.training.study_runs import Run
@@ -68,7 +69,7 @@ class Study:
       config.seed = seed
       experiment.check_config(config)
     except ValueError as error:
-      raise ValueError(f'row {row!r} on base {self.base!r}: {error}') from error
+      raise UserError(f'row {row!r} on base {self.base!r}: {error}') from error
     return config.lock()
 
   def run(self, row: str, seed: int) -> Run:
@@ -121,7 +122,7 @@ class Study:
       except ValueError:  # the row needs the override
         continue
       if value(without) == value(config):
-        raise ValueError(
+        raise UserError(
           f'--set={text} would be lost, for this row itself sets {value(config)!r}:'
           ' leave it out, or choose other rows (--rows)'
         )

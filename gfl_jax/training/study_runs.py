@@ -21,6 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gfl_jax.errors import UserError
 from gfl_jax.files import read_json, read_json_lines, write_json_lines, write_whole
 from gfl_jax.training import run_folder
 
@@ -79,7 +80,7 @@ def check_code(root: Path) -> None:
   for file in sorted(root.glob(f'runs/*/{RECORD}')):
     found = json.loads(file.read_text())['code']
     if found != code_version():
-      raise ValueError(
+      raise UserError(
         f'{file.parent} was made by code {found}, this is code {code_version()}:'
         ' their numbers are not mixed. Give another --root, or check out the code'
         f' that made it ({_revision(file.parent)})'

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from gfl_jax.choices import choose
+from gfl_jax.errors import UserError
 from gfl_jax.models.representations import REPRESENTATIONS, bin_grid
 from gfl_jax.models.scores import SCORES
 from gfl_jax.ops import assignment, boxes, distributions, losses
@@ -134,15 +135,15 @@ def check_choices(config) -> None:
   pair = f'class_loss.kind={config.class_loss.kind!r}, score.kind={config.score.kind!r}'
   if score.use == 'target' and class_loss.targets != 'soft':
     soft = sorted(k for k, v in CLASS_LOSSES.items() if v.targets == 'soft')
-    raise ValueError(
+    raise UserError(
       f'{pair}: this score needs a class loss with soft labels, one of {soft}'
     )
   if score.use == 'weight' and class_loss.targets == 'heatmap':
-    raise ValueError(
+    raise UserError(
       f'{pair}: a heatmap has no class loss of single positives to weight'
     )
   if config.box.kind not in edge_loss.boxes:
-    raise ValueError(
+    raise UserError(
       f'edge_loss.kind={config.edge_loss.kind!r}, box.kind={config.box.kind!r}: this'
       f' loss needs a box of kind {" or ".join(edge_loss.boxes)}'
     )
