@@ -104,8 +104,6 @@ def get_config() -> ml_collections.ConfigDict:
     neck=dict(channels=256, num_levels=5),
     head=dict(channels=256, num_convs=4, norm_groups=32, prior_probability=0.01),
   )
-  # The network's outputs depend on these choices: the same objects, not copies.
-  c.model.box, c.model.score = c.box, c.score
 
   c.optimizer = dict(
     kind='sgd',

@@ -164,7 +164,7 @@ def train_step(options: Options, *, name: str) -> Iterator[dict]:
   """The program that training runs, on one device."""
   config, side, batch_size = network(name, options.dtype)
   devices = parallel.DataParallel('jit', jax.devices()[:1])
-  detector = models.build_detector(config.model)
+  detector = models.build_detector(config)
   variables = models.init_variables(detector, jax.random.key(0))
   state = devices.replicate(step.create_state(variables, config))
   batch = devices.split(random_batch(config, (side, side), batch_size))
@@ -191,7 +191,7 @@ def train_step(options: Options, *, name: str) -> Iterator[dict]:
 def inference(options: Options, *, name: str) -> Iterator[dict]:
   """uint8 images to detections, the program that evaluation runs."""
   config, side, batch_size = network(name, options.dtype)
-  detector = models.build_detector(config.model)
+  detector = models.build_detector(config)
   variables = models.init_variables(detector, jax.random.key(0))
   batch = jax.device_put(random_batch(config, (side, side), batch_size))
   predict = evaluator.make_predict(detector, config)

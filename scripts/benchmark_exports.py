@@ -23,9 +23,7 @@ def exports(options: benchmark_cases.Options, *, name: str) -> Iterator[dict]:
   """
   config, side, size = benchmark_cases.network(name, options.dtype)
   config.data.canvas, config.decode.score_threshold = (side, side), 0.0
-  variables = models.init_variables(
-    models.build_detector(config.model), jax.random.key(0)
-  )
+  variables = models.init_variables(models.build_detector(config), jax.random.key(0))
   count = config.model.num_classes
   names, ids = tuple(map(str, range(count))), tuple(range(count))
   trained = Trained(config.lock(), jax.device_get(variables), names, ids, {})

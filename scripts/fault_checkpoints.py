@@ -154,7 +154,6 @@ def _wrong_states(config) -> Iterator[tuple[str, str, Any]]:
     other = config.copy_and_resolve_references()
     with other.unlocked():
       other.update_from_flattened_dict(change)
-      other.model.box, other.model.score = other.box, other.score
     yield what, leaf, abstract_state(other)
 
 
@@ -165,7 +164,7 @@ def _replaced(tree: Any, name: str, leaf: Any) -> Any:
 
 def abstract_state(config) -> Any:
   """Shapes and dtypes of a config's state; nothing is computed."""
-  detector = models.build_detector(config.model)
+  detector = models.build_detector(config)
 
   def create():
     images = jnp.zeros((1, 64, 64, 3))

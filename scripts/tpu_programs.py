@@ -146,7 +146,7 @@ def abstract_batch(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _program(name: str, config: Any, devices: DataParallel) -> tuple[Any, tuple]:
   """A jitted program and its arguments, without values, where they will lie."""
-  detector = models.build_detector(config.model)
+  detector = models.build_detector(config)
 
   def first_state(key):
     return step.create_state(detector.init(key, jnp.zeros((1, 64, 64, 3))), config)

@@ -43,20 +43,20 @@ def config(name: str) -> ml_collections.ConfigDict:
 
 @functools.cache
 def variables(name: str) -> dict:
-  """The variables of build_detector(config(name).model), all golden.
+  """The variables of build_detector(config(name)), all golden.
 
   For 'head', whose file has the head's parameters alone, the rest is zeros.
   """
-  model_config = config(name).model
+  experiment = config(name)
   if name != 'head':
-    return weights.from_mmdet(state_dict(name), model_config)
+    return weights.from_mmdet(state_dict(name), experiment)
   image = jnp.zeros((1, 32, 32, 3))
-  shapes = jax.eval_shape(build_detector(model_config).init, jax.random.key(0), image)
+  shapes = jax.eval_shape(build_detector(experiment).init, jax.random.key(0), image)
   entries = weights.to_mmdet(jax.tree.map(lambda s: np.zeros(s.shape), shapes))
   for key, value in golden.load('head').items():
     if key.startswith('params/'):
       entries[key.replace('params/', 'bbox_head.')] = value
-  return weights.from_mmdet(entries, model_config)
+  return weights.from_mmdet(entries, experiment)
 
 
 @functools.cache

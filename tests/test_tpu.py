@@ -23,7 +23,7 @@ def scripts(monkeypatch):
 def forward_macs(config, canvas):
   import tpu_costs
 
-  detector = build_detector(config.model)
+  detector = build_detector(config)
   images = jax.ShapeDtypeStruct((1, *canvas, 3), jnp.float32)
   variables = jax.eval_shape(detector.init, jax.random.key(0), images)
   return tpu_costs.conv_macs(jax.make_jaxpr(detector.apply)(variables, images))

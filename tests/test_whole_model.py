@@ -42,7 +42,7 @@ def trained(name):
   rate, momentum, decay = arrays['sgd/lr_momentum_wd'].tolist()
   config.optimizer.update(momentum=momentum, weight_decay=decay)
   variables = golden_weights.variables(name)
-  detector = build_detector(config.model)
+  detector = build_detector(config)
   anchors = make_anchors(config, arrays['image_bgr_uint8'].shape[:2])
   batch = {
     'boxes': arrays['gt/boxes'][None],
@@ -51,7 +51,7 @@ def trained(name):
     'image_sizes': np.array([arrays['image_bgr_uint8'].shape[:2]]),
   }
   image = network_input(arrays, config)
-  frozen = frozen_mask(config.model, variables['params'])
+  frozen = frozen_mask(variables['params'], config.model.backbone.frozen_stages)
   sgd = optimizer.make_optimizer(config, optax.constant_schedule(rate), frozen)
 
   @jax.jit
@@ -127,7 +127,7 @@ def detections(name):
   """Candidates before NMS and final detections, as numpy arrays of one image."""
   arrays, config = golden.load(name), golden_weights.config(name)
   size = arrays['image_bgr_uint8'].shape[:2]
-  detector, anchors = build_detector(config.model), make_anchors(config, size)
+  detector, anchors = build_detector(config), make_anchors(config, size)
   everything = config.copy_and_resolve_references()
   everything.decode.update(nms_iou=1.0, max_detections=2000)
 

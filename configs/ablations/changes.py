@@ -1,7 +1,7 @@
 """The changes that rows are made of; each alters a config in place.
 
 A change sets only what it is about, so that a base keeps its size, data, bin grid and
-loss weights. `config.model` shares box and score: they are changed, never replaced.
+loss weights.
 """
 
 from collections.abc import Callable

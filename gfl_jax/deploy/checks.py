@@ -37,7 +37,7 @@ def check_trained(trained: Trained, source: str | os.PathLike) -> None:
       )
     for name in ('canvas', 'short_side', 'max_long_side'):
       getattr(config.data, name)
-    detector = build_detector(config.model)
+    detector = build_detector(config)
 
     def init_and_detect(key, batch):
       images = network_input(config, batch)

@@ -18,7 +18,7 @@ OUTPUTS = ('boxes', 'scores', 'classes', 'valid', 'edge_std')
 def make_function(config: Any) -> Callable[..., dict[str, Any]]:
   """The pure function that is exported: (variables, batch) -> what `Found` holds."""
   # Nothing is computed again where there is no backward pass.
-  detector = build_detector({**config.model, 'remat': ()})
+  detector = build_detector({**config, 'model': {**config.model, 'remat': ()}})
   detect = evaluator.make_detect(detector, config)
 
   def function(variables, batch):

@@ -9,6 +9,8 @@ import ml_collections
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from gfl_jax.errors import UserError
+
 # What a file raises that is not what was written, where its content is taken apart.
 NOT_WHOLE = (
   json.JSONDecodeError,
@@ -25,7 +27,7 @@ class Trained:
 
   Attributes:
     config: the experiment's config, a locked ConfigDict.
-    variables: of build_detector(config.model): {'params': ...} and, with frozen
+    variables: of build_detector(config): {'params': ...} and, with frozen
       BatchNorm, 'batch_stats'.
     class_names: of class 0, 1, ...
     category_ids: the data set's own id of each class.
@@ -64,19 +66,28 @@ Program = Callable[[Mapping[str, np.ndarray]], Found]
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-  """A stored config with the fields that are younger than it, set to what it did.
+  """A stored config in today's form: fields younger than it are set to what it did.
 
   Args:
     values: an experiment's config as JSON kept it.
+
+  Raises:
+    ValueError: of `box` or `score`, which older files have in `model`, too, the two
+      differ: no config describes what was trained then.
   """
   model = dict(values['model'])
   model.setdefault('remat', [])
+  for name in ('box', 'score'):
+    copy = model.pop(name, None)
+    if copy is not None and copy != values[name]:
+      raise UserError(
+        f'the stored config has {name}={values[name]} and model.{name}={copy}: the'
+        ' network has the outputs of the second, but was trained as if it had those of'
+        ' the first. Train it again'
+      )
   return {**values, 'model': model}
 
 
 def stored_config(values: Mapping[str, Any]) -> Any:
   """The config of an experiment from what JSON kept of it, a locked ConfigDict."""
-  config: Any = ml_collections.ConfigDict(completed(values))
-  # The network's outputs depend on these choices: the same objects, not copies.
-  config.model.box, config.model.score = config.box, config.score
-  return config.lock()
+  return ml_collections.ConfigDict(completed(values)).lock()

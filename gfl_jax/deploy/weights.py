@@ -42,27 +42,24 @@ PROJECT_OF_MMDET_1 = 'bbox_head.distribution_project.project'
 _PROJECTS = ('bbox_head.integral.project', PROJECT_OF_MMDET_1)
 
 
-def from_mmdet(
-  state_dict: Mapping[str, ArrayLike], model_config: Config
-) -> dict[str, Any]:
+def from_mmdet(state_dict: Mapping[str, ArrayLike], config: Config) -> dict[str, Any]:
   """The variables of a detector from the state dict of mmdet's GFL.
 
   Args:
     state_dict: mmdet's names to arrays in torch's layout; 2.x and 3.x have the same,
       1.x (the authors' first code) but for the bin values.
-    model_config: the config's `model` section; it must describe the same detector.
+    config: the whole experiment's config; it must describe the same detector.
 
   Returns:
     {'params': ..., 'batch_stats': ...} of numpy arrays, float32: every leaf of
-    build_detector(model_config) from its entry, every entry of theirs used, except
+    build_detector(config) from its entry, every entry of theirs used, except
     `num_batches_tracked` (nothing learned) and the bin values (checked only).
 
   Raises:
     ValueError: names or shapes that differ, the first ten named; bin values that differ
-      from those of model_config.
+      from those of the config's `box`.
   """
-  config = as_config_dict(model_config)
-  box = config.box
+  box = as_config_dict(config).box
   for name in state_dict.keys() & set(_PROJECTS):
     _check_bins(state_dict[name], np.linspace(box.start, box.stop, box.num_bins))
   return fill(build_detector(config), state_dict, _torch_name, ignored={*_PROJECTS})
@@ -210,6 +207,6 @@ def _check_bins(project: ArrayLike, expected: np.ndarray) -> None:
   project = np.asarray(project)
   if project.shape != expected.shape or not np.allclose(project, expected):
     raise UserError(
-      f'the state dict was trained with bins at {project}, model.box has {expected}:'
+      f'the state dict was trained with bins at {project}, the config has {expected}:'
       ' set box.start, box.stop and box.num_bins to theirs'
     )

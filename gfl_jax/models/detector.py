@@ -52,34 +52,37 @@ class Detector(nn.Module):
     return self.neck(self.backbone(images)[1:])
 
 
-def build_detector(model_config: Config) -> Detector:
-  """The detector that a config's `model` section describes.
+def build_detector(config: Config) -> Detector:
+  """The detector that an experiment's config describes.
 
   Modules hold plain hashable values, so that equal configs give equal detectors
   and compiled functions are reused. `backbone.pretrained` is not read here: it says
   where the first variables come from, not what the detector is.
 
   Args:
-    model_config: ConfigDict or nested dict.
+    config: the whole experiment's config, a ConfigDict or nested dict; reads `model`,
+      and `box` and `score`, on which the head's outputs depend.
+
   Raises:
     ValueError: an unknown kind, here; a size that does not fit, at the first call.
   """
-  config = as_config_dict(model_config)
-  dtype = choose(_DTYPES, config.dtype, 'model.dtype')
-  score = choose(SCORES, config.score.kind, 'score.kind')
-  representation = choose(REPRESENTATIONS, config.box.kind, 'box.kind')
-  remat = stages.check_remat(config.remat)
+  whole = as_config_dict(config)
+  model = whole.model
+  dtype = choose(_DTYPES, model.dtype, 'model.dtype')
+  score = choose(SCORES, whole.score.kind, 'score.kind')
+  representation = choose(REPRESENTATIONS, whole.box.kind, 'box.kind')
+  remat = stages.check_remat(model.remat)
   return Detector(
-    backbone=build_backbone(config.backbone, dtype, remat),
-    neck=FPN(config.neck.channels, config.neck.num_levels, dtype),
+    backbone=build_backbone(model.backbone, dtype, remat),
+    neck=FPN(model.neck.channels, model.neck.num_levels, dtype),
     head=DenseHead(
-      num_classes=config.num_classes,
-      num_box_outputs=representation.num_outputs(config.box),
+      num_classes=model.num_classes,
+      num_box_outputs=representation.num_outputs(whole.box),
       quality_branch=score.use == 'branch',
-      channels=config.head.channels,
-      num_convs=config.head.num_convs,
-      norm_groups=config.head.norm_groups,
-      prior_probability=config.head.prior_probability,
+      channels=model.head.channels,
+      num_convs=model.head.num_convs,
+      norm_groups=model.head.norm_groups,
+      prior_probability=model.head.prior_probability,
       remat='head' in remat,
       dtype=dtype,
     ),
@@ -109,13 +112,16 @@ def _initializer() -> Callable[..., dict[str, Any]]:
   return jax.jit(init, static_argnums=0, compiler_options=options)
 
 
-def frozen_mask(model_config: Config, params: PyTree) -> PyTree[bool]:
-  """A tree like `params`: True where the config freezes, so the optimizer must not.
+def frozen_mask(params: PyTree, frozen_stages: int) -> PyTree[bool]:
+  """A tree like `params`: True where the backbone is frozen.
 
-  Their gradients are zero, but weight decay and momentum would still move them.
+  Gradients are zero there, but weight decay and momentum would still move them.
+
+  Args:
+    params: of a detector.
+    frozen_stages: the config's `model.backbone.frozen_stages`.
   """
-  config = as_config_dict(model_config)
-  frozen = stages.frozen_names(config.backbone.frozen_stages)
+  frozen = stages.frozen_names(frozen_stages)
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[0].key == 'backbone' and path[1].key in frozen, params
   )

@@ -191,7 +191,7 @@ def check_config(config) -> None:
   if problems:
     raise UserError('the config cannot run: ' + '; '.join(problems))
   # Choices that do not exist, or do not fit, are an error now, not when traced.
-  models.build_detector(config.model)
+  models.build_detector(config)
   backbones.check_pretrained(config)
   terms.check_choices(config)
   decode.check_choices(config)

@@ -99,12 +99,12 @@ def _variables(stored: StateDict, config: Any, new_head: bool) -> dict[str, Any]
       f' --config.model.num_classes={found}; or, to train it for {count} others,'
       ' --new_head --class_names='
     )
-  return from_mmdet(arrays, config.model)
+  return from_mmdet(arrays, config)
 
 
 def _new_class_output(config: Any) -> dict[str, np.ndarray]:
   """The head's class output as a training would draw it, under mmdet's names."""
-  init = models.build_detector(config.model).init
+  init = models.build_detector(config).init
   image = jnp.zeros((1, 64, 64, 3))
   # Jitted, the rest of the detector is neither drawn nor run.
   draw = jax.jit(lambda key: init(key, image)['params']['head']['class_output'])

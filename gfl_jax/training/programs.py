@@ -13,7 +13,7 @@ from gfl_jax.training import hosts, run_folder, step
 from gfl_jax.training.parallel import DataParallel
 
 # Programs are told apart by the parts of a config that they read.
-_READ_BY_PREDICT = ('data', 'decode', 'model', 'points')
+_READ_BY_PREDICT = ('box', 'data', 'decode', 'model', 'points', 'score')
 _NOT_READ_BY_UPDATE = ('seed', 'decode')  # nor the bookkeeping
 
 
@@ -77,7 +77,7 @@ class Programs:
     predict_key = json.dumps([read, where], sort_keys=True)
     update_key = json.dumps([trained, steps_per_epoch, where], sort_keys=True)
 
-    detector = models.build_detector(config.model)
+    detector = models.build_detector(config)
     if update_key not in self._updates:
       train_step = step.make_train_step(
         detector, config, steps_per_epoch=steps_per_epoch

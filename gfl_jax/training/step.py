@@ -48,7 +48,7 @@ def create_state(variables: Mapping[str, Any], config) -> TrainState:
   optimizer = optimizers.make_optimizer(
     config,
     optax.constant_schedule(0.0),  # no part of the state
-    models.frozen_mask(config.model, params),
+    models.frozen_mask(params, config.model.backbone.frozen_stages),
   )
   # Jitted: one small program, not one for each shape of a parameter.
   init = lambda params: (
@@ -143,7 +143,7 @@ def make_train_step(detector, config, *, steps_per_epoch: int) -> Callable:
       grads, sums = gradient(state.params, state.batch_stats, batch, run_config)
     grads, sums = jax.lax.psum((grads, sums), AXIS)
     schedule = optimizers.make_schedule(run_config, steps_per_epoch)
-    frozen = models.frozen_mask(config.model, state.params)
+    frozen = models.frozen_mask(state.params, config.model.backbone.frozen_stages)
     optimizer = optimizers.make_optimizer(run_config, schedule, frozen)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -133,7 +133,5 @@ def _value(config: Any, name: str) -> Any:
 
 
 def _leaves(config: ConfigDict) -> dict[str, str]:
-  """Its values as text, without the copies of box and score in `model`."""
-  copies = ('model.box.', 'model.score.')
-  rows = tables.flatten(config.to_dict())
-  return {name: value for name, value in rows if not name.startswith(copies)}
+  """Its values as text."""
+  return dict(tables.flatten(config.to_dict()))

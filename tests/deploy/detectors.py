@@ -16,9 +16,7 @@ def trained(config=None, *, canvas=(64, 64)) -> Trained:
   config = config or tiny.config()
   config.data.canvas = canvas
   config.decode.update(score_threshold=0.0, max_detections=20)
-  variables = models.init_variables(
-    models.build_detector(config.model), jax.random.key(1)
-  )
+  variables = models.init_variables(models.build_detector(config), jax.random.key(1))
   origin = {'run': 'runs/a', 'step': 7, 'weights': 'ema'}
   names = ('cell', 'plättchen', 'c')
   return Trained(config.lock(), jax.device_get(variables), names, (1, 7, 3), origin)

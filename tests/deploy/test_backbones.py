@@ -75,7 +75,7 @@ def test_efficientnet_lite0_fills_every_leaf():
 
 
 def test_a_pretrained_backbone_replaces_the_drawn_one_alone(tmp_path):
-  config = test_weights.model_config()
+  config = test_weights.r18_config().model
   config.backbone.pretrained = str(tmp_path / 'resnet18.npz')
   np.savez(config.backbone.pretrained, **test_weights.torchvision_state_dict())
   before = jax.tree.map(np.zeros_like, golden_weights.variables(test_weights.NAME))
@@ -165,7 +165,7 @@ def torchvision_shapes(module):
   ],
 )
 def test_a_backbone_that_nobody_published_is_refused(change, message):
-  config = test_weights.model_config()
+  config = test_weights.r18_config().model
   config.backbone.update(pretrained='resnet18.npz', **change)
   with pytest.raises(ValueError, match=message):
     backbones.load_backbone({}, config.backbone)

@@ -36,7 +36,7 @@ def test_what_is_written_is_read(folder, trained):
   assert found.class_names == trained.class_names
   assert found.category_ids == trained.category_ids
   assert found.config.to_json() == trained.config.to_json()
-  assert found.config.is_locked and found.config.model.box is found.config.box
+  assert found.config.is_locked
   assert found.programs[0]['batch'] == 'any' and found.verification == {}
   assert found.files == {'a.bin': hashlib.sha256(b'abc').hexdigest()}
   manifest.record_verification(folder, {'images': 4})

@@ -11,8 +11,8 @@ from tests import golden_weights
 NAME = 'model_r18'
 
 
-def model_config():
-  return golden_weights.config(NAME).model
+def r18_config():
+  return golden_weights.config(NAME)
 
 
 def shapes(module):
@@ -40,8 +40,8 @@ def test_golden_weights_are_the_authors(name):
 
 def test_mmdet_fills_every_leaf_and_comes_back():
   entries = golden_weights.state_dict(NAME)
-  variables = weights.from_mmdet(entries, model_config())
-  expected = shapes(build_detector(model_config()))
+  variables = weights.from_mmdet(entries, r18_config())
+  expected = shapes(build_detector(r18_config()))
   assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, expected)
   back = weights.to_mmdet(variables)
   left_out = entries.keys() - back.keys()
@@ -69,7 +69,7 @@ def test_names_and_shapes_that_differ_are_named():
   entries['bbox_head.gfl_cls.bias'] = np.zeros(20)
   entries['roi_head.weight'] = np.zeros((3, 2))
   with pytest.raises(ValueError) as error:
-    weights.from_mmdet(entries, model_config())
+    weights.from_mmdet(entries, r18_config())
   message = str(error.value)
   assert message.startswith('3 names of the state dict')
   for line in (
@@ -98,7 +98,7 @@ def test_a_long_list_of_differences_ends_after_ten():
 def test_parameters_that_are_no_numbers_are_named(values, message):
   entries = golden_weights.state_dict(NAME) | {'bbox_head.gfl_cls.bias': values}
   with pytest.raises(ValueError, match=message):
-    weights.from_mmdet(entries, model_config())
+    weights.from_mmdet(entries, r18_config())
 
 
 def test_names_of_the_authors_first_code_are_the_same_but_for_the_bins():
@@ -107,15 +107,15 @@ def test_names_of_the_authors_first_code_are_the_same_but_for_the_bins():
   entries['bbox_head.distribution_project.project'] = bins
   jax.tree.map(
     np.testing.assert_array_equal,
-    weights.from_mmdet(entries, model_config()),
+    weights.from_mmdet(entries, r18_config()),
     golden_weights.variables(NAME),
   )
 
 
 def test_x101_has_the_names_and_shapes_of_mmdets():
   """ResNeXt-101 32x4d: 32 groups; 4 channels in each at a width of 64."""
-  config = golden_weights.config('model_r50').model
-  config.backbone.update(depth=101, groups=32, group_width=4)
+  config = golden_weights.config('model_r50')
+  config.model.backbone.update(depth=101, groups=32, group_width=4)
   zeros = lambda x: np.broadcast_to(np.float32(0), x.shape)
   entries = weights.to_mmdet(jax.tree.map(zeros, shapes(build_detector(config))))
   assert entries['backbone.layer1.0.conv2.weight'].shape == (128, 4, 3, 3)
@@ -129,7 +129,7 @@ def test_deformable_convolutions_are_named():
   entries['backbone.layer2.0.conv2.conv_offset.weight'] = np.zeros((27, 128, 3, 3))
   message = r'conv2\.conv_offset\.weight: \(3, 3, 128, 27\), not in the model'
   with pytest.raises(ValueError, match=message):
-    weights.from_mmdet(entries, model_config())
+    weights.from_mmdet(entries, r18_config())
 
 
 @pytest.mark.parametrize('project', [np.arange(16.0), np.arange(17.0) / 2])
@@ -138,4 +138,4 @@ def test_other_bins_are_an_error(project, of):
   entries = dict(golden_weights.state_dict(NAME))
   entries[f'bbox_head.{of}.project'] = project
   with pytest.raises(ValueError, match='trained with bins at'):
-    weights.from_mmdet(entries, model_config())
+    weights.from_mmdet(entries, r18_config())

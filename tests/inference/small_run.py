@@ -24,7 +24,7 @@ def write(folder):
   c = config()
   run_folder.open_run(folder, c)
   run_folder.write_classes(folder, NAMES, IDS)
-  variables = init_variables(build_detector(c.model), jax.random.key(0))
+  variables = init_variables(build_detector(c), jax.random.key(0))
   variables['params']['head']['class_output']['kernel'] *= 100
   variables['params']['head']['box_output']['kernel'] *= 100
   with Checkpoints(folder / 'checkpoints') as stored:

@@ -64,9 +64,7 @@ def test_boxes_are_those_of_evaluation(run, found, tmp_path):
     evaluation=part,
   )
   evaluator.evaluate(
-    jax.jit(
-      evaluator.make_predict(build_detector(trained.config.model), trained.config)
-    ),
+    jax.jit(evaluator.make_predict(build_detector(trained.config), trained.config)),
     trained.variables,
     dataset.eval_batches(1),
     dataset.ground_truth(),

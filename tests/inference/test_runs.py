@@ -38,7 +38,7 @@ def write_run(folder, *, ema_decay=0.99):
 
 
 def drawn(seed):
-  return init_variables(build_detector(tiny.config().model), jax.random.key(seed))
+  return init_variables(build_detector(tiny.config()), jax.random.key(seed))
 
 
 @pytest.fixture(scope='module')
@@ -211,7 +211,7 @@ def test_a_program_finds_what_detect_finds(run):
   batch = tiny.batch(2)
   batch['scales'][:] = 0.5
   found = runs.make_program(trained)(batch)
-  detect = evaluator.make_detect(build_detector(trained.config.model), trained.config)
+  detect = evaluator.make_detect(build_detector(trained.config), trained.config)
   expected = jax.jit(detect)(trained.variables, batch)
   assert found.valid.any() and found.boxes.max() > 64  # in original px
   for name in vars(found):

@@ -2,6 +2,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -12,15 +13,15 @@ from tests import golden, golden_weights
 from tests.models.draws import draw
 
 
-def tiny_config(**model):
-  config = gfl_r50_fpn_1x_coco.get_config().model
-  config.backbone.update(
+def tiny_config(**changes):
+  config = gfl_r50_fpn_1x_coco.get_config()
+  config.model.backbone.update(
     depth=10, widths=(8, 8, 8, 16), stem='patch4', norm='group_norm', norm_groups=4
   )
-  config.neck.update(channels=16, num_levels=3)
-  config.head.update(channels=16, num_convs=1, norm_groups=8)
-  config.num_classes = 6
-  config.update(model)
+  config.model.neck.update(channels=16, num_levels=3)
+  config.model.head.update(channels=16, num_convs=1, norm_groups=8)
+  config.model.num_classes = 6
+  config.update(changes)
   return config
 
 
@@ -46,7 +47,7 @@ def test_whole_detector_equals_the_authors(name):
     levels = detector.neck(features[1:])
     return features, levels, detector.head(levels)
 
-  detector = build_detector(config.model)
+  detector = build_detector(config)
   features, levels, out = jax.jit(lambda v, x: detector.apply(v, x, method=parts))(
     golden_weights.variables(name), image
   )
@@ -69,7 +70,7 @@ def test_whole_detector_equals_the_authors(name):
 
 
 def test_number_of_parameters_is_the_authors():
-  detector = build_detector(gfl_r50_fpn_1x_coco.get_config().model)
+  detector = build_detector(gfl_r50_fpn_1x_coco.get_config())
   shapes = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes['params'])) == 32_440_537
 
@@ -87,7 +88,9 @@ def test_images_of_a_batch_do_not_mix():
 
 
 def test_bfloat16_ends_at_the_outputs():
-  detectors = [build_detector(tiny_config(dtype=d)) for d in ('float32', 'bfloat16')]
+  detectors = [
+    build_detector(tiny_config(model={'dtype': d})) for d in ('float32', 'bfloat16')
+  ]
   variables = draw(detectors[1], images())
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}
   full, half = (apply(d, variables, images()) for d in detectors)
@@ -114,13 +117,13 @@ def kept_bytes(detector, params):
 
 def test_computing_again_keeps_less_and_changes_no_number():
   config = tiny_config()
-  config.head.num_convs = 3
+  config.model.head.num_convs = 3
   detector = build_detector(config)
   params = draw(detector, images())['params']
   everything, (value, grads) = kept_bytes(detector, params)
   kept = {}
   for remat in (('stage2',), ('head',), stages.REMAT_NAMES):
-    config.remat = remat
+    config.model.remat = remat
     again = build_detector(config)
     assert jax.tree.map(jnp.shape, draw(again, images())['params']) == jax.tree.map(
       jnp.shape, params
@@ -139,12 +142,21 @@ def test_computing_again_keeps_less_and_changes_no_number():
 
 
 def test_equal_configs_give_equal_detectors():
-  config = gfl_r50_fpn_1x_coco.get_config().model
+  config = gfl_r50_fpn_1x_coco.get_config()
   detectors = [build_detector(c) for c in (config, config.to_dict())]
   assert detectors[0] == detectors[1]
   assert len(set(detectors)) == 1
-  config.head.num_convs = 3
+  config.model.head.num_convs = 3
   assert build_detector(config) != detectors[0]
+
+
+@pytest.mark.parametrize(('box', 'outputs'), [('dirac', 1), ('gaussian', 2)])
+def test_a_box_section_of_ones_own_is_the_heads(box, outputs):
+  config = tiny_config()
+  config.box = ml_collections.ConfigDict({'kind': box, 'scale': 4.0})
+  config.score = ml_collections.ConfigDict({'kind': 'iou', 'weight': 1.0})
+  head = build_detector(config).head
+  assert (head.num_box_outputs, head.quality_branch) == (outputs, True)
 
 
 def test_variables_before_training():
@@ -176,7 +188,7 @@ def test_frozen_mask_is_true_exactly_where_the_gradient_is_zero(
   frozen_stages, frozen_leaves
 ):
   config = tiny_config()
-  config.backbone.frozen_stages = frozen_stages
+  config.model.backbone.frozen_stages = frozen_stages
   detector = build_detector(config)
   params = draw(detector, images())['params']
 
@@ -185,7 +197,7 @@ def test_frozen_mask_is_true_exactly_where_the_gradient_is_zero(
     return jnp.square(out.class_logits).sum() + jnp.square(out.box_logits).sum()
 
   grads, image_grad = jax.jit(jax.grad(total, argnums=(0, 1)))(params, images())
-  mask = frozen_mask(config, params)
+  mask = frozen_mask(params, frozen_stages)
   # The stem has 3, the first block 6, one that changes the resolution 9.
   assert jax.tree.leaves(mask).count(True) == frozen_leaves
   jax.tree.map(
@@ -193,23 +205,25 @@ def test_frozen_mask_is_true_exactly_where_the_gradient_is_zero(
   )
   assert not image_grad.any()
 
-  config.backbone.frozen_stages = 0
-  assert not any(jax.tree.leaves(frozen_mask(config, params)))
+  assert not any(jax.tree.leaves(frozen_mask(params, 0)))
 
 
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
     (
-      {'dtype': 'float16'},
+      {'model': {'dtype': 'float16'}},
       r"model.dtype='float16' is not one of \['bfloat16', 'float32'\]",
     ),
     ({'score': {'kind': 'quality'}}, r"score.kind='quality' is not one of .*'joint'"),
     (
-      {'backbone': {'kind': 'vgg'}},
+      {'model': {'backbone': {'kind': 'vgg'}}},
       r"backbone.kind='vgg' is not one of \['efficientnet_lite0', 'resnet'\]",
     ),
-    ({'remat': ('stage5',)}, r"model.remat=\('stage5',\) must be of \['stage1'"),
+    (
+      {'model': {'remat': ('stage5',)}},
+      r"model.remat=\('stage5',\) must be of \['stage1'",
+    ),
     ({'box': {'kind': 'laplace'}}, r"box.kind='laplace' is not one of .*'general'"),
   ],
 )

@@ -7,7 +7,7 @@ from gfl_jax.models import build_detector, heads
 from tests import golden, golden_weights
 
 GOLDEN = golden.load('head')
-HEAD = build_detector(golden_weights.config('head').model).head
+HEAD = build_detector(golden_weights.config('head')).head
 APPLY = jax.jit(HEAD.clone(parent=None).apply)
 
 

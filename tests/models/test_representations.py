@@ -66,7 +66,7 @@ def test_extreme_outputs_stay_finite(kind):
 def test_a_head_has_the_outputs_of_its_choices(score, box):
   config = demo_shapes.get_config()
   config.score.kind, config.box.kind = score, box
-  detector = build_detector(config.model)
+  detector = build_detector(config)
   image = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
   shapes = jax.eval_shape(
     lambda x: detector.apply(detector.init(jax.random.key(0), x), x), image
@@ -84,7 +84,7 @@ def test_a_head_has_the_outputs_of_its_choices(score, box):
 def test_the_branch_reads_the_tower_of_the_boxes():
   config = demo_shapes.get_config()
   config.score.kind = 'iou'
-  head = build_detector(config.model).head.clone(parent=None)
+  head = build_detector(config).head.clone(parent=None)
   keys = jax.random.split(jax.random.key(1), 3)
   levels = [jax.random.normal(k, (1, 4, 4, 48)) for k in keys]
   variables = head.init(jax.random.key(0), levels)

@@ -32,7 +32,7 @@ def tiny_config(**data):
 @pytest.fixture(scope='module')
 def variables():
   """Random numbers; small and positive, as variances must be."""
-  init = build_detector(tiny_config().model).init
+  init = build_detector(tiny_config()).init
   shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
   rng = np.random.default_rng(0)
   draw = lambda x: rng.uniform(0.01, 0.02, x.shape).astype(np.float32)

@@ -317,9 +317,9 @@ def test_data_may_move_and_may_not_change(straight, data_file, programs, tmp_pat
       use()
 
 
-def test_a_loaded_config_shares_box_and_score_with_the_model(straight, data_file):
+def test_a_loaded_config_is_the_one_that_was_given(straight, data_file):
   loaded = run_folder.load_config(straight[0])
-  assert loaded.model.box is loaded.box
+  assert loaded.is_locked
   assert json.loads(loaded.to_json()) == json.loads(config(data_file).to_json())
 
 

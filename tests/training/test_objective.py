@@ -32,7 +32,7 @@ def padded_boxes(boxes, labels, max_boxes=8):
 def head_gradients():
   """Jitted (params, features, batch) -> ((loss, scalars), gradients of both)."""
   config = golden_weights.config('head')
-  detector = build_detector(config.model)
+  detector = build_detector(config)
   anchors = make_anchors(config, golden.load('head')['meta/batch_shape'].tolist())
 
   def loss(params, features, batch):

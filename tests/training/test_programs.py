@@ -69,8 +69,8 @@ def test_the_first_variables_are_one_program_for_equal_detectors(monkeypatch):
     return true(self, *arguments, **options)
 
   monkeypatch.setattr(Detector, '__call__', counted)
-  config = tiny.config().model
-  config.head.prior_probability = 0.013  # no other test has it
+  config = tiny.config()
+  config.model.head.prior_probability = 0.013  # no other test has it
   first, same, other = (
     init_variables(build_detector(config), jax.random.key(seed)) for seed in (0, 0, 1)
   )
@@ -81,7 +81,7 @@ def test_the_first_variables_are_one_program_for_equal_detectors(monkeypatch):
   bias = first['params']['head']['class_output']['bias']
   np.testing.assert_allclose(jax.nn.sigmoid(bias), 0.013, rtol=1e-6)
 
-  config.head.prior_probability = 0.014
+  config.model.head.prior_probability = 0.014
   init_variables(build_detector(config), jax.random.key(0))
   assert len(traced) == 2
 

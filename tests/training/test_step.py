@@ -17,7 +17,7 @@ SCALARS = ('loss', 'loss_class', 'loss_box', 'loss_edge', 'positive_iou', 'grad_
 
 @functools.cache
 def variables():
-  detector = build_detector(tiny.config().model)
+  detector = build_detector(tiny.config())
   init = jax.jit(detector.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
   # At the start all scores are alike; as after some training, they are not.
   params = init['params']
@@ -39,7 +39,7 @@ def run_steps(
   config = tiny.config()
   config.update(changes)
   config.optimizer = optimizer_config or config.optimizer
-  detector = build_detector(config.model)
+  detector = build_detector(config)
   devices = parallel.DataParallel(mode, jax.devices()[:num_devices])
   update = devices.update(step.make_train_step(detector, config, steps_per_epoch=10))
   state = devices.replicate(step.create_state(variables(), config))
@@ -95,7 +95,7 @@ def test_a_split_batch_is_the_whole_batch(num_devices, mode, accumulate):
 def test_detections_are_those_of_one_device(num_devices, mode):
   config, batch = tiny.config(), tiny.batch()
   config.decode.score_threshold = 0.01
-  predict = evaluator.make_predict(build_detector(config.model), config)
+  predict = evaluator.make_predict(build_detector(config), config)
 
   def detections(mode, num_devices):
     devices = parallel.DataParallel(mode, jax.devices()[:num_devices])
@@ -204,7 +204,7 @@ def equations(jaxpr):
 def test_a_bfloat16_trunk_multiplies_in_bfloat16_both_ways_and_nowhere_else():
   config = tiny.config()
   config.model.dtype = 'bfloat16'
-  detector = build_detector(config.model)
+  detector = build_detector(config)
   devices = parallel.DataParallel('jit', jax.devices()[:1])
   update = devices.update(step.make_train_step(detector, config, steps_per_epoch=10))
   state = jax.eval_shape(lambda v: step.create_state(v, config), variables())
