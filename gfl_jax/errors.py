@@ -1,6 +1,10 @@
-"""Which errors a user can mend, and which may be gone by themselves."""
+"""Errors of the user, and which errors may be gone when a run is started again."""
 
+import contextlib
 import errno
+import os
+import re
+from collections.abc import Iterator
 
 
 class UserError(ValueError):
@@ -14,32 +18,61 @@ class MissingFileError(FileNotFoundError, UserError):
   """A file or folder that the user named is not there."""
 
 
-# What they say is what is wrong and what to do: no traceback adds to it.
-FORESEEN = (ValueError, OSError, FloatingPointError)
+class StorageError(OSError, UserError):
+  """A folder that the user named cannot be written or read: full, read-only, ..."""
 
-# The status of a process that ended for what may be gone when it is started again:
-# EX_TEMPFAIL of sysexits.h. Other errors end it with 1, and come again.
-AGAIN_STATUS = 75
 
-# Of the machine or the network, not of a file.
-_PASSING = frozenset(
+class LateProcessError(TimeoutError, UserError):
+  """Another process of the run did not come in time."""
+
+
+class NonFiniteLossError(FloatingPointError, UserError):
+  """The loss became nan or infinite."""
+
+
+# The status of a process that ended with a transient error: EX_TEMPFAIL of sysexits.h.
+EXIT_RETRYABLE = 75
+
+# Of the network or of a machine that is short of something. Not EIO: a bad sector has
+# it at each try.
+_TRANSIENT = frozenset(
   (
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EPIPE),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
   )
 )
+# How jax tells that another process, or the way to it, is gone.
+_LOST_PEER = re.compile(
+  r'\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b|Gloo|Connection (closed|reset) by peer'
+)
+_OF_JAX = ('JaxRuntimeError', 'XlaRuntimeError')
 
 
-def is_passing(error: BaseException | None) -> bool:
-  """Whether an error, or what caused it, may not come again: a disk that fails once."""
+def is_transient(error: BaseException | None) -> bool:
+  """Whether an error, or what caused it, may be gone when the run is started again."""
   while error is not None:
-    of_moment = isinstance(error, OSError) and error.errno in _PASSING
-    if of_moment or isinstance(error, TimeoutError):
+    by_system = isinstance(error, OSError) and error.errno in _TRANSIENT
+    lost_peer = type(error).__name__ in _OF_JAX and _LOST_PEER.search(str(error))
+    if by_system or lost_peer or isinstance(error, TimeoutError):
       return True
     error = error.__cause__
   return False
 
 
-def is_worth_another_start(error: BaseException) -> bool:
-  """Whether a run that ended with it may go on when it is started again."""
-  return not isinstance(error, FORESEEN) or is_passing(error)
+def is_of_storage(error: OSError) -> bool:
+  """Whether an error is of the disk or the way to it, not of the one file."""
+  return is_transient(error) or error.errno in (errno.EIO, errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def storage_errors(path: str | os.PathLike) -> Iterator[None]:
+  """Makes a StorageError of what the system says of a folder that the user named."""
+  try:
+    yield
+  except OSError as error:
+    if isinstance(error, UserError):
+      raise
+    reason = error.strerror or str(error)
+    raise StorageError(error.errno, reason, str(error.filename or path)) from error

@@ -1,22 +1,27 @@
 """What a script does around its main function: settings before jax, errors after."""
 
+import contextlib
+import importlib.util
 import logging
+import mmap
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TextIO
 
-from gfl_jax.errors import AGAIN_STATUS, FORESEEN, UserError, is_worth_another_start
+from gfl_jax.errors import EXIT_RETRYABLE, UserError, is_transient
 
 # Eigen's convolutions instead of YNN's; and huge pages for the large temporaries that
 # XLA's CPU backend takes afresh at each step. `scripts/benchmark.py` measures both.
 # And an end to collectives between processes that none of them is in any more: the
 # default is half an hour. Shorter, and a peer that compiles longer would end the run.
-_XLA_FLAGS = (
-  '--xla_cpu_experimental_ynn_fusion_type= --xla_cpu_collective_timeout_seconds=300'
-)
+_XLA_FLAGS = {
+  'xla_cpu_experimental_ynn_fusion_type': '',
+  'xla_cpu_collective_timeout_seconds': '300',
+}
 _TUNABLE = 'glibc.malloc.hugetlb=1'
 _MARK = 'GFL_JAX_LAUNCHED'
 _TRACEBACK = 'GFL_JAX_TRACEBACK'
@@ -24,9 +29,9 @@ _IN_CONFIG = 'Error whilst parsing config file'  # as ml_collections has it
 
 
 def run(main: Callable[[list[str]], Any], *, several_processes: bool = False) -> None:
-  """Runs a script's main function; a foreseen error is one line, not a traceback.
+  """Runs a script's main function; a UserError is one line, not a traceback.
 
-  With GFL_JAX_TRACEBACK=1 in the environment errors show where they came from.
+  With GFL_JAX_TRACEBACK=1 in the environment these, too, show where they came from.
 
   Args:
     main: takes the arguments that are no flags, returns the exit status.
@@ -70,17 +75,34 @@ def _end(error: BaseException) -> NoReturn:
     if not hosts or hosts.finish() == 0:
       print(text, file=sys.stderr)
     sys.exit(code or 130)
-  elif isinstance(error, FORESEEN) and _TRACEBACK not in os.environ:
+  retryable = is_transient(error)
+  status = EXIT_RETRYABLE if retryable else 1
+  if isinstance(error, UserError) and _TRACEBACK not in os.environ:
     text, advice = f'error: {error}', f'({_TRACEBACK}=1 in the environment shows where)'
-    again = is_worth_another_start(error)
-    status = AGAIN_STATUS if again else 1
     if hosts:
-      hosts.leave(text, status, again=again, advice=advice)
+      hosts.leave(text, status, again=retryable, advice=advice)
     print(f'\n{text}\n{advice}', file=sys.stderr)
     sys.exit(status)
-  elif hosts:
+  if hosts:
     hosts.leave_after_failure(error, show=_TRACEBACK in os.environ)
+  if retryable:
+    traceback.print_exception(error)
+    sys.exit(status)
   raise error
+
+
+def require_flags(names: Sequence[str]) -> None:
+  """Makes flags of a script required, and refuses them empty.
+
+  An empty folder would be the one where the user stands.
+  """
+  from absl import flags
+
+  flags.mark_flags_as_required(names)
+  for name in names:
+    flags.register_validator(
+      name, lambda value: value != '', f'--{name} is empty: give it a value'
+    )
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -88,7 +110,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
   values = flags.FLAGS
   try:
-    arguments = values(argv)
+    arguments = values([_expand_home(argument) for argument in argv])
     # Else absl's own start would show the notes of all libraries.
     if values['verbosity'].using_default_value:
       values.verbosity = logging.WARNING
@@ -138,10 +160,10 @@ def use_compilation_cache(path: str | os.PathLike) -> None:
 def prepare_process() -> None:
   """Starts this program again with the settings, unless that was done already.
 
-  glibc reads its tunables only when a process starts, and an XLA flag that the
-  installed version does not know ends the process: the flag is given only to versions
-  that it was tried on.
+  glibc reads its tunables only when a process starts. Not under a debugger or profiler,
+  nor in a notebook's kernel: they would be lost, and huge pages are not worth that.
   """
+  _open_standard_streams()
   # Our own lines are shown as they are; of the libraries', warnings alone.
   ours = logging.getLogger('gfl_jax')
   ours.setLevel(logging.INFO)
@@ -149,11 +171,82 @@ def prepare_process() -> None:
   ours.propagate = False
   if _MARK in os.environ:
     return
-  from importlib.metadata import version
+  settings = {_MARK: '1', 'XLA_FLAGS': _xla_flags(os.environ.get('XLA_FLAGS', ''))}
+  if 'IPython' in sys.modules or hasattr(sys, 'ps1'):  # %run, a notebook, a prompt
+    os.environ['XLA_FLAGS'] = settings['XLA_FLAGS']
+    return
+  # Scripts draw into files alone. A notebook's own backend may not be installed here,
+  # and then matplotlib cannot be imported.
+  settings['MPLBACKEND'] = 'agg'
+  os.environ.update(settings)
+  os.environ.setdefault('GLIBC_TUNABLES', _TUNABLE)
+  if sys.executable and not _is_traced():
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
-  environment = os.environ | {_MARK: '1'}
-  environment.setdefault('GLIBC_TUNABLES', _TUNABLE)
-  if version('jaxlib').startswith(('0.10.', '0.12.')):
-    flags = environment.get('XLA_FLAGS', '')
-    environment['XLA_FLAGS'] = f'{_XLA_FLAGS} {flags}'.strip()
-  os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+
+def _is_traced() -> bool:
+  """Whether a debugger, a profiler or a measurement of coverage is at work."""
+  monitoring = getattr(sys, 'monitoring', None)  # of Python 3.12 and newer
+  tools = [monitoring.get_tool(number) for number in range(6)] if monitoring else []
+  return any((sys.gettrace(), sys.getprofile(), *tools))
+
+
+def _xla_flags(given: str) -> str:
+  """Our flags that the installed jaxlib knows, and after them those of the user.
+
+  One that it does not know would end the process. Flags are registered by name, so the
+  name is in the library.
+  """
+  package = importlib.util.find_spec('jaxlib')
+  assert package is not None and package.origin is not None
+  known = []
+  for library in pathlib.Path(package.origin).parent.glob('libjax_common.*'):
+    with (
+      library.open('rb') as file,
+      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+      known = [name for name in _XLA_FLAGS if content.find(name.encode()) >= 0]
+  return ' '.join([*(f'--{name}={_XLA_FLAGS[name]}' for name in known), given]).strip()
+
+
+def _open_standard_streams() -> None:
+  """A run goes on where nobody reads what it says.
+
+  A stream that was closed (`2>&-`) is None, and the next file would take its number; a
+  terminal that is gone refuses each line.
+  """
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+  for name, number in (('stdout', 1), ('stderr', 2)):
+    if getattr(sys, name) is None:
+      setattr(sys, name, os.fdopen(number, 'w'))
+  sys.stderr = _Unread(sys.stderr)
+
+
+class _Unread:
+  """A text stream whose reader may be gone."""
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    with contextlib.suppress(OSError):
+      return self._stream.write(text)
+    return len(text)
+
+  def flush(self) -> None:
+    with contextlib.suppress(OSError):
+      self._stream.flush()
+
+
+def _expand_home(argument: str) -> str:
+  """`~` as a shell has it, which expands it at the start of a word alone."""
+  return re.sub(
+    r'(?:(?<=[=,])|^)~[^/,=]*', lambda found: os.path.expanduser(found[0]), argument
+  )

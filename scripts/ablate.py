@@ -21,6 +21,10 @@ The exit code is 1 if a run failed.
 """
 
 import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 import shlex
 
 from absl import app, flags

@@ -31,7 +31,11 @@ other line has `case`, `variant`, `median_ms`, `min_ms`, `p90_ms`, `repeats` and
 process so far). Everything runs on one device. Progress goes to stderr.
 """
 
+import pathlib
 import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 from collections.abc import Sequence
 
 from absl import app, flags

@@ -5,7 +5,6 @@ import functools
 import io
 import itertools
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -20,7 +19,7 @@ from PIL import Image
 
 from configs import gfl_r50_fpn_1x_coco
 from gfl_jax import data
-from gfl_jax.data import transforms
+from gfl_jax.data import records, transforms
 
 BATCH_SIZE = 16
 RUN_EPOCHS = 4  # of one timed run
@@ -64,7 +63,7 @@ def read_input(options: Options, *, size: str) -> Iterator[dict]:
     images = batches * BATCH_SIZE
     some = list(itertools.islice(itertools.cycle(encoded), images))
     place = functools.partial(_bare_place, config=config)
-    cores = len(os.sched_getaffinity(0))
+    cores = records.num_cores()
     with futures.ThreadPoolExecutor(cores) as pool:
       runs = {
         'read': lambda: _take(dataset.train_batches(BATCH_SIZE, seed=0), batches),

@@ -17,9 +17,13 @@ all that is computed but not for gathers, scatters, sorts and copies under way: 
 results/tpu/README.md.
 """
 
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 import json
 import os
-import sys
 
 from absl import app, flags
 from ml_collections import config_flags

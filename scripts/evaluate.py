@@ -7,6 +7,10 @@ run's folder.
 """
 
 import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,5 +52,5 @@ def _print_table(values: Mapping[str, Any]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['run'])
+  launch.require_flags(['run'])
   launch.run(main, several_processes=True)

@@ -13,6 +13,9 @@ Programs are compared with the run on its evaluation images, or on --images. The
 """
 
 import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
@@ -52,5 +55,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['run', 'format', 'out'])
+  launch.require_flags(['run', 'format', 'out'])
   launch.run(main)

@@ -12,7 +12,11 @@ Each line has `tries`, `held` (how often the goal was met), `figures`, `failures
 lines of a file, and the rows that tests cover, as a markdown table.
 """
 
+import pathlib
 import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 import tempfile
 from collections.abc import Callable
 from pathlib import Path

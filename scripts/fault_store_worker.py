@@ -4,6 +4,10 @@ fault_store_worker.py FOLDER
 """
 
 import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 import resource
 
 import jax

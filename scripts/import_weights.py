@@ -26,6 +26,11 @@ Checkpoints of mmdetection 1.x (the authors' first code) need
 half a pixel of the network's input further inside.
 """
 
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 from concurrent import futures
 
 from absl import app, flags
@@ -72,5 +77,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['checkpoint', 'config', 'workdir'])
+  launch.require_flags(['checkpoint', 'config', 'workdir'])
   launch.run(main)

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gfl_jax.data import records
+
 
 def print_line(line: dict[str, Any], out: str | None) -> None:
   """Prints a JSON line, and adds it to a file if there is one."""
@@ -28,7 +30,7 @@ def facts() -> dict[str, Any]:
   memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   return {
     'cpu': _cpu_name(),
-    'cores': len(os.sched_getaffinity(0)),
+    'cores': records.num_cores(),
     'memory_gib': round(memory / 2**30, 1),
     'load': round(os.getloadavg()[0], 1),
     'system': platform.platform(),

@@ -16,6 +16,9 @@ off, it writes the json of the pictures so far. Earlier pictures of other names 
 """
 
 import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import tqdm
 from absl import flags
@@ -79,5 +82,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['model', 'out'])
+  launch.require_flags(['model', 'out'])
   launch.run(main)

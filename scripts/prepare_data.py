@@ -23,6 +23,11 @@ With --out both splits are written, too, as one file that needs no TensorFlow: d
 at the config's largest short side, whole and not augmented.
 """
 
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 import os
 
 from absl import app, flags
@@ -66,5 +71,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['config'])
+  launch.require_flags(['config'])
   launch.run(main)

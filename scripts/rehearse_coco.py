@@ -11,6 +11,11 @@ Prints one JSON line for each part, times in seconds and the most memory in MB:
 {parts}
 """
 
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 import tempfile
 from pathlib import Path
 
@@ -56,5 +61,5 @@ def main(argv: list[str]) -> None:
 if __name__ == '__main__':
   from gfl_jax import launch
 
-  flags.mark_flags_as_required(['photographs'])
+  launch.require_flags(['photographs'])
   launch.run(main)

@@ -7,6 +7,11 @@ Any value of the config can be given on the command line: --config.epochs=30,
 report.html.
 """
 
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -27,5 +32,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['config', 'workdir'])
+  launch.require_flags(['config', 'workdir'])
   launch.run(main, several_processes=True)

@@ -1,10 +1,14 @@
 """What scripts say before they begin: help, errors of flags, lines of libraries."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from gfl_jax import launch
 
 ROOT = pathlib.Path(__file__).parents[1]
 LOUD = """
@@ -19,14 +23,15 @@ launch.run(main)
 """
 
 
-def said(*command):
+def said(*command, cwd=ROOT, **environment):
   """Exit status, and all that a script prints."""
   done = subprocess.run(
     [sys.executable, *map(str, command)],
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
-    cwd=ROOT,
+    cwd=cwd,
+    env=os.environ | environment,
   )
   return done.returncode, done.stdout
 
@@ -69,3 +74,134 @@ def test_of_libraries_warnings_alone_are_shown_unless_asked_for_more(tmp_path):
   assert status == 0 and 'a warning' in text and 'a note' not in text
   _, text = said(script, '--verbosity=0')
   assert 'a warning' in text and 'a note' in text
+
+
+NEW_LOSS = """
+import sys
+from gfl_jax import errors, launch
+
+def new_loss():
+  raise errors.UserError('beta=9') if 'user' in sys.argv else ValueError('beta=9')
+
+def main(argv):
+  import gfl_jax.reports.plots
+  print('options', sorted(sys._xoptions))
+  new_loss()
+
+launch.run(main)
+"""
+
+
+def test_python_keeps_its_options_and_an_error_of_new_code_its_traceback(tmp_path):
+  script = tmp_path / 'new_loss.py'
+  script.write_text(NEW_LOSS)
+  environment = {'MPLBACKEND': 'module://of_a_notebook', 'PYTHONPATH': str(ROOT)}
+  command = ['-X', 'utf8', '-m', 'cProfile', script]
+  status, text = said(*command, **environment)
+  assert status == 1
+  assert "options ['utf8']" in text and 'function calls' in text  # it was profiled
+  assert 'in new_loss' in text and 'ValueError: beta=9' in text
+  status, text = said(script, 'user', **environment)
+  assert status == 1 and 'error: beta=9' in text and 'Traceback' not in text
+
+
+def test_a_closed_stderr_ends_nothing(tmp_path):
+  script = tmp_path / 'loud.py'
+  script.write_text(LOUD.replace("logging.info('a note')", "print('all is well')"))
+  command = f'{sys.executable} {script} 2>&-'
+  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+  done = subprocess.run(
+    ['sh', '-c', command], stdout=subprocess.PIPE, text=True, env=environment
+  )
+  assert (done.returncode, done.stdout) == (0, 'all is well\n')
+
+
+def test_a_terminal_that_is_gone_ends_nothing():
+  class Gone:
+    encoding = 'utf-8'
+
+    def write(self, text):
+      raise OSError(5, 'Input/output error')
+
+    flush = write
+
+  stream = launch._Unread(Gone())
+  assert stream.write('a line') == 6 and stream.encoding == 'utf-8'
+
+
+def test_flags_of_the_compiler_are_those_it_knows(monkeypatch):
+  flags = launch._xla_flags('--xla_given=1').split()
+  assert [flag.partition('=')[0] for flag in flags] == [
+    *(f'--{name}' for name in launch._XLA_FLAGS),
+    '--xla_given',
+  ]
+  monkeypatch.setattr(launch, '_XLA_FLAGS', {'xla_cpu_no_such_flag_at_all': '1'})
+  assert launch._xla_flags('') == ''
+
+
+@pytest.mark.parametrize(
+  'argument, expanded',
+  [
+    ('--workdir=~/runs/a', '--workdir=HOME/runs/a'),
+    ('--images=~/a,~/b/~c', '--images=HOME/a,HOME/b/~c'),
+    ('--set=data.path=~', '--set=data.path=HOME'),
+    ('~/photos', 'HOME/photos'),
+    ('--rows=a~b', '--rows=a~b'),
+  ],
+)
+def test_the_home_folder_is_written_as_in_a_shell(monkeypatch, argument, expanded):
+  monkeypatch.setenv('HOME', '/home/me')
+  assert launch._expand_home(argument) == expanded.replace('HOME', '/home/me')
+
+
+def test_an_empty_folder_is_refused():
+  status, text = said('scripts/train.py', '--config=configs/bccd.py', '--workdir=')
+  assert status == 1 and '--workdir' in text and 'empty' in text
+
+
+def test_scripts_run_in_a_checkout_that_is_not_installed(tmp_path):
+  line = 'sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))\n'
+  for script in ROOT.glob('scripts/*.py'):
+    text = script.read_text()
+    assert (line in text) == ('__main__' in text), script
+  # -S leaves out what makes an editable install importable.
+  packages = str(pathlib.Path(jax.__file__).parents[1])
+  command = ['-S', ROOT / 'scripts/train.py', '--help']
+  _, text = said(*command, cwd=tmp_path, PYTHONPATH=packages)
+  assert '--workdir' in text and 'Traceback' not in text
+
+
+FAKE_TRAINING = """#!/bin/sh
+echo start >> starts
+case $(wc -l < starts) in {steps} esac
+exit {status}
+"""
+
+
+@pytest.mark.parametrize(
+  'status, steps, starts',
+  [
+    (137, '2) mkdir -p run/checkpoints/50 ;;', 5),
+    (75, '3) exit 0 ;;', 3),
+    (1, '9) ;;', 1),
+  ],
+)
+def test_training_is_started_again_while_it_gets_on(tmp_path, status, steps, starts):
+  for name, text in (
+    ('python', FAKE_TRAINING.format(status=status, steps=steps)),
+    ('sleep', '#!/bin/sh\n'),
+  ):
+    (tmp_path / name).write_text(text)
+    (tmp_path / name).chmod(0o755)
+  path = f'{tmp_path}:{os.environ["PATH"]}'
+  done = subprocess.run(
+    ['sh', ROOT / 'scripts/keep_training.sh', '--config=c.py', '--workdir', 'run'],
+    cwd=tmp_path,  # relative folders are those of the user
+    env=os.environ | {'PYTHON': str(tmp_path / 'python'), 'PATH': path},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert len((tmp_path / 'starts').read_text().split()) == starts
+  assert done.returncode == (0 if 'exit 0' in steps else status)
+  if starts == 5:
+    assert 'newest is 50' in done.stderr

@@ -21,7 +21,7 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from gfl_jax.data import coco_classes, coco_json, shards
 from gfl_jax.data.archives import Files, Folder, find
-from gfl_jax.errors import MissingFileError, UserError, is_passing
+from gfl_jax.errors import MissingFileError, UserError, is_of_storage
 
 _LOG = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def _read_image(files: Files, image: dict[str, Any]):
     encoded = files.read(image['file_name'])
   except OSError as error:
     # Of the machine, not of the image: it must not be left out for that.
-    if is_passing(error) or isinstance(error, PermissionError):
+    if is_of_storage(error):
       raise
     raise UserError(f'{where} {coco_json.file_problem(error)}') from error
   return coco_json.checked_image(encoded, image, where)

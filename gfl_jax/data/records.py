@@ -26,7 +26,7 @@ from etils import epath
 
 from gfl_jax.data.memory import place
 from gfl_jax.data.transforms import Plan
-from gfl_jax.errors import UserError, is_passing
+from gfl_jax.errors import UserError, is_of_storage
 
 AHEAD = 2  # batches; what is in memory at once is one more
 _TRIES, _PAUSE_SECONDS = 3, 2.0  # of reading, from storage that fails for a moment
@@ -113,7 +113,7 @@ class RecordPixels:
           encoded = file.read(int(self.lengths[row]))
         break
       except OSError as error:
-        if not (left and is_passing(error)):
+        if not (left and is_of_storage(error)):
           raise
         time.sleep(_PAUSE_SECONDS)
     if zlib.crc32(encoded) != self.checksums[row]:
@@ -157,8 +157,10 @@ def decode(encoded: bytes) -> np.ndarray:
 
 
 def num_cores() -> int:
-  """Cores that this process may use."""
-  return len(os.sched_getaffinity(0))
+  """Cores that this process may use; on macOS, which does not tell, all there are."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _finished(batch: np.ndarray, parts: list[futures.Future]) -> np.ndarray:

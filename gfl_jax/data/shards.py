@@ -26,7 +26,7 @@ from tensorflow_datasets.core.splits import SplitDict
 
 from gfl_jax import files
 from gfl_jax.data import quiet, records
-from gfl_jax.errors import UserError
+from gfl_jax.errors import StorageError, UserError
 
 with quiet.starting():  # TFDS itself imports it only when it is used
   import tensorflow as tf
@@ -203,7 +203,7 @@ def _write_shard(folder: pathlib.Path, name: str, made) -> Facts:
         writer.write(record)
         count += 1
   except tf.errors.OpError as error:
-    raise OSError(f'{part} cannot be written: {error.message}') from error
+    raise StorageError(f'{part} cannot be written: {error.message}') from error
   size = part.stat().st_size
   facts = Facts(name, count, size, degenerate_boxes, problems, _sha256(part))
   part.replace(path)

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from gfl_jax.deploy import manifest
 from gfl_jax.deploy.trained import Program, Trained
-from gfl_jax.errors import UserError
+from gfl_jax.errors import UserError, storage_errors
 from gfl_jax.inference import runs, verification
 from gfl_jax.inference.images import Placed
 
@@ -54,9 +54,10 @@ def export(
   placed = []
   if format != 'params':
     placed = verification.sample_images(trained.config, images, leave_out=out)
-  out.absolute().parent.mkdir(parents=True, exist_ok=True)
   part = out.absolute().with_name(f'.{out.name}.part.{os.getpid()}')
-  part.mkdir()
+  with storage_errors(out):
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.mkdir()
   try:
     # Imported only where asked for: the packages of one format are an extra.
     module = importlib.import_module(f'gfl_jax.deploy.{format}')

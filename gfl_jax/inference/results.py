@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gfl_jax import files
-from gfl_jax.errors import UserError
+from gfl_jax.errors import UserError, storage_errors
 from gfl_jax.evaluation import coco_metrics
 from gfl_jax.evaluation.decode import Detections
 from gfl_jax.inference import drawing
@@ -57,7 +57,8 @@ class Results:
     self._images: dict[int, dict] = {}
     self._detections: dict[int, list[dict]] = {}
     self._num_drawn = 0
-    self._out.mkdir(parents=True, exist_ok=True)
+    with storage_errors(self._out):
+      self._out.mkdir(parents=True, exist_ok=True)
 
   def add(
     self, index: int, image: UInt8[np.ndarray, 'h w 3'], found: ImageDetections
@@ -75,8 +76,9 @@ class Results:
     picture = drawing.draw(image, shown)
     picture.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
     path = self._out / picture_name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, quality=92, subsampling=0)
+    with storage_errors(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      picture.save(path, quality=92, subsampling=0)
     # Only now: the json names no picture that could not be written.
     self._num_drawn += len(shown)
     self._images[index] = {
@@ -103,8 +105,9 @@ class Results:
     detections = [
       one for index in sorted(self._detections) for one in self._detections[index]
     ]
-    files.write_whole(self._out / 'images.json', json.dumps(data_set, indent=1))
-    files.write_whole(self._out / 'detections.json', json.dumps(detections))
+    with storage_errors(self._out):
+      files.write_whole(self._out / 'images.json', json.dumps(data_set, indent=1))
+      files.write_whole(self._out / 'detections.json', json.dumps(detections))
     pictures = (self._out / 'pictures').rglob(f'*{PICTURE_SUFFIX}')
     num_others = sum(path.is_file() for path in pictures) - len(self._images)
     others = f'; {num_others} other pictures were there before' if num_others else ''

@@ -1,7 +1,6 @@
 """Checkpoints: orbax, asynchronous; the two newest and the best are kept."""
 
 import contextlib
-import errno
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from gfl_jax.deploy.checks import check_same
-from gfl_jax.errors import UserError, is_passing
+from gfl_jax.errors import StorageError, UserError, is_transient
 from gfl_jax.training import checksums, store_errors
 
 # A save that takes longer is given up: hosts wait so long for one whose store failed.
@@ -185,7 +184,7 @@ class Checkpoints:
       self._start(self._refused)
       self._finish()
     if self._refused is not None:
-      raise OSError(
+      raise StorageError(
         f'step {self._refused.step} could not be saved; {self._newest()}. With space'
         f' for it in {self._folder} the same command goes on from there'
       )
@@ -399,9 +398,7 @@ def _is_donated(tree: Any) -> bool:
 
 def _may_be_whole(error: Exception) -> bool:
   """A file that cannot be reached or held now: no reason to go back."""
-  if isinstance(error, OSError) and error.errno == errno.EIO:
-    return False  # as a bad sector has it, each time
-  return isinstance(error, MemoryError | PermissionError) or is_passing(error)
+  return isinstance(error, MemoryError | PermissionError) or is_transient(error)
 
 
 @contextlib.contextmanager

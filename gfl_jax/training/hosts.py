@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from gfl_jax.errors import AGAIN_STATUS, UserError, is_worth_another_start
+from gfl_jax.errors import EXIT_RETRYABLE, LateProcessError, UserError, is_transient
 from gfl_jax.training.judge import (
   GRACE_SECONDS,
   PATIENT_SECONDS,
@@ -55,7 +55,7 @@ def connect(
 
   Raises:
     ValueError: arguments that do not fit together; a TPU that does not tell its hosts.
-    TimeoutError: the others did not come within `WAIT_FOR_ALL_SECONDS`.
+    LateProcessError: the others did not come within `WAIT_FOR_ALL_SECONDS`.
   """
   global _watch
   if num_processes == 1 and process_id in (None, 0):
@@ -90,7 +90,7 @@ def connect(
     )
   except jax.errors.JaxRuntimeError as error:
     witness.dismiss()
-    raise TimeoutError(
+    raise LateProcessError(
       f'not all processes came to {coordinator or "the first host"} within'
       f' {WAIT_FOR_ALL_SECONDS} s: {str(error).splitlines()[0]}'
     ) from error
@@ -277,7 +277,7 @@ def report_errors() -> Iterator[None]:
     raise
   except Exception as error:
     if _watch:
-      again = is_worth_another_start(error)
+      again = is_transient(error)
       _watch.ends(f'error: {error}', again=again)
     raise
 
@@ -328,8 +328,8 @@ def leave_after_failure(error: Exception, *, show: bool) -> NoReturn:
     _LOG.warning('A computation failed, looking for who is to blame: %s', line)
     _watch.failed()
     time.sleep(SILENT_SECONDS_AFTER_FAILURE + 2 * GRACE_SECONDS)
-  if is_worth_another_start(error):
-    leave(f'error: {line}', AGAIN_STATUS, again=True, advice=GO_ON)
+  if is_transient(error):
+    leave(f'error: {line}', EXIT_RETRYABLE, again=True, advice=GO_ON)
   leave(f'error: {line}', 1, again=False)
 
 

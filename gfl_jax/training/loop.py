@@ -34,7 +34,7 @@ def train(
 
   Raises:
     ValueError: a config that cannot run, or another run's folder.
-    FloatingPointError: the loss became nan or infinite.
+    NonFiniteLossError: the loss became nan or infinite.
     Stopped: a Ctrl-C or SIGTERM came; the step it came in is saved. If that step was to
       be evaluated, the next start does it.
   """

@@ -11,6 +11,7 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
+from gfl_jax.errors import NonFiniteLossError
 from gfl_jax.training.experiment import Experiment
 from gfl_jax.training.run_folder import MetricsLog
 
@@ -49,7 +50,7 @@ class Monitor:
     """Takes the numbers of a step just sent off, and reads those of the one before.
 
     Raises:
-      FloatingPointError: a loss or gradient that is not finite; names the step, the
+      NonFiniteLossError: a loss or gradient that is not finite; names the step, the
         loss terms and the images of the batch.
     """
     self._read_pending()
@@ -61,7 +62,7 @@ class Monitor:
     So a run that goes on from the checkpoint writes the lines of one never stopped.
 
     Raises:
-      FloatingPointError: as `add`.
+      NonFiniteLossError: as `add`.
     """
     last_step = self._pending[0] if self._pending else 0
     self._read_pending()
@@ -78,7 +79,7 @@ class Monitor:
     if not all(map(math.isfinite, terms.values())):
       # The terms are those of the whole batch: all processes come here.
       all_ids = multihost_utils.process_allgather(image_ids, tiled=True)
-      raise FloatingPointError(
+      raise NonFiniteLossError(
         f'step {step}: '
         + ', '.join(f'{name}={value}' for name, value in terms.items())
         + f'; image ids of the batch: {all_ids.tolist()}. Checkpoints'

@@ -19,7 +19,7 @@ import ml_collections
 from gfl_jax import files
 from gfl_jax.deploy import checks
 from gfl_jax.deploy.trained import NOT_WHOLE, completed, stored_config
-from gfl_jax.errors import MissingFileError, UserError
+from gfl_jax.errors import MissingFileError, UserError, storage_errors
 from gfl_jax.training import hosts
 from gfl_jax.training.checkpoints import Checkpoints
 
@@ -76,9 +76,10 @@ def _open_as_first(
         ' continue: take another --workdir, or give the same config to go on with'
         ' it. They differ in:\n  ' + '\n  '.join(differing)
       )
-  folder.mkdir(parents=True, exist_ok=True)
-  files.write_whole(folder / 'env.json', json.dumps(_environment(), indent=2))
-  files.write_whole(stored_file, json.dumps(now, indent=2))
+  with storage_errors(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_whole(folder / 'env.json', json.dumps(_environment(), indent=2))
+    files.write_whole(stored_file, json.dumps(now, indent=2))
 
 
 def load_config(workdir: str | os.PathLike) -> Any:
@@ -303,9 +304,17 @@ def _environment() -> dict[str, Any]:
     'cpu_count': os.cpu_count(),
     'devices': f'{len(devices)} x {devices[0].device_kind} ({devices[0].platform})',
     'processes': jax.process_count(),
-    'versions': {name: importlib.metadata.version(name) for name in PACKAGES},
+    'versions': {name: _version(name) for name in PACKAGES},
     'git': _git_revision(),
   }
+
+
+def _version(package: str) -> str:
+  """Of an installed package; gfl-jax itself may run from a checkout alone."""
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return 'not installed'
 
 
 def _git_revision() -> str:

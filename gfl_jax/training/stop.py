@@ -9,7 +9,8 @@ import jax
 from jax.experimental import multihost_utils
 
 _LOG = logging.getLogger(__name__)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Of a user, of a machine that is taken away, of a terminal that is closed.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Jax agrees on the number after the last that any process asked for, and on no other:
 # a SIGTERM that comes before the first question must find that the next is it. So they
 # are counted here; the steps of a run that goes on begin anywhere.
@@ -25,7 +26,8 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequests:
-  """Takes Ctrl-C and SIGTERM as a wish to stop after the step; a second stops at once.
+  """Takes Ctrl-C, SIGTERM and SIGHUP as a wish to stop after the step; a second of them
+  stops at once. Under nohup SIGHUP stays ignored.
 
   Use it as a context manager and ask `reached` after each step. Several processes stop
   after the same step, whichever of them was asked, be it before the first step, while
@@ -44,9 +46,11 @@ class StopRequests:
   def __enter__(self) -> 'StopRequests':
     if threading.current_thread() is threading.main_thread():
       # Among several processes SIGTERM is jax's, which tells all of them.
-      numbers = (signal.SIGINT,) if self._several else _SIGNALS
-      self._before = {number: signal.getsignal(number) for number in numbers}
-      for number in numbers:
+      before = {number: signal.getsignal(number) for number in _SIGNALS}
+      if self._several:
+        del before[signal.SIGTERM]
+      self._before = {n: h for n, h in before.items() if h != signal.SIG_IGN}
+      for number in self._before:
         signal.signal(number, self._take)
     self.reached()
     return self

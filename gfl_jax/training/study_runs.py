@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gfl_jax.errors import UserError
+from gfl_jax.errors import UserError, storage_errors
 from gfl_jax.files import read_json, read_json_lines, write_json_lines, write_whole
 from gfl_jax.training import run_folder
 
@@ -202,7 +202,8 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
     path: of the lock's file.
     wait: until it is free; otherwise the value is False if another one holds it.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
+  with storage_errors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
   with path.open('w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -18,7 +18,7 @@ import time
 from collections.abc import Collection
 from typing import Any, NoReturn
 
-from gfl_jax.errors import AGAIN_STATUS
+from gfl_jax.errors import EXIT_RETRYABLE
 from gfl_jax.training.judge import (
   BEAT_SECONDS,
   GRACE_SECONDS,
@@ -193,5 +193,5 @@ class Watch:
         self._leave_with(f'error: {verdict.text}.', verdict.again, verdict.accused)
 
   def _leave_with(self, text: str, again: bool, accused: Collection[int] = ()) -> None:
-    status, advice = (AGAIN_STATUS, GO_ON) if again else (1, '')
+    status, advice = (EXIT_RETRYABLE, GO_ON) if again else (1, '')
     self.leave(text, status, again=again, advice=advice, accused=accused)

@@ -104,7 +104,7 @@ def test_storage_that_fails_for_a_moment_is_asked_again(folder, monkeypatch, fai
   if failures == 3:
     with pytest.raises(ValueError, match='cannot be read: .*Stale file') as error:
       next(dataset.train_batches(4, seed=0))
-    assert errors.is_worth_another_start(error.value)
+    assert errors.is_transient(error.value)
     return
   batch = next(dataset.train_batches(4, seed=0))
   np.testing.assert_array_equal(batch['images'], wanted['images'])
@@ -113,3 +113,8 @@ def test_storage_that_fails_for_a_moment_is_asked_again(folder, monkeypatch, fai
 def test_what_is_no_image_is_an_error():
   with pytest.raises(ValueError, match='cannot be decoded'):
     records.decode(b'<html>')
+
+
+def test_cores_are_counted_where_the_system_does_not_tell_which(monkeypatch):
+  monkeypatch.delattr(os, 'sched_getaffinity')
+  assert records.num_cores() == os.cpu_count()

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from gfl_jax.errors import AGAIN_STATUS
+from gfl_jax.errors import EXIT_RETRYABLE
 from gfl_jax.training import experiment, hosts, loop, parallel, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.programs import Programs
@@ -183,7 +183,7 @@ def test_a_late_process_is_waited_for_and_a_killed_one_named(tmp_path):
     group.wait_for_text(0, 'under way', LIMIT_SECONDS)
     start = time.monotonic()
     group.signal(1, signal.SIGKILL)
-    statuses = [AGAIN_STATUS, -signal.SIGKILL, AGAIN_STATUS]
+    statuses = [EXIT_RETRYABLE, -signal.SIGKILL, EXIT_RETRYABLE]
     assert group.wait(LIMIT_SECONDS) == statuses, group.report()
     for number in (0, 2):
       assert group.seconds[number] - start < 30
@@ -242,7 +242,7 @@ def test_a_stuck_process_is_named(tmp_path):
     group.wait_for_text(1, 'stuck now', LIMIT_SECONDS)
     start = time.monotonic()
     # A status of its own tells a loop that starting all again may help.
-    assert group.wait(LIMIT_SECONDS, [0])[0] == AGAIN_STATUS
+    assert group.wait(LIMIT_SECONDS, [0])[0] == EXIT_RETRYABLE
     assert group.seconds[0] - start < 30
     words = 'process 0: error: no progress for 20 s from process 1: alive, but stuck'
     assert words in group.text(0), group.report()

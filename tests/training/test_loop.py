@@ -445,3 +445,8 @@ def test_tensorboard_events_hold_the_scalars(tmp_path):
   log.close()
   (events,) = (tmp_path / 'events').iterdir()
   assert b'train/loss' in events.read_bytes()
+
+
+def test_the_version_of_a_package_that_is_not_installed_is_said():
+  assert run_folder._version('jax') == jax.__version__
+  assert run_folder._version('gfl-jax-that-is-not-there') == 'not installed'
