@@ -29,6 +29,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from gfl_jax import files, launch
+from gfl_jax.errors import MissingFileError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config.')
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'The slice: v5e:16x16, v5p:4x8x8.')
@@ -54,10 +55,10 @@ def main(argv: list[str]) -> None:
     import tpu_tables
 
     if not os.path.exists(_TABLE.value):
-      raise FileNotFoundError(f'--table={_TABLE.value} does not exist')
+      raise MissingFileError(f'--table={_TABLE.value} does not exist')
     lines = files.read_json_lines(_TABLE.value)
     if not lines:
-      raise ValueError(f'--table={_TABLE.value} holds no lines of this script')
+      raise UserError(f'--table={_TABLE.value} holds no lines of this script')
     print(tpu_tables.table(lines))
     return
   if _CONFIG.value is None or _TOPOLOGY.value is None:
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
     if not line['memory']['fits']:
       does_not_fit.append(f'{name}: {tpu_tables.shortage(line)}')
   if does_not_fit:
-    raise ValueError(
+    raise UserError(
       f'does not fit on {where.name}: {"; ".join(does_not_fit)}. Take fewer images per'
       ' chip, --config.model.dtype=bfloat16, or --config.model.remat="(\'head\',)"'
     )

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
+from gfl_jax.errors import UserError
+
 _OUT = flags.DEFINE_string('out', None, 'File to add the lines to, too.')
 _SUMMARY = flags.DEFINE_string('summary', None, 'A file of lines to print as a table.')
 _FOLDER = flags.DEFINE_string(
@@ -211,7 +213,7 @@ def summary(path: Path) -> str:
 
   lines = {line['row']: line for line in files.read_json_lines(path)}
   if not lines:
-    raise ValueError(f'{path} holds no lines of this script')
+    raise UserError(f'{path} holds no lines of this script')
   table = ['| row | what is done | goal | held | figures | tests |', '| - ' * 6 + '|']
   for name, row in ROWS.items():
     line = lines.get(name, {})

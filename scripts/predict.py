@@ -24,6 +24,7 @@ import tqdm
 from absl import flags
 
 from gfl_jax import launch
+from gfl_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string('model', None, 'Folder of a run or of an export.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the results, made if missing.')
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> None:
   print(writer.finish())
   if problems:
     lines = ''.join(f'\n  {text}' for _, text in sorted(problems.items()))
-    raise ValueError(f'{len(problems)} of {len(sources)} images were left out:{lines}')
+    raise UserError(f'{len(problems)} of {len(sources)} images were left out:{lines}')
 
 
 if __name__ == '__main__':

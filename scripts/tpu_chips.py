@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from gfl_jax.choices import choose
+from gfl_jax.errors import UserError
 
 
 class Chip(NamedTuple):
@@ -75,9 +76,9 @@ def describe(topology: str) -> Slice:
   if len(sides) != len(chip.slices[0].split('x')) or not all(
     re.fullmatch('[1-9][0-9]*', side) for side in sides
   ):
-    raise ValueError(f'--topology={topology}: give {_known(generation, chip)}')
+    raise UserError(f'--topology={topology}: give {_known(generation, chip)}')
   if find_spec('libtpu') is None:
-    raise ValueError("the TPU's compiler is missing: pip install -e '.[tpu]'")
+    raise UserError("the TPU's compiler is missing: pip install -e '.[tpu]'")
   for name, value in _WITHOUT_TPU.items():
     os.environ.setdefault(name, value)
   from jax.experimental import topologies
@@ -87,14 +88,12 @@ def describe(topology: str) -> Slice:
       topology, platform='tpu', chip_config_name=chip.chip_config
     )
   except (RuntimeError, NotImplementedError, ValueError) as error:
-    raise ValueError(
+    raise UserError(
       f'--topology={topology} is no slice: give {_known(generation, chip)} ({error})'
     ) from error
   devices = list(described.devices)
   if len(devices) != math.prod(map(int, sides)):
-    raise ValueError(
-      f'--topology={topology} has {len(devices)} devices: not one a chip'
-    )
+    raise UserError(f'--topology={topology} has {len(devices)} devices: not one a chip')
   return Slice(topology, chip, devices)
 
 

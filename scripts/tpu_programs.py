@@ -15,6 +15,7 @@ import tpu_hlo
 from tpu_chips import Chip, Slice
 
 from gfl_jax import models
+from gfl_jax.errors import UserError
 from gfl_jax.evaluation import evaluator
 from gfl_jax.training import experiment, step
 from gfl_jax.training.parallel import AXIS, DataParallel
@@ -33,7 +34,7 @@ def parsed_options(texts: Sequence[str]) -> dict[str, Any]:
   for text in texts:
     name, separator, value = text.removeprefix('--').partition('=')
     if not separator:
-      raise ValueError(f'--option={text} must be NAME=VALUE')
+      raise UserError(f'--option={text} must be NAME=VALUE')
     try:
       options[name] = json.loads(value)
     except ValueError:
@@ -71,7 +72,7 @@ def compiled(
     done = lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
     if options and 'INVALID_ARGUMENT' in str(error):
-      raise ValueError(f'--option: {str(error).splitlines()[0]}') from error
+      raise UserError(f'--option: {str(error).splitlines()[0]}') from error
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return line | {'memory': refused_memory(str(error), where.chip)}, ''

@@ -9,6 +9,8 @@ from fractions import Fraction
 
 from ml_collections import ConfigDict
 
+from gfl_jax.errors import UserError
+
 Change = Callable[[ConfigDict], None]
 
 
@@ -139,7 +141,7 @@ def bins(*, count: Fraction | int = 1, width: Fraction | int = 1) -> Change:
   def change(c: ConfigDict) -> None:
     intervals = (c.box.num_bins - 1) * Fraction(count)
     if intervals.denominator != 1:
-      raise ValueError(
+      raise UserError(
         f'{count} x the {c.box.num_bins - 1} intervals of box.num_bins='
         f'{c.box.num_bins} is not whole: give the base a multiple of 16 intervals,'
         ' plus 1 (--set=box.num_bins=17)'

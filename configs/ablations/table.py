@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from gfl_jax.errors import UserError
+
 DEFAULT_BASE = 'gfl_r50_fpn_1x_coco'
 _HELPERS = ('__init__', 'changes', 'table')
 _FOLDER = pathlib.Path(__file__).parent
@@ -78,7 +80,7 @@ def row_config(rows: Mapping[str, Row], text: str) -> ml_collections.ConfigDict:
   """
   name, at, base = text.partition('@')
   if not name:
-    raise ValueError(
+    raise UserError(
       f'give a row, as beta.py:2@demo_shapes; there are: {", ".join(rows)}'
     )
   row = rows[_known('row', name, list(rows))]
@@ -93,5 +95,5 @@ def _modules(folder: pathlib.Path) -> list[str]:
 
 def _known(what: str, name: str, names: list[str]) -> str:
   if name not in names:
-    raise ValueError(f'there is no {what} {name!r}; there are: {", ".join(names)}')
+    raise UserError(f'there is no {what} {name!r}; there are: {", ".join(names)}')
   return name
