@@ -1,11 +1,21 @@
-"""Files that a reader sees whole, and JSON that may not be there or not be whole."""
+"""Files that a reader sees whole, JSON that may not be whole, locks, folders' names."""
 
 import contextlib
+import errno
+import fcntl
 import json
+import logging
 import os
-from collections.abc import Iterable
+import socket
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from gfl_jax.errors import UserError, storage_errors
+
+_LOG = logging.getLogger(__name__)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
@@ -52,6 +62,75 @@ class GrowingFile:
     error = self.write('')
     self._file.close()
     return error
+
+
+# What patterns are made of: epath, through which orbax and TFDS read folders, takes a
+# path that holds one for a pattern, and finds nothing or another folder.
+_OF_PATTERNS = '*?[\\'
+
+
+def check_folder(path: str | os.PathLike, name: str) -> None:
+  """Raises a UserError if libraries cannot work below a folder of such a path.
+
+  Args:
+    path: of the folder, which need not exist.
+    name: of the flag or the field of the config.
+  """
+  whole = str(Path(path).absolute())
+  found = [character for character in _OF_PATTERNS if character in whole]
+  if found:
+    raise UserError(
+      f'{name}={path}: the whole path is {whole}, and orbax and TFDS cannot work in a'
+      f' folder whose path holds {" or ".join(found)}: give another'
+    )
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike, *, wait: bool) -> Iterator[bool]:
+  """Holds a file against other processes, of all hosts that share its folder.
+
+  The system frees it when its process ends, however it ends. The file stays: it says
+  who holds it, or did, see `holder`. Where a file system has no locks, a warning says
+  so.
+
+  Args:
+    path: of the file; its folder is made if missing.
+    wait: until it is free; otherwise the value is False if another process holds it.
+
+  Raises:
+    StorageError: it cannot be made.
+  """
+  path = Path(path)
+  with storage_errors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open('a')  # another one's content stays
+  with file:
+    held = True
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+      held = False
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        raise
+      _LOG.warning('%s: no locks here (%s). Start nothing twice.', path, error.strerror)
+    if held:
+      now = time.strftime('%Y-%m-%d %H:%M:%S %z')
+      known = {'host': socket.gethostname(), 'pid': os.getpid(), 'since': now}
+      with contextlib.suppress(OSError):  # a full disk
+        file.truncate(0)
+        file.write(json.dumps(known))
+        file.flush()
+    yield held
+
+
+def holder(path: str | os.PathLike) -> str:
+  """Who holds a `lock`, in a user's words."""
+  try:
+    known = read_json(path)
+    return f'process {known["pid"]} on {known["host"]}, since {known["since"]}'
+  except (ValueError, KeyError, TypeError, OSError):
+    return 'another process'
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

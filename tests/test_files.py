@@ -1,9 +1,14 @@
+import errno
+import fcntl
+import os
 import pathlib
 import resource
+import socket
 
 import pytest
 
-from gfl_jax.files import GrowingFile, write_whole
+from gfl_jax.errors import StorageError, UserError
+from gfl_jax.files import GrowingFile, check_folder, holder, lock, write_whole
 
 
 @pytest.mark.parametrize('content', ['rosé \n鳥', b'\x00\xff\r\n'])
@@ -45,3 +50,39 @@ def test_lines_wait_for_a_full_disk(tmp_path):
   assert path.read_text() == 'before\nfirst\nthe'
   assert file.close() is None
   assert path.read_text() == 'before\nfirst\nthe second\n3\n'
+
+
+def test_a_lock_is_held_by_one_that_others_are_told_of(tmp_path):
+  path = tmp_path / 'new' / 'lock'
+  with lock(path, wait=False) as held:
+    assert held
+    with lock(path, wait=False) as other:
+      assert not other
+      assert f'{os.getpid()} on {socket.gethostname()}, since 2' in holder(path)
+  with lock(path, wait=True) as held:  # free again; the file stays
+    assert held
+  path.write_text('damaged')
+  assert holder(path) == 'another process'
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch, caplog):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(StorageError, match='file'), lock(tmp_path / 'file/x', wait=False):
+    pass
+
+  def no_locks(file, kind):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(fcntl, 'flock', no_locks)
+  with lock(tmp_path / 'lock', wait=False) as held:
+    assert held and 'No locks available' in caplog.text
+
+
+@pytest.mark.parametrize('name', ['lr[0.1]', 'a*', 'b?', 'back\\slash', '[x]/run'])
+def test_a_path_that_is_a_pattern_is_refused(tmp_path, monkeypatch, name):
+  with pytest.raises(UserError, match='--workdir'):
+    check_folder(tmp_path / name, '--workdir')
+  (tmp_path / name).mkdir(parents=True)
+  monkeypatch.chdir(tmp_path / name)  # what lies above counts as well
+  with pytest.raises(UserError, match='--workdir'):
+    check_folder('run', '--workdir')

@@ -3,12 +3,12 @@
 import io
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, UnidentifiedImageError
 
+from gfl_jax.data import pixels
 from gfl_jax.errors import UserError
 
 MAX_ID = 2**31 - 1  # batches carry int32
@@ -58,16 +58,30 @@ def parse(path: str, content: bytes, *, annotated: bool) -> dict[str, Any]:
   for kind in ('images', 'categories'):
     _check_ids([entry['id'] for entry in parsed[kind]], f'{path}: {kind}')
   for number, image in enumerate(parsed['images']):
+    where = f'{path}: images[{number}]'
     if not isinstance(image['file_name'], str):
-      raise UserError(
-        f'{path}: images[{number}]: file_name {image["file_name"]!r} must be a string'
-      )
+      raise UserError(f'{where}: file_name {image["file_name"]!r} must be a string')
+    for side in ('width', 'height'):
+      image[side] = _side(image.get(side), f'{where}: {side}')
   _check_annotations(path, parsed)
   categories = [{'id': c['id'], 'name': str(c['name'])} for c in parsed['categories']]
   names = [c['name'] for c in categories]
   if len(set(names)) < len(names):
     raise UserError(f'{path}: two categories have the same name: {sorted(names)}')
   return parsed | {'categories': categories}
+
+
+def _side(value: Any, where: str) -> int | None:
+  """A width or height in px; None where the json does not tell, as tools write it."""
+  if value in (None, '', 0):
+    return None
+  try:
+    side = int(value)
+    if side == float(value) and 0 < side <= MAX_ID and type(value) is not bool:
+      return side
+  except (TypeError, ValueError, OverflowError):
+    pass
+  raise UserError(f'{where} {value!r} must be a whole number of pixels, or missing')
 
 
 def _check_ids(ids: list, where: str):
@@ -113,8 +127,25 @@ def _is_number(value: Any) -> bool:
   return type(value) is float or (type(value) is int and abs(value) <= MAX_ID)
 
 
-def checked_image(encoded: bytes, entry: dict[str, Any], where: str):
-  """A JPEG's or PNG's bytes, and its size (w, h); other formats become PNG.
+class CheckedImage(NamedTuple):
+  """An image file that can be read, as a record keeps it.
+
+  Attributes:
+    encoded: the file's own bytes; of one that is not plain, its pixels as PNG.
+    size: (w, h), once turned.
+    orientation: EXIF's number of the turn that is to be applied; 1 for none.
+  """
+
+  encoded: bytes
+  size: tuple[int, int]
+  orientation: int
+
+
+def checked_image(encoded: bytes, entry: dict[str, Any], where: str) -> CheckedImage:
+  """Checks an image file; see `pixels` for what is plain.
+
+  Of the stored and the upright picture it is the one that has the size that the json
+  gives; the upright one where the json does not tell.
 
   Args:
     encoded: the content of an image file.
@@ -125,39 +156,47 @@ def checked_image(encoded: bytes, entry: dict[str, Any], where: str):
     ValueError: it cannot be decoded, or is not of the size that the json says.
   """
   try:
-    with Image.open(io.BytesIO(encoded)) as image:
-      image.load()
-      if image.format not in ('JPEG', 'PNG'):  # what coco/2017's features hold
-        file = io.BytesIO()
-        _rgb(image).save(file, 'png')
-        encoded = file.getvalue()
+    image = pixels.open_image(encoded)
+    orientation = pixels.orientation_of(image)
+    if not pixels.is_plain(image, encoded):
+      file = io.BytesIO()
+      Image.fromarray(pixels.file_to_rgb(image, encoded)).save(file, 'png')
+      encoded = file.getvalue()
   except _BAD_IMAGE as error:
     raise UserError(f'{where} {file_problem(error)}') from error
-  stated = (entry.get('width', image.width), entry.get('height', image.height))
-  if image.size != stated:
-    raise UserError(f'{where} is {image.size} (w, h), the json says {stated}')
-  return encoded, image.size
+  stated = entry.get('width'), entry.get('height')
+  upright = pixels.turned_size(image.size, orientation)
+
+  def fits(size):
+    return all(s in (None, side) for s, side in zip(stated, size, strict=True))
+
+  if fits(upright):
+    return CheckedImage(encoded, upright, orientation)
+  if fits(image.size):
+    return CheckedImage(encoded, image.size, 1)
+  turned = f', upright (by its EXIF) {upright}' if upright != image.size else ''
+  raise UserError(f'{where} is {image.size} (w, h){turned}, the json says {stated}')
 
 
 def make_example(
-  image: dict[str, Any], annotations: list, encoded: bytes, size, labels: dict[int, int]
+  image: dict[str, Any], annotations: list, read: CheckedImage, labels: dict[int, int]
 ) -> tuple[dict[str, Any], int]:
-  """An example with coco/2017's features, and how many boxes it lacks.
+  """An example with coco/2017's features and a turn, and how many boxes it lacks.
 
   Args:
     image: entry of the json.
     annotations: the json's of that image; boxes that have no area in the image are left
       out.
-    encoded: the image's bytes.
-    size: its (w, h).
+    read: the image.
     labels: of each category id.
   """
-  objects = [_example_object(a, size, labels) for a in annotations]
+  objects = [_example_object(a, read.size, labels) for a in annotations]
   kept = [o for o in objects if o is not None]
   example = {
-    'image': io.BytesIO(encoded),
+    'image': io.BytesIO(read.encoded),
     'image/filename': image['file_name'],
     'image/id': image['id'],
+    'image/orientation': read.orientation,
     'objects': kept,
   }
   return example, len(objects) - len(kept)
@@ -181,18 +220,6 @@ def file_problem(error: Exception) -> str:
   return f'cannot be read: {getattr(error, "strerror", None) or error}'
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-  """8 bits per channel; of 16 the upper ones, as TensorFlow reads a 16-bit PNG."""
-  if image.mode.startswith('I;16'):
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
-  if image.mode in ('I', 'F'):
-    raise UserError(
-      f'its pixels are of mode {image.mode!r} (32 bits), whose range is not known: '
-      'save it with 8 or 16 bits'
-    )
-  return image.convert('RGB')
-
-
 def _example_object(annotation: dict[str, Any], size, labels) -> dict[str, Any] | None:
   """An annotation cut at the image's border; None if nothing of it is inside."""
   width, height = size
@@ -202,9 +229,10 @@ def _example_object(annotation: dict[str, Any], size, labels) -> dict[str, Any] 
   # Comparisons with NaN are False.
   if not (x1 > x0 and y1 > y0 and math.isfinite(x + y + box_width + box_height)):
     return None
-  # An area that no part of the image can have (NaN is one) is not known.
+  # An area that nothing in the image can have (NaN is one) is not known; nor is 0, as
+  # tools write it that do not compute areas: a large object would count as small.
   area = annotation.get('area')
-  if area is None or not 0 <= area <= width * height:
+  if area is None or not 0 < area <= width * height:
     area = round((x1 - x0) * width * (y1 - y0) * height)
   return {
     'area': int(area),

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from gfl_jax.data import memory, quiet, records
+from gfl_jax.data import memory, pixels, quiet, records
 from gfl_jax.data.dataset import Annotations
 from gfl_jax.errors import UserError
 
@@ -27,10 +27,10 @@ with quiet.starting():  # TFDS itself imports it only when it is used
 
 _LOG = logging.getLogger(__name__)
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 RECORD_HEADER = 12  # bytes before a TFRecord's content, its length and a checksum
 RECORD_FOOTER = 4
-PLACES = ('files', 'offsets', 'lengths', 'checksums')
+PLACES = ('files', 'offsets', 'lengths', 'checksums', 'orientations')
 
 
 def read_split(builder: Any, split: str) -> tuple[Annotations, records.RecordPixels]:
@@ -85,12 +85,15 @@ def _make_index(builder, paths, num_images: int, split: str) -> dict[str, np.nda
     for record, example in quiet.ticking(ready, progress):
       encoded = example['image']
       with Image.open(io.BytesIO(encoded)) as image:
-        width, height = image.size
+        # Data that TFDS or an older version has prepared is as it is stored.
+        orientation = int(example.get('image/orientation', 1))
+        width, height = pixels.turned_size(image.size, orientation)
       objects = example['objects']
       count = len(objects['label'])
       columns['image_ids'].append(example['image/id'])
       columns['sizes'].append((height, width))
       columns['files'].append(number)
+      columns['orientations'].append(orientation)
       columns['offsets'].append(offset + RECORD_HEADER + record.index(encoded))
       columns['lengths'].append(len(encoded))
       columns['checksums'].append(zlib.crc32(encoded))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gfl_jax import files
 from gfl_jax.data import (
   coco,
   coco_classes,
@@ -83,6 +84,9 @@ def _open(config) -> dict[str, Any]:
     tf.config.set_visible_devices([], 'GPU')
   builder, prepared = _builder(config)
   parts = {name: read_split(builder, name) for name in memory.SPLITS}
+  turned = sum(int((source.orientations > 1).sum()) for _, source in parts.values())
+  if turned:
+    _LOG.info('%d images are turned as their EXIF says.', turned)
   return parts | {
     'class_names': tuple(builder.info.features['objects']['label'].names),
     **prepared,
@@ -91,6 +95,7 @@ def _open(config) -> dict[str, Any]:
 
 def _builder(config) -> tuple[Any, dict[str, Any]]:
   """A prepared builder, and what its preparation knows: category ids, bad input."""
+  files.check_folder(config.data_dir, 'config.data.data_dir')
   if config.name in ('coco/2017', 'coco_folder'):
     whole = config.name == 'coco/2017'
     builder = coco.prepare_2017(config) if whole else coco.prepare_folder(config)

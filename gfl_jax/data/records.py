@@ -20,11 +20,11 @@ import zlib
 from collections.abc import Iterator
 from concurrent import futures
 
-import cv2
 import numpy as np
 from etils import epath
 
 from gfl_jax.data.memory import place
+from gfl_jax.data.pixels import decode
 from gfl_jax.data.transforms import Plan
 from gfl_jax.errors import UserError, is_of_storage
 
@@ -43,6 +43,7 @@ class RecordPixels:
       begins.
     lengths: [N] int64, bytes of the encoded image.
     checksums: [N] int64, their CRC-32.
+    orientations: [N] int64, EXIF's number of the turn to be applied, 1 for none.
     image_ids: [N] int64, for messages.
   """
 
@@ -51,6 +52,7 @@ class RecordPixels:
   offsets: np.ndarray
   lengths: np.ndarray
   checksums: np.ndarray
+  orientations: np.ndarray
   image_ids: np.ndarray
 
   def select(self, keep: np.ndarray) -> 'RecordPixels':
@@ -97,7 +99,7 @@ class RecordPixels:
     if row < 0:
       return
     try:
-      image = decode(self._encoded(paths, row))
+      image = decode(self._encoded(paths, row), int(self.orientations[row]))
     except (OSError, ValueError) as error:
       folder = os.path.dirname(self.paths[0])
       raise UserError(
@@ -140,20 +142,6 @@ class _Buffers:
     flat = np.frombuffer(memory.data, np.uint8)
     weakref.finalize(flat, free.append, memory).atexit = False
     return flat.reshape(shape)
-
-
-def decode(encoded: bytes) -> np.ndarray:
-  """A JPEG or PNG as [h, w, 3] uint8, RGB.
-
-  The annotations are of the pixels as they are stored: EXIF's orientation is ignored.
-
-  Raises: ValueError: OpenCV cannot decode it.
-  """
-  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-  image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-  if image is None:
-    raise UserError('it cannot be decoded')
-  return image
 
 
 def num_cores() -> int:

@@ -8,7 +8,6 @@ reads, lies with the files.
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -142,13 +141,11 @@ def _local_path(path: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
-  """Within it no other process is; the system lets go of it when a process ends."""
-  with path.open('w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      _LOG.info('Another process prepares %s: waiting for it.', path.parent)
-      fcntl.flock(file, fcntl.LOCK_EX)
+  """Within it no other process prepares the same."""
+  with contextlib.ExitStack() as stack:
+    if not stack.enter_context(files.lock(path, wait=False)):
+      _LOG.info('%s prepares %s: waiting for it.', files.holder(path), path.parent)
+      stack.enter_context(files.lock(path, wait=True))
     yield
 
 

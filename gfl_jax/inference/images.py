@@ -2,19 +2,17 @@
 
 import os
 import pathlib
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from gfl_jax.data import memory, transforms
+from gfl_jax.data import memory, pixels, transforms
 from gfl_jax.errors import UserError
 
 Source = np.ndarray | Image.Image | str | os.PathLike
-_WHITE = (255, 255, 255)
 
 
 class Placed(NamedTuple):
@@ -34,9 +32,8 @@ class Placed(NamedTuple):
 def to_rgb(source: Source) -> UInt8[np.ndarray, 'h w 3']:
   """An image as 8-bit RGB, upright.
 
-  Of files and Pillow images the EXIF orientation is followed, and of several frames the
-  first is taken. What is transparent is seen over white. Of 16 bits the upper 8 count,
-  as in training.
+  Of files and Pillow images the EXIF orientation is followed; for the rest see
+  `data.pixels`, which training goes by, too.
 
   Args:
     source: the path of a file, a Pillow image, or an array: uint8 [h, w] or [h, w, 1]
@@ -80,10 +77,10 @@ def place(image: UInt8[np.ndarray, 'h w 3'], config: Any) -> Placed:
       f' the short_side and max_long_side that the detector was trained with: larger'
       f' than its canvas {canvas}; cut the image into parts of another form'
     )
-  pixels = np.zeros((*canvas, 3), np.uint8)
-  memory.place(image, plan, 0, pixels[:height, :width])
+  placed = np.zeros((*canvas, 3), np.uint8)
+  memory.place(image, plan, 0, placed[:height, :width])
   scale = (plan.resized / size)[0, ::-1].astype(np.float32)
-  return Placed(pixels, plan.resized[0].astype(np.int32), scale)
+  return Placed(placed, plan.resized[0].astype(np.int32), scale)
 
 
 def batch_of(placed: Sequence[Placed], batch_size: int) -> dict[str, np.ndarray]:
@@ -128,30 +125,15 @@ def _image_to_rgb(image: Image.Image) -> np.ndarray:
   """The array of a Pillow image; raises what Pillow raises where it cannot."""
   if not all(image.size):
     raise UserError(f'a Pillow image without pixels: (width, height) {image.size}')
-  image = ImageOps.exif_transpose(image)
-  if image.mode == 'I' or image.mode.startswith('I;16'):
-    # Pillow up to 10 opens 16-bit PNGs as 32-bit 'I'.
-    values = np.asarray(image)
-    if values.size and not (values.min() >= 0 and values.max() < 2**16):
-      raise UserError('its pixels are beyond 16 bits: save it with 8')
-    image = Image.fromarray((values >> 8).astype(np.uint8))
-  elif image.mode == 'F':
-    raise UserError('its pixels are floats, of unknown range: save it with 8 bits')
-  if image.has_transparency_data:
-    image = image.convert('RGBA')
-    below = Image.new('RGBA', image.size, (*_WHITE, 255))
-    image = Image.alpha_composite(below, image)
-  return np.asarray(image.convert('RGB'))
+  return pixels.turn(pixels.to_rgb(image), pixels.orientation_of(image))
 
 
 def _read(path: pathlib.Path) -> np.ndarray:
   try:
-    with warnings.catch_warnings():
-      # Large photographs are welcome; from twice Pillow's limit on it is an error.
-      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-      opened = Image.open(path)
-    with opened as image:
-      return _image_to_rgb(image)
+    encoded = path.read_bytes()
+    image = pixels.open_image(encoded)
+    stored = pixels.file_to_rgb(image, encoded)
+    return pixels.turn(stored, pixels.orientation_of(image))
   except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
     raise
   except UnidentifiedImageError as error:

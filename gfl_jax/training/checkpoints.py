@@ -1,18 +1,21 @@
-"""Checkpoints: orbax, asynchronous; the two newest and the best are kept."""
+"""Checkpoints: orbax, asynchronous; each is read back before older ones go.
+
+The two newest, so that there is one to fall back to if a file is damaged, and the best
+are kept.
+"""
 
 import contextlib
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as policies
 
-from gfl_jax.deploy.checks import check_same
+from gfl_jax.deploy.checks import check_same, named_leaves
 from gfl_jax.errors import StorageError, UserError, is_transient
 from gfl_jax.training import checksums, store_errors
 
@@ -75,7 +78,6 @@ class Checkpoints:
         'checksums': checksums.ChecksumHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=_NewestAndBest(self._best),
         # Another host's view of a shared folder may be an older one.
         single_host_load_and_broadcast=True,
         cleanup_tmp_directories=not self._read_only,
@@ -111,10 +113,7 @@ class Checkpoints:
   @property
   def best_step(self) -> int | None:
     """The stored step with the highest AP; None before the first evaluation."""
-    return self._best(self.steps)
-
-  def _best(self, steps: Sequence[int]) -> int | None:
-    aps = [(ap, step) for step in steps if (ap := self._aps.get(step)) is not None]
+    aps = [(ap, step) for step in self.steps if (ap := self._aps.get(step)) is not None]
     return max(aps)[1] if aps else None
 
   def is_evaluated(self, step: int) -> bool:
@@ -219,12 +218,50 @@ class Checkpoints:
           self._manager.close()
       store_errors.end_waiting_threads()
       self._open()
+    if save.step in self.steps:
+      problems = _on_all_hosts(self._problem_of_reading(save))
+      if any(problems):
+        self._manager.delete(save.step)
     self._refused = None if save.step in self.steps else save
-    if self._refused is not None:
+    if self._refused is None:
+      self._delete_old()
+    else:
       self._failed.add(save.step)
       _LOG.warning(
         'Step %d could not be saved (%s); %s. Training goes on: make space in %s.',
         *(save.step, store_errors.by_host(problems), self._newest(), self._folder),
+      )
+
+  def _problem_of_reading(self, save: _Save) -> str:
+    """Why a save that is on disk cannot be restored from; empty if it can."""
+    try:
+      tree = self._manager.item_metadata(save.step)['state'].tree
+      expected = checksums.read(self._folder / str(save.step))
+      if expected.keys() != named_leaves(save.state).keys():
+        return 'it lacks leaves of the state'
+      wrong = checksums.wrong(named_leaves(self._read(save.step, tree)), expected)
+    except Exception as error:
+      return f'it cannot be read back: {str(error).splitlines()[0]}'
+    return f'wrong checksums of {wrong[:3]}' if wrong else ''
+
+  def _delete_old(self) -> None:
+    """Removes all steps but the two newest and the best; the newest can be read."""
+    keep = {*self.steps[-2:], self.best_step}
+    for step in self.steps:
+      if step not in keep:
+        self._manager.delete(step)
+
+  def _read(self, step: int, wanted: Any) -> Any:
+    """Leaves of a stored state as numpy arrays; `wanted`: a part of its metadata."""
+    as_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      return reader.restore(
+        self._folder / str(step) / 'state',
+        args=ocp.args.PyTreeRestore(
+          item=wanted,
+          restore_args=jax.tree.map(as_numpy, wanted),
+          partial_restore=True,
+        ),
       )
 
   def _problem(self) -> str:
@@ -290,16 +327,7 @@ class Checkpoints:
       tree = self._manager.item_metadata(step)['state'].tree
       params = 'ema' if weights == 'ema' and tree['ema'] else 'params'
       wanted = {name: tree[name] for name in (params, 'batch_stats') if tree[name]}
-      as_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
-      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        stored = reader.restore(
-          self._folder / str(step) / 'state',
-          args=ocp.args.PyTreeRestore(
-            item=wanted,
-            restore_args=jax.tree.map(as_numpy, wanted),
-            partial_restore=True,
-          ),
-        )
+      stored = self._read(step, wanted)
       expected = checksums.read(self._folder / str(step))
     _check(stored, expected, step)
     stored['params'] = stored.pop(params)
@@ -351,19 +379,6 @@ class Checkpoints:
       (self._folder / str(step)).rename(aside / f'{step}.{number}')
     ocp.multihost.sync_global_processes(f'put_aside_{step}')
     self._manager.reload()
-
-
-class _NewestAndBest(policies.PreservationPolicy):
-  """Two newest, so that there is one to fall back to if a file is damaged; the best."""
-
-  def __init__(self, best: Callable[[Sequence[int]], int | None]):
-    self._best = best
-
-  def should_preserve(self, checkpoints, *, context):
-    """One bool for each checkpoint; orbax has them in the order of their steps."""
-    steps = [checkpoint.step for checkpoint in checkpoints]
-    keep = {*steps[-2:], self._best(steps)}
-    return [step in keep for step in steps]
 
 
 def _check(tree: Any, expected: Mapping[str, int], step: int) -> None:

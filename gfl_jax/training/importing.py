@@ -55,6 +55,13 @@ def import_detector(
   """
   check_config(config)
   folder = pathlib.Path(workdir)
+  with run_folder.hold(folder):
+    _import(stored, folder, config, class_names, new_head)
+
+
+def _import(
+  stored: StateDict, folder: pathlib.Path, config: Any, class_names: str, new_head: bool
+) -> None:
   if any(path.name.isdigit() for path in folder.glob('checkpoints/*')):
     raise UserError(f'{folder} holds a run already: take another --workdir')
   variables = _variables(stored, config, new_head)

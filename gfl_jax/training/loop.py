@@ -33,7 +33,8 @@ def train(
     The metrics of the last evaluation.
 
   Raises:
-    ValueError: a config that cannot run, or another run's folder.
+    ValueError: a config that cannot run, another run's folder, or one in which another
+      process trains.
     NonFiniteLossError: the loss became nan or infinite.
     Stopped: a Ctrl-C or SIGTERM came; the step it came in is saved. If that step was to
       be evaluated, the next start does it.
@@ -41,8 +42,14 @@ def train(
   check_config(config)
   devices = DataParallel(config.parallel)
   devices.check_batch_size(config.batch_size, config.accumulate)
+  with run_folder.hold(workdir):
+    return _train(config, workdir, devices, programs or Programs())
+
+
+def _train(
+  config, workdir: str | os.PathLike, devices: DataParallel, programs: Programs
+) -> dict[str, Any]:
   run_folder.open_run(workdir, config)
-  programs = programs or Programs()
   dataset = programs.dataset(config.data)
   run = Experiment(config, dataset, devices, programs)
   with (

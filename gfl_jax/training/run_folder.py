@@ -27,24 +27,52 @@ _LOG = logging.getLogger(__name__)
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'gfl-jax')
 
 
-def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> None:
-  """Makes the folder of a new run, or checks that it belongs to the same config.
+@contextlib.contextmanager
+def hold(workdir: str | os.PathLike) -> Iterator[None]:
+  """Within it this run alone writes to the folder; all of its processes call it.
 
-  Writes `config.json` and `env.json` (process 0 alone). How often the run logs,
-  evaluates and saves may change from start to start, and where its data lie, see
-  `check_data`. A folder without a checkpoint holds nothing that another config could
-  spoil: it is taken as new.
+  Process 0 holds the lock of the folder, which is free again when that process ends,
+  however it ends. Reading beside it, as evaluation does, needs no lock.
+
+  Args:
+    workdir: the run's folder, made if missing.
 
   Raises:
-    ValueError: the folder holds a run of another config, or the processes were started
-      with different ones, every difference is named; or they do not share the folder;
-      or it is no folder of a file system.
+    UserError: another run writes there, or libraries cannot work in such a path.
+    StorageError: the folder cannot be made.
   """
   if '://' in str(workdir):
     raise UserError(
       f'--workdir={workdir} is no folder: give one of a file system, for several hosts'
       ' of one that they share (NFS, Filestore), and copy finished runs to a bucket'
     )
+  files.check_folder(workdir, '--workdir')
+  path = pathlib.Path(workdir) / 'lock'
+  with contextlib.ExitStack() as stack:
+
+    def other() -> str | None:
+      held = stack.enter_context(files.lock(path, wait=False))
+      return None if held else files.holder(path)
+
+    if writer := hosts.from_first(other):
+      raise UserError(
+        f'{writer}, trains in {workdir}: stop it first, or take another --workdir'
+      )
+    yield
+
+
+def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> None:
+  """Makes the folder of a new run, or checks that it belongs to the same config.
+
+  Call it within `hold`. Writes `config.json` and `env.json` (process 0 alone). How
+  often the run logs, evaluates and saves may change from start to start, and where its
+  data lie, see `check_data`. A folder without a checkpoint holds nothing that another
+  config could spoil: it is taken as new.
+
+  Raises:
+    ValueError: the folder holds a run of another config, or the processes were started
+      with different ones, every difference is named; or they do not share the folder.
+  """
   folder = pathlib.Path(workdir)
   now = json.loads(config.to_json())
   stored_file = folder / 'config.json'

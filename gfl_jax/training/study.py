@@ -20,7 +20,7 @@ import jax
 import jax.monitoring
 from ml_collections import ConfigDict
 
-from gfl_jax import data
+from gfl_jax import data, files
 from gfl_jax.errors import UserError
 from gfl_jax.reports import study_report
 from gfl_jax.training import experiment, loop, step, study_file, study_runs
@@ -54,6 +54,7 @@ def run_study(study: Study, *, job: tuple[int, int] = (0, 1)) -> list[str]:
       f' {jax.process_count()} processes: give each host its share with'
       ' --jobs=INDEX/COUNT'
     )
+  files.check_folder(study.root, '--root')
   study_runs.check_code(study.root)
   runs = study.runs()
   study_file.check(study, runs)
@@ -73,7 +74,7 @@ def run_study(study: Study, *, job: tuple[int, int] = (0, 1)) -> list[str]:
   for number, ((row, seed), run) in enumerate(mine.items(), 1):
     name = f'{study.rows[row].title}, seed {seed}'
     place = f'Run {number} of {len(mine)}: {name}'
-    with study_runs.lock(study.root / 'runs' / '.locks' / run.key, wait=False) as held:
+    with files.lock(study.root / 'runs' / '.locks' / run.key, wait=False) as held:
       if not held:
         _LOG.info('%s: another process is at it, passed over.', place)
         continue
@@ -107,7 +108,7 @@ def write_report(study: Study) -> Path:
     ValueError: there is no study.json, or it is of another base or other overrides.
   """
   study_file.refresh(study)
-  with study_runs.lock(study.folder / '.lock', wait=True):
+  with files.lock(study.folder / '.lock', wait=True):
     return study_report.write_study_report(study.folder)
 
 

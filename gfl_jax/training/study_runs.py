@@ -9,7 +9,6 @@ trained with.
 import ast
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -21,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gfl_jax.errors import UserError, storage_errors
+from gfl_jax.errors import UserError
 from gfl_jax.files import read_json, read_json_lines, write_json_lines, write_whole
 from gfl_jax.training import run_folder
 
@@ -190,27 +189,6 @@ class Run:
       raise
     finally:
       write()
-
-
-@contextlib.contextmanager
-def lock(path: Path, *, wait: bool) -> Iterator[bool]:
-  """Holds `path` against other processes of all hosts that share the folder.
-
-  The system frees it when its process ends, however it ends. The file stays.
-
-  Args:
-    path: of the lock's file.
-    wait: until it is free; otherwise the value is False if another one holds it.
-  """
-  with storage_errors(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-      held = True
-    except BlockingIOError:
-      held = False
-    yield held
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from gfl_jax import data, errors
-from gfl_jax.data import records
+from gfl_jax.data import pixels, records
 from tests.data import sets
 
 
@@ -112,7 +112,7 @@ def test_storage_that_fails_for_a_moment_is_asked_again(folder, monkeypatch, fai
 
 def test_what_is_no_image_is_an_error():
   with pytest.raises(ValueError, match='cannot be decoded'):
-    records.decode(b'<html>')
+    pixels.decode(b'<html>')
 
 
 def test_cores_are_counted_where_the_system_does_not_tell_which(monkeypatch):

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gfl_jax.errors import StorageError
+from gfl_jax.files import check_folder
 from gfl_jax.training.checkpoints import Checkpoints, DamagedCheckpointError
 
 # Of several leaves that cannot be read, orbax waits for the first one's error alone.
@@ -167,3 +169,43 @@ def test_another_models_checkpoint_is_refused_by_name(tmp_path, other, named):
   with Checkpoints(tmp_path) as ckpt:
     with pytest.raises(ValueError, match=named):
       ckpt.restore_newest(state(0) | other)
+
+
+ODD_NAMES = (
+  'two words', '{a,b}', "it's", 'dou"ble', 'ünï', 'new\nline', '100%', '#1', 'a:b',
+  'a@b;c&d|e!', 'dot.', '-dash', '~x', '$HOME', '.hidden', '(x)', ']', 'a=b,c=d', '12',
+  'x' * 200, 'a.orbax-checkpoint-tmp-1',
+)  # fmt: skip
+
+
+def test_folders_of_odd_names_hold_checkpoints(tmp_path):
+  for name in ODD_NAMES:
+    folder = tmp_path / name / 'run' / 'checkpoints'
+    check_folder(folder, '--workdir')
+    folder.parent.mkdir(parents=True)
+    with Checkpoints(folder) as ckpt:
+      ckpt.save(7, state(7))
+      ckpt.wait()
+      restored, step = ckpt.restore_newest(state(0))
+    assert step == 7 and restored['step'] == 7, name
+
+
+def test_a_save_that_cannot_be_read_back_does_not_count(tmp_path, caplog):
+  # Orbax takes the path for a pattern, and leaves out a file that restoring needs.
+  with pytest.raises(StorageError, match='step 1 could not be saved'):
+    with Checkpoints(tmp_path / 'lr[0.1]') as ckpt:
+      ckpt.save(1, state(1))
+  assert 'cannot be read back' in caplog.text
+
+
+def test_older_steps_stay_until_the_newest_is_read_back(tmp_path, monkeypatch):
+  save(tmp_path, [0.5, None, None])  # 0 is the best
+  monkeypatch.setattr(Checkpoints, '_problem_of_reading', lambda *_: 'unreadable')
+  with Checkpoints(tmp_path, known([0.5])) as ckpt:
+    ckpt.save(3, state(3))
+    ckpt._finish()
+    assert ckpt.steps == [0, 1, 2]
+    monkeypatch.undo()
+    ckpt.save(4, state(4))
+    ckpt.wait()
+    assert ckpt.steps == [0, 2, 4]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gfl_jax import files
+from gfl_jax.errors import UserError
 from gfl_jax.training import checksums, experiment, loop, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.programs import Programs
@@ -450,3 +451,18 @@ def test_tensorboard_events_hold_the_scalars(tmp_path):
 def test_the_version_of_a_package_that_is_not_installed_is_said():
   assert run_folder._version('jax') == jax.__version__
   assert run_folder._version('gfl-jax-that-is-not-there') == 'not installed'
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path):
+  with run_folder.hold(tmp_path):
+    (tmp_path / 'config.json').write_text('of the other')
+    with pytest.raises(UserError, match=rf'process {os.getpid()} on .*trains in'):
+      loop.train(tiny.config(), tmp_path)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'lock']
+  assert (tmp_path / 'config.json').read_text() == 'of the other'
+
+
+def test_training_in_a_path_that_is_a_pattern_is_refused(tmp_path):
+  with pytest.raises(UserError, match=r'lr\[0.1\]'):
+    loop.train(tiny.config(), tmp_path / 'lr[0.1]')
+  assert not list(tmp_path.iterdir())
