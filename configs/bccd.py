@@ -19,8 +19,9 @@ says how to make it.
 FOLDER holds images/ and annotations/instances_{train,val}.json; give
 --config.model.num_classes=N for other data than BCCD, whose blood cells have 3 classes.
 Photographs are shrunk to fit 240 x 320 pixels: for finer detail change data.canvas,
-data.short_side and data.max_long_side together. They are kept in memory, 230 kB each:
-for many thousands give --config.data.cache=False.
+data.short_side and data.max_long_side together, and with them box.stop and
+box.num_bins: the coarsest level reaches box.stop x 32 px from a point. They are kept in
+memory, 230 kB each: for many thousands give --config.data.cache=False.
 """
 
 import ml_collections

@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     zoom=(1.0, 1.0),  # a factor on the size; what leaves the canvas is cropped
     flip=0.5,
     max_boxes=100,
+    keep_empty=False,  # True: images without boxes are trained on, too
     cache=False,  # True: decode once, keep in memory
     max_bad_images=10,
     mean=(123.675, 116.28, 103.53),

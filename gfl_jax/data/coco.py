@@ -29,6 +29,7 @@ JSON_FILES = {'train': 'instances_train.json', 'validation': 'instances_val.json
 FOLDER_VERSION = '1.0.0'
 _RULES = b'2'  # of pixels.py and coco_json.py: what older ones made is not gone on with
 COCO_VERSION = '1.1.0'  # the one that TFDS reads
+_MANY_OUTSIDE = 3  # boxes that reach far beyond their image; fewer may be slips
 _SPLITS = {'train': 'train2017', 'validation': 'val2017', 'test': 'test2017'}
 
 
@@ -38,11 +39,13 @@ class Split(NamedTuple):
   Attributes:
     content: of its json, checked.
     images: the files that the json names.
+    sha256: of its json.
     mark: differs where the json or an image does.
   """
 
   content: dict[str, Any]
   images: Files
+  sha256: str
   mark: bytes
 
 
@@ -88,20 +91,55 @@ def prepare_folder(config: Any) -> Any:
   return _told(_prepare(identity, splits, config, folder), config)
 
 
+def _common_categories(splits: dict[str, Split], source: Any) -> list[dict[str, Any]]:
+  """The categories of all splits, in the order of the training split's json.
+
+  Without the root of Roboflow's exports: a category that nothing is of, and whose name
+  the others have as their supercategory.
+
+  Raises:
+    ValueError: the splits differ in ids or names.
+  """
+  key = lambda category: (category['id'], category['name'])
+  categories = splits['train'].content['categories']
+  expected = set(map(key, categories))
+  for name, split in splits.items():
+    found = set(map(key, split.content['categories']))
+    if found != expected:
+      raise UserError(
+        f'{source}: the categories of its json files differ: of training alone'
+        f' {sorted(expected - found)}, of {name} alone {sorted(found - expected)}'
+      )
+  used = {a['category_id'] for s in splits.values() for a in s.content['annotations']}
+  parents = {category.get('supercategory') for category in categories}
+  roots = [c for c in categories if c['id'] not in used and c['name'] in parents]
+  for root in roots:
+    _LOG.info('Left out: category %r, no object but the root of others.', root['name'])
+  return [category for category in categories if category not in roots]
+
+
 def _told(builder: Any, config: Any) -> Any:
-  """A prepared folder, with a line for what is left out of it.
+  """A prepared data set, with lines for what is left out of it or looks wrong.
 
   Raises:
     ValueError: more than config.max_bad_images of the training images.
   """
-  metadata: Any = builder.info.metadata
-  bad = metadata['bad_images']
+  metadata: Any = builder.info.metadata or {}
+  bad = metadata.get('bad_images', [])
   _check_count(bad, config.max_bad_images)
   for problem in bad:
     _LOG.warning('left out of training: %s', problem)
-  for split, count in metadata['degenerate_boxes'].items():
+  for split, count in metadata.get('degenerate_boxes', {}).items():
     if count:
       _LOG.warning('left out of %s: %d boxes without area in the image', split, count)
+  for split, count in metadata.get('outside_boxes', {}).items():
+    if count > _MANY_OUTSIDE:
+      _LOG.warning(
+        '%s: %d boxes reach far beyond their image and are cut at its border. Are they'
+        " corners (x0, y0, x1, y1), where COCO's are (x, y, width, height)? Or of"
+        ' images of another size?',
+        *(split, count),
+      )
   return builder
 
 
@@ -124,14 +162,40 @@ def prepare_2017(config: Any) -> Any:
   """
   identity = 'coco', '2017', COCO_VERSION
   done = epath.Path(config.data_dir).joinpath(*identity)
-  if done.exists():
-    return tfds.builder_from_directory(done)
+  if done.exists() and not config.path:
+    return _told(tfds.builder_from_directory(done), config)
   if not config.path:
     raise MissingFileError(
       f"{done} does not exist: give --config.data.path=FOLDER, that of COCO's zips"
     )
   root = pathlib.Path(config.path)
-  splits = {}
+  if not root.is_dir():
+    raise MissingFileError(f'{root} (config.data.path) is no folder')
+  found = _files_of_2017(root)
+  if done.exists():
+    builder = tfds.builder_from_directory(done)
+    _check_source(builder, {name: files[:2] for name, files in found.items()}, root)
+    return _told(builder, config)
+  splits = {
+    split: _read_json(annotations, json, images, annotated=split != 'test')
+    for split, (annotations, json, images) in found.items()
+  }
+  categories = splits['train'].content['categories']
+  names = sorted((c['id'], c['name']) for c in categories)
+  wanted = zip(coco_classes.COCO_CATEGORY_IDS, coco_classes.COCO_NAMES, strict=True)
+  if names != list(wanted):
+    raise UserError(
+      f'{root}: its {len(names)} categories are not the 80 of COCO 2017: use '
+      "config.data.name='coco_folder'"
+    )
+  for split in splits.values():
+    split.content['categories'].sort(key=lambda category: category['id'])
+  return _told(_prepare(identity, splits, config, root), config)
+
+
+def _files_of_2017(root: pathlib.Path) -> dict[str, tuple[Files, str, Files]]:
+  """Of each split: where its json is, what that is called, where its images are."""
+  found = {}
   for split, name in _SPLITS.items():
     test = split == 'test'
     archive = 'image_info_test2017' if test else 'annotations_trainval2017'
@@ -139,20 +203,40 @@ def prepare_2017(config: Any) -> Any:
     annotations = find(root, f'{archive}.zip', 'annotations')
     json = f'image_info_{name}.json' if test else f'instances_{name}.json'
     if images and annotations and annotations.state(json):
-      splits[split] = _read_json(annotations, json, images, annotated=not test)
+      found[split] = annotations, json, images
     elif not test:
       raise MissingFileError(
         f'{str(root)!r} (config.data.path) needs {name}.zip or {name}/, and '
         f'{archive}.zip or annotations/ with {json}'
       )
-  categories = [(c['id'], c['name']) for c in splits['train'].content['categories']]
-  wanted = zip(coco_classes.COCO_CATEGORY_IDS, coco_classes.COCO_NAMES, strict=True)
-  if categories != list(wanted):
-    raise UserError(
-      f'{root}: its {len(categories)} categories are not the 80 of COCO 2017: use '
-      "config.data.name='coco_folder'"
+  return found
+
+
+def _check_source(
+  builder: Any, jsons: dict[str, tuple[Files, str]], root: pathlib.Path
+) -> None:
+  """Raises a UserError if a data set was prepared from other annotations than `root`'s.
+
+  That of TFDS's own code, or of older code, does not tell: a warning says so.
+  """
+  metadata: Any = builder.info.metadata or {}
+  known = metadata.get('annotations_sha256')
+  if known is None:
+    _LOG.warning(
+      '%s does not tell what it was prepared from: it is used, whatever %s holds.',
+      *(builder.data_path, root),
     )
-  return _prepare(identity, splits, config, root)
+    return
+  now = {
+    split: hashlib.sha256(files.read(name)).hexdigest()
+    for split, (files, name) in jsons.items()
+  }
+  if differing := [split for split in known if known[split] != now.get(split)]:
+    raise UserError(
+      f'{builder.data_path} was prepared from other annotations than those of {root}'
+      f' ({", ".join(differing)}): give another --config.data.data_dir, or delete that'
+      ' folder, to prepare these; or no --config.data.path, to use what is prepared'
+    )
 
 
 def _read_json(
@@ -164,18 +248,17 @@ def _read_json(
   parsed = coco_json.parse(annotations.where(name), content, annotated=annotated)
   names = [image['file_name'] for image in parsed['images']]
   states = [(name, images.state(name)) for name in names]
-  digests = (hashlib.sha256(part).digest() for part in (content, repr(states).encode()))
-  return Split(parsed, images, b''.join((_RULES, *digests)))
+  digests = [hashlib.sha256(part) for part in (content, repr(states).encode())]
+  mark = b''.join((_RULES, *(digest.digest() for digest in digests)))
+  return Split(parsed, images, digests[0].hexdigest(), mark)
 
 
 def _prepare(identity, splits: dict[str, Split], config: Any, source: Any) -> Any:
   """Writes the records unless they are there; returns their builder."""
-  categories = splits['train'].content['categories']
-  for split in splits.values():
-    if split.content['categories'] != categories:
-      raise UserError(f'{source}: the categories of its json files differ')
+  categories = _common_categories(splits, source)
   info = _dataset_info(identity, categories, config.data_dir)
   metadata: Any = info.metadata
+  metadata['annotations_sha256'] = {name: s.sha256 for name, s in splits.items()}
 
   def check(facts: dict[str, list[shards.Facts]]) -> None:
     bad = sorted(problem for shard in facts['train'] for problem in shard.problems)
@@ -183,10 +266,11 @@ def _prepare(identity, splits: dict[str, Split], config: Any, source: Any) -> An
     if len(bad) == len(splits['train'].content['images']):
       raise UserError(f'{source}: not one training image can be read: {"; ".join(bad)}')
     metadata['bad_images'] = bad
-    metadata['degenerate_boxes'] = {
-      split: sum(shard.degenerate_boxes for shard in done)
-      for split, done in facts.items()
-    }
+    for name in ('degenerate_boxes', 'outside_boxes'):
+      metadata[name] = {
+        split: sum(getattr(shard, name) for shard in done)
+        for split, done in facts.items()
+      }
 
   if epath.Path(info.data_dir).exists():
     return tfds.builder_from_directory(info.data_dir)
@@ -212,10 +296,10 @@ def _make(splits, annotations, labels, name: str, image: dict[str, Any]) -> shar
     if name != 'train':
       raise UserError(f'evaluation needs every image: {error}') from error
     return shards.Made(None, str(error))
-  example, degenerate = coco_json.make_example(
-    image, annotations[name][image['id']], read, labels
-  )
-  return shards.Made(example, degenerate_boxes=degenerate)
+  of_image = annotations[name][image['id']]
+  example, degenerate = coco_json.make_example(image, of_image, read, labels)
+  outside = sum(coco_json.is_far_outside(a['bbox'], read.size) for a in of_image)
+  return shards.Made(example, degenerate_boxes=degenerate, outside_boxes=outside)
 
 
 def _read_image(files: Files, image: dict[str, Any]):

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import unicodedata
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
@@ -15,10 +16,12 @@ MAX_ID = 2**31 - 1  # batches carry int32
 MAX_ANNOTATION_ID = 2**63 - 1  # of COCO's own, some need more than 32 bits
 # What Pillow raises for a file that is no image, damaged, or too large to be meant.
 _BAD_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# Control characters, line and paragraph separators, halves of characters.
+_NOT_IN_A_LINE = {'Cc', 'Zl', 'Zp', 'Cs'}
 # Polygons and the rest are dropped while the json is parsed: gigabytes of COCO's.
 _KEYS = frozenset(
   'images annotations categories id file_name width height name'
-  ' image_id category_id bbox area iscrowd'.split()
+  ' supercategory image_id category_id bbox area iscrowd'.split()
 )
 
 
@@ -64,11 +67,26 @@ def parse(path: str, content: bytes, *, annotated: bool) -> dict[str, Any]:
     for side in ('width', 'height'):
       image[side] = _side(image.get(side), f'{where}: {side}')
   _check_annotations(path, parsed)
-  categories = [{'id': c['id'], 'name': str(c['name'])} for c in parsed['categories']]
+  categories = [
+    {**c, 'name': _class_name(c['name'], f'{path}: category {c["id"]}')}
+    for c in parsed['categories']
+  ]
   names = [c['name'] for c in categories]
   if len(set(names)) < len(names):
     raise UserError(f'{path}: two categories have the same name: {sorted(names)}')
   return parsed | {'categories': categories}
+
+
+def _class_name(name: Any, where: str) -> str:
+  """A name as TFDS keeps it, in a line of a text file, without blanks around it."""
+  text = str(name).strip()
+  kinds = {unicodedata.category(character) for character in text}
+  if type(name) not in (str, int, float) or not text or kinds & _NOT_IN_A_LINE:
+    raise UserError(
+      f'{where} has the name {name!r}: it must be text of one line, without line breaks'
+      ' and other control characters'
+    )
+  return text
 
 
 def _side(value: Any, where: str) -> int | None:
@@ -200,6 +218,21 @@ def make_example(
     'objects': kept,
   }
   return example, len(objects) - len(kept)
+
+
+def is_far_outside(box: list, size: tuple[int, int]) -> bool:
+  """Whether more than a tenth of a box's width or height is beyond its image.
+
+  Args:
+    box: (x, y, width, height) as the json has it.
+    size: (w, h) of the image.
+  """
+  starts, lengths = box[:2], box[2:]
+  return any(
+    beyond > max(2.0, 0.1 * length)
+    for start, length, side in zip(starts, lengths, size, strict=True)
+    for beyond in (start + length - side, -start)
+  )
 
 
 def annotations_of(content: dict[str, Any]) -> dict[int, list]:

@@ -8,6 +8,7 @@ the batch at a step is a pure function of (seed, step).
 import dataclasses
 import functools
 import itertools
+import logging
 import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from gfl_jax.data.scenes import EDGE_KINDS
 from gfl_jax.data.transforms import Plan
 from gfl_jax.errors import UserError
 
+_LOG = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 MIN_IMAGE_SIDE = 32  # original pixels; smaller images are left out of training
 
@@ -115,14 +117,14 @@ class Dataset:
       bad_images, degenerate_boxes: of the training split, left out beforehand.
 
     Raises: ValueError: a label outside the classes, an image larger than its canvas,
-      or nothing left to train on or to evaluate.
+      no image or no box left to train on, or no image to evaluate.
     """
     self._config = config
     self.class_names = tuple(class_names)
     self.category_ids = tuple(category_ids)
     for annotations, _ in (train, evaluation):
       _check_labels(annotations, len(self.class_names))
-    keep, counters = _training_filter(train[0], config.max_boxes)
+    keep, counters = _training_filter(train[0], config.max_boxes, config.keep_empty)
     counters['degenerate_boxes'] += degenerate_boxes
     self.counters = counters | {'bad_images': bad_images}
     self._train = train[0].select(keep)
@@ -138,6 +140,9 @@ class Dataset:
       self._train.boxes, self._train.sizes[self._train.owner]
     )
     self._wanted &= ~self._train.is_crowd
+    _check_boxes(self._train, self._wanted, self.counters)
+    if not self._wanted_for_evaluation().any():
+      _LOG.warning('No evaluation image has a box: there is no AP to compute.')
 
   num_train = property(lambda self: len(self._train))
   num_eval = property(lambda self: len(self._eval))
@@ -220,9 +225,7 @@ class Dataset:
     Args: batch_size: of all shards together; shard: as in `train_batches`.
     """
     part = _shard_part(batch_size, shard)
-    wanted = ~self._eval.is_crowd & ~transforms.is_degenerate(
-      self._eval.boxes, self._eval.sizes[self._eval.owner]
-    )
+    wanted = self._wanted_for_evaluation()
     plans = lambda: self._eval_plans(batch_size, part)
     images = self._eval_pixels.images(plans())
     for plan, pixels in zip(plans(), images, strict=True):
@@ -272,6 +275,32 @@ class Dataset:
       'annotations': annotations,
       'categories': [{'id': int(i), 'name': name} for i, name in names],
     }
+
+  @property
+  def unused_classes(self) -> list[str]:
+    """Names of the classes that no training box is of."""
+    used = set(self._train.labels[self._wanted].tolist())
+    return [name for label, name in enumerate(self.class_names) if label not in used]
+
+  @property
+  def train_box_sizes(self) -> np.ndarray:
+    """[n, 2] float (w, h) of the training boxes, in canvas px at the largest short
+    side, without zoom."""
+    sizes = self._train.sizes
+    resized = transforms.resized_sizes(
+      sizes, self._config.short_side[1], self._config.max_long_side
+    )
+    owner = self._train.owner[self._wanted]
+    boxes = transforms.clip_to_image(self._train.boxes[self._wanted], sizes[owner])
+    scale = (resized / sizes)[owner, ::-1]
+    return (boxes[:, 2:] - boxes[:, :2]) * scale
+
+  def _wanted_for_evaluation(self) -> np.ndarray:
+    """[M] bool: the boxes that batches of `eval_batches` hold."""
+    degenerate = transforms.is_degenerate(
+      self._eval.boxes, self._eval.sizes[self._eval.owner]
+    )
+    return ~self._eval.is_crowd & ~degenerate
 
   def _turned(self, split: Annotations) -> np.ndarray:
     """[N] bool: the image comes on the transposed canvas."""
@@ -350,20 +379,37 @@ def _check_labels(split: Annotations, num_classes: int):
     )
 
 
-def _training_filter(split: Annotations, max_boxes: int):
+def _check_boxes(split: Annotations, wanted: np.ndarray, counters: dict[str, int]):
+  """Raises a UserError if no box is left to train on; warns of boxes in 0..1."""
+  with np.errstate(invalid='ignore'):  # of nan
+    tiny = (split.boxes[:, 2:] > 0).all(-1) & (split.boxes <= 1).all(-1)
+  looks = (
+    f'{tiny.sum()} of {len(tiny)} training boxes lie within the first pixel of their'
+    " image: they look like shares of its size in 0..1, where COCO's are in pixels"
+  )
+  if not wanted.any():
+    reason = looks if tiny.any() else 'there is nothing to learn'
+    raise UserError(f'no box is left to train on; {reason}; counters: {counters}')
+  if tiny.any():
+    _LOG.warning('%s.', looks)
+
+
+def _training_filter(split: Annotations, max_boxes: int, keep_empty: bool):
   """Positions of the images to train on, and what was left out.
 
-  Source: mmdet's filter_imgs: an image with any annotation, be it a crowd, stays.
+  Source: mmdet's filter_imgs: an image with any annotation, be it a crowd, stays; with
+  `keep_empty` (its filter_empty_gt=False) one without any stays, too.
   """
   counts = np.diff(split.starts)
   empty, small = counts == 0, split.sizes.min(-1) < MIN_IMAGE_SIDE
-  keep = np.flatnonzero(~empty & ~small)
+  left_out = empty & (not keep_empty)
+  keep = np.flatnonzero(~left_out & ~small)
   degenerate = transforms.is_degenerate(split.boxes, split.sizes[split.owner])
   wanted = ~degenerate & ~split.is_crowd
   per_image = np.bincount(split.owner[wanted], minlength=len(split))[keep]
   counters = {
-    'images_without_boxes': int(empty.sum()),
-    'images_too_small': int((small & ~empty).sum()),
+    'images_without_boxes': int(left_out.sum()),
+    'images_too_small': int((small & ~left_out).sum()),
     'crowd_boxes': int(split.is_crowd.sum()),
     'degenerate_boxes': int((degenerate & ~split.is_crowd).sum()),
     'overflowing_boxes': int(np.maximum(per_image - max_boxes, 0).sum()),

@@ -43,11 +43,13 @@ class Made(NamedTuple):
     example: as the builder's features encode it; None if the image is left out.
     problem: why it is left out.
     degenerate_boxes: how many of its boxes are left out.
+    outside_boxes: how many reach far beyond it.
   """
 
   example: dict[str, Any] | None
   problem: str = ''
   degenerate_boxes: int = 0
+  outside_boxes: int = 0
 
 
 class Facts(NamedTuple):
@@ -57,6 +59,7 @@ class Facts(NamedTuple):
   num_examples: int
   num_bytes: int
   degenerate_boxes: int
+  outside_boxes: int
   problems: list[str]
   sha256: str
 
@@ -189,11 +192,12 @@ def _serialize(features, make, split: str, entry) -> tuple[bytes | None, Made]:
 
 def _write_shard(folder: pathlib.Path, name: str, made) -> Facts:
   path, part = folder / 'data' / name, folder / 'facts' / f'{name}.part'
-  problems, degenerate_boxes, count = [], 0, 0
+  problems, degenerate_boxes, outside_boxes, count = [], 0, 0, 0
   try:
     with tf.io.TFRecordWriter(str(part)) as writer:
       for record, one in made:
         degenerate_boxes += one.degenerate_boxes
+        outside_boxes += one.outside_boxes
         if record is None:
           problems.append(one.problem)
           continue
@@ -202,7 +206,9 @@ def _write_shard(folder: pathlib.Path, name: str, made) -> Facts:
   except tf.errors.OpError as error:
     raise StorageError(f'{part} cannot be written: {error.message}') from error
   size = part.stat().st_size
-  facts = Facts(name, count, size, degenerate_boxes, problems, _sha256(part))
+  facts = Facts(
+    name, count, size, degenerate_boxes, outside_boxes, problems, _sha256(part)
+  )
   part.replace(path)
   files.write_whole(folder / 'facts' / f'{name}.json', json.dumps(facts._asdict()))
   return facts

@@ -85,7 +85,8 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
         ' network has the outputs of the second, but was trained as if it had those of'
         ' the first. Train it again'
       )
-  return {**values, 'model': model}
+  data = {'keep_empty': False, **values['data']}
+  return {**values, 'model': model, 'data': data}
 
 
 def stored_config(values: Mapping[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from gfl_jax.reports import diagnostic_sections, html_page, plots, sample_sectio
 from gfl_jax.reports.html_page import NOT_EVALUATED, listing, paragraph, section
 from gfl_jax.reports.tables import DASH, Table, duration, flatten, number
 
+MANY_CLAMPED = 0.05  # share of sides beyond their bins that is worth a line
 # Figure 12 of the paper, over the positives of a trained GFL with ResNet-50.
 _LABELS = {
   'positive_iou': ('IoU with the true box', '0.84 ± 0.14'),
@@ -126,6 +127,11 @@ def _training(train: list) -> str:
     for key, (what, published) in _LABELS.items()
     if f'{key}_std' in last
   ]
+  if last.get('clamped_targets', 0) > MANY_CLAMPED:
+    curves += paragraph(
+      f'{last["clamped_targets"]:.0%} of the sides of positives are longer than their'
+      ' bins reach, and are learnt as shorter: box.stop is too small for these boxes.'
+    )
   if not labels:
     return curves
   return curves + paragraph(

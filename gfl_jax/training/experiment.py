@@ -21,6 +21,7 @@ from gfl_jax.training.parallel import DataParallel
 from gfl_jax.training.programs import Programs
 
 _LOG = logging.getLogger(__name__)
+MANY_SIDES_BEYOND = 0.01  # share of sides beyond the bins that a warning tells
 
 
 class Experiment:
@@ -67,6 +68,33 @@ class Experiment:
         " model.backbone.pretrained=FILE, or norm='group_norm'."
       )
     return self.devices.replicate(step.create_state(variables, config))
+
+  def beyond_the_bins(self) -> tuple[float, float]:
+    """How many of the training boxes' sides are too far from the box's centre.
+
+    They are beyond what the last bin means on the coarsest level, so that no anchor
+    near the centre can learn them; 0 for boxes without bins.
+
+    Returns:
+      The share of the sides; and the `box.stop`, in strides, that would reach all.
+    """
+    if self.config.box.kind != 'general':
+      return 0.0, 0.0
+    coarsest = 8 * 2 ** (self.config.model.neck.num_levels - 1)
+    distances = self.dataset.train_box_sizes / 2 / coarsest
+    share = float(np.mean(distances > self.config.box.stop))
+    return share, float(distances.max())
+
+  def warn_of_the_bins(self) -> None:
+    """Says so where many sides are beyond the bins."""
+    share, needed = self.beyond_the_bins()
+    if share > MANY_SIDES_BEYOND:
+      _LOG.warning(
+        '%.0f%% of the sides of training boxes are farther from their box centre than'
+        ' box.stop=%g strides of the coarsest level: they cannot be learnt. box.stop=%d'
+        ' reaches all; raise box.num_bins with it, or data.short_side is too large.',
+        *(100 * share, self.config.box.stop, math.ceil(needed)),
+      )
 
   def description(self, state: step.TrainState) -> str:
     """What is about to run, for the log."""
@@ -203,7 +231,9 @@ def check_classes(config, dataset) -> None:
   found = len(dataset.class_names)
   if config.model.num_classes != found:
     names = ', '.join(dataset.class_names[:10]) + (', ...' if found > 10 else '')
+    unused = dataset.unused_classes
+    without = f'; no training box is of {", ".join(unused[:10])}' if unused else ''
     raise UserError(
       f'model.num_classes={config.model.num_classes}, but the data has {found} classes'
-      f' ({names}): give --config.model.num_classes={found}'
+      f' ({names}{without}): give --config.model.num_classes={found}'
     )

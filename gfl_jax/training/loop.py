@@ -63,6 +63,7 @@ def _train(
     run_folder.write_classes(workdir, run.dataset.class_names, run.dataset.category_ids)
     state = run.initial_state(pretrained=not checkpoints.steps)
     _LOG.info('%s', run.description(state))
+    run.warn_of_the_bins()
     restored = checkpoints.restore_newest(state)
     state, first_step = restored or (state, 0)
     if restored:

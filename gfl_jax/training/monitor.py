@@ -12,6 +12,7 @@ import tqdm
 from jax.experimental import multihost_utils
 
 from gfl_jax.errors import NonFiniteLossError
+from gfl_jax.reports.report import MANY_CLAMPED
 from gfl_jax.training.experiment import Experiment
 from gfl_jax.training.run_folder import MetricsLog
 
@@ -32,6 +33,7 @@ class Monitor:
     )
     self._bar.set_postfix_str('compiling the step')
     self._pending: tuple[int, Mapping[str, jax.Array], np.ndarray] | None = None
+    self._warned: set[str] = set()
     self._since_log: list[Mapping[str, float]] = []
     self._clock: tuple[int, float] | None = None  # a step, and when it was done
 
@@ -121,4 +123,26 @@ class Monitor:
     if speed := means.get('images_per_second'):
       text += f', {speed:.{0 if speed >= 10 else 2}f} images/s'
     self._bar.set_postfix_str(text)
+    self._warn(step, means)
     self._since_log, self._clock = [], now
+
+  def _warn(self, step: int, means: Mapping[str, float]) -> None:
+    """Says once a run what would else stand in metrics.jsonl alone."""
+    if means['clamped_targets'] > MANY_CLAMPED:
+      self._warn_once(
+        'clamped_targets',
+        f'step {step}: {means["clamped_targets"]:.0%} of the sides of positives are'
+        ' longer than their bins reach and are learnt as shorter: raise box.stop (and'
+        ' box.num_bins with it), or lower data.short_side',
+      )
+    if means['dropped_positives']:
+      self._warn_once(
+        'dropped_positives',
+        f'step {step}: {means["dropped_positives"]:.1f} positives a batch are ignored,'
+        ' beyond the capacity: raise box_loss.max_positives_per_image',
+      )
+
+  def _warn_once(self, name: str, text: str) -> None:
+    if name not in self._warned and not self._bar.disable:
+      self._bar.write(text)
+    self._warned.add(name)

@@ -22,6 +22,7 @@ def config(**changes):
     flip=0.5,
     zoom=(1.0, 1.0),
     max_boxes=4,
+    keep_empty=False,
     cache=False,
     max_bad_images=0,
     num_train=6,

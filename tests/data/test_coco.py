@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from gfl_jax import data
-from gfl_jax.data import archives, coco
+from gfl_jax.data import archives, coco, coco_json
+from gfl_jax.errors import UserError
 from tests.data import sets
 
 
@@ -311,3 +312,75 @@ def test_other_image_formats_give_the_same_boxes_and_pixels(folder, suffix):
       expected = image.convert('RGB').resize((width, height), Image.Resampling.BOX)
     got = batch['images'][row, :height, :width].astype(float)
     assert np.abs(got - np.asarray(expected)).mean() < 6
+
+
+def parsed(*, categories=({'id': 1, 'name': 'cat'},), annotations=()):
+  content = {
+    'images': [{'id': 1, 'file_name': 'a.jpg', 'width': 100, 'height': 50}],
+    'annotations': list(annotations),
+    'categories': list(categories),
+  }
+  return coco_json.parse('a.json', json.dumps(content).encode(), annotated=True)
+
+
+@pytest.mark.parametrize('name', ['cat, "big"', ' cat\t', 'ü 猫', 7, "it's #1"])
+def test_names_of_classes_are_text_of_one_line(name):
+  (category,) = parsed(categories=[{'id': 1, 'name': name}])['categories']
+  assert category['name'] == str(name).strip()
+  # As TFDS keeps them: a line of a file each.
+  assert f'{category["name"]}\n'.splitlines() == [category['name']]
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['a\nb', 'a\rb', 'a\x0bb', 'a\x85b', 'a\u2028b', 'a\x00b', '\ud800', '', ' ', None],
+)
+def test_names_that_a_line_cannot_hold_are_refused(name):
+  with pytest.raises(UserError, match='category 1'):
+    parsed(categories=[{'id': 1, 'name': name}])
+
+
+@pytest.mark.parametrize(
+  'box, outside',
+  [
+    ([10, 10, 90, 40], False),
+    ([10, 10, 92, 40], False),  # slips of a pixel or two
+    ([0, 0, 109, 50], False),
+    ([40, 10, 90, 45], True),  # corners
+    ([-30, 0, 60, 20], True),
+    ([0, 0, float('nan'), 20], False),
+  ],
+)
+def test_boxes_that_reach_far_beyond_their_image(box, outside):
+  assert coco_json.is_far_outside(box, (100, 50)) == outside
+
+
+def test_corners_for_sizes_are_suspected(folder, caplog):
+  def change(contents):
+    for annotation in contents['train']['annotations']:
+      x, y, width, height = annotation['bbox']
+      annotation['bbox'] = [x, y, x + width + 60, y + height + 60]
+
+  sets.write_folder(folder, change=change)
+  data.load(_config(folder))
+  assert 'train: 6 boxes reach far beyond' in caplog.text and 'corners' in caplog.text
+
+
+def test_the_order_of_categories_and_an_unused_root_do_no_harm(folder):
+  def change(contents):
+    root = {'id': 0, 'name': 'objects', 'supercategory': 'none'}
+    for split in contents.values():
+      for category in split['categories']:
+        category['supercategory'] = 'objects'
+      split['categories'].insert(0, root)
+    contents['val']['categories'].reverse()
+
+  sets.write_folder(folder, change=change)
+  changed = data.load(_config(folder))
+  plain = folder.parent / 'plain'
+  sets.write_folder(plain)
+  expected = data.load(_config(plain))
+  assert changed.class_names == expected.class_names
+  assert changed.category_ids == expected.category_ids
+  labels = [next(d.eval_batches(3))['labels'] for d in (changed, expected)]
+  np.testing.assert_array_equal(*labels)

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -437,3 +438,25 @@ def test_files_of_a_folder_have_a_state(tmp_path):
   folder = archives.Folder(pathlib.Path(tmp_path))
   size, _ = folder.state('a') or (0, 0)
   assert size == 3 and folder.state('b') is None and folder.state('a\0') is None
+
+
+def test_what_is_prepared_is_used_for_what_it_was_prepared_from(coco, tmp_path, caplog):
+  prepared = tmp_path / 'datasets'
+  pipeline.prepare(_config(coco, prepared))
+  for path in (coco, ''):  # the same again, and none given
+    assert data.load(_config(path, prepared)).num_eval == 3
+  with pytest.raises(FileNotFoundError, match='nowhere'):
+    data.load(_config(tmp_path / 'nowhere', prepared))
+  other = tmp_path / 'other'
+  shutil.copytree(coco, other)
+  file = other / 'annotations' / 'instances_val2017.json'
+  file.write_text(file.read_text().replace('100.5', '99.5'))
+  with pytest.raises(ValueError, match=r'other annotations than those of .*validation'):
+    data.load(_config(other, prepared))
+  # TFDS's own code does not keep what it was prepared from.
+  metadata = prepared / 'coco/2017/1.1.0/metadata.json'
+  content = json.loads(metadata.read_text())
+  del content['annotations_sha256']
+  metadata.write_text(json.dumps(content))
+  assert data.load(_config(other, prepared)).num_eval == 3
+  assert 'does not tell what it was prepared from' in caplog.text

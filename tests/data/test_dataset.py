@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gfl_jax.errors import UserError
 from tests.data import sets
 
 BOX = (4, 4, 30, 40)
@@ -305,3 +306,52 @@ def test_nothing_to_train_on_is_an_error():
   split = sets.annotations([(48, 48)], [[]])
   with pytest.raises(ValueError, match="no image is left.*'images_without_boxes': 1"):
     sets.memory_set(split).dataset(sets.config())
+
+
+def test_nothing_but_crowds_is_nothing_to_learn():
+  crowds = sets.annotations([(64, 64)] * 2, [[BOX], [BOX]], crowd=(0, 1))
+  with pytest.raises(UserError, match="no box is left.*'crowd_boxes': 2"):
+    sets.memory_set(crowds).dataset(sets.config())
+
+
+def test_boxes_as_shares_of_the_image_are_told(caplog):
+  share = (0.1, 0.2, 0.6, 0.9)
+  shares = sets.annotations([(64, 64)] * 2, [[share], [share]])
+  with pytest.raises(UserError, match='2 of 2 .*0..1'):
+    sets.memory_set(shares).dataset(sets.config())
+  mixed = sets.annotations([(64, 64)] * 2, [[share], [BOX]])
+  sets.memory_set(mixed).dataset(sets.config())
+  assert '1 of 2 training boxes' in caplog.text
+  caplog.clear()
+  _square_set().dataset(sets.config())
+  assert not caplog.text
+
+
+def test_an_evaluation_split_without_boxes_is_told(caplog):
+  empty = sets.annotations([(64, 64)], [[]])
+  dataset = sets.memory_set(sets.annotations([(64, 64)], [[BOX]]), empty)
+  dataset.dataset(sets.config())
+  assert 'no AP' in caplog.text
+
+
+def test_images_without_boxes_are_kept_if_wanted():
+  split = sets.annotations([(64, 64), (64, 64), (20, 64)], [[BOX], [], []])
+  dataset = sets.memory_set(split).dataset(sets.config(keep_empty=True))
+  assert dataset.num_train == 2
+  assert dataset.counters['images_without_boxes'] == 0
+  assert dataset.counters['images_too_small'] == 1
+  batch = next(dataset.train_batches(2, seed=0))
+  assert sorted(batch['valid'].sum(-1)) == [0, 1]
+
+
+def test_sizes_of_boxes_on_the_canvas_and_classes_without_boxes():
+  sizes, boxes = [(32, 64), (64, 64)], [[(0, 0, 40, 16)], [(8, 8, 90, 24)]]
+  split = sets.annotations(sizes, boxes)
+  dataset = sets.memory_set(split).dataset(
+    sets.config(short_side=(24, 48), max_long_side=64)
+  )
+  # The first stays as it is, the second shrinks to 48 px and is cut at its border.
+  np.testing.assert_allclose(dataset.train_box_sizes, [(40, 16), (42, 12)])
+  assert dataset.unused_classes == []
+  one_class = sets.memory_set(sets.annotations([(64, 64)], [[BOX]]))
+  assert one_class.dataset(sets.config()).unused_classes == ['square']

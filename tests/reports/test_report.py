@@ -372,3 +372,10 @@ def test_sides_without_a_distribution_are_lines(tmp_path):
   )
   text = Page(write_report(tmp_path)).text
   assert 'knows one place for a side' in text and 'Most ambiguous' not in text
+
+
+@pytest.mark.parametrize('share', [0.02, 0.4])
+def test_many_sides_beyond_their_bins_are_told(tmp_path, share):
+  run = make_run(tmp_path, lines=[train_line(10, clamped_targets=share)])
+  text = report.write_report(run).read_text()
+  assert ('40% of the sides' in text) == (share > report.MANY_CLAMPED)

@@ -13,7 +13,7 @@ import pytest
 
 from gfl_jax import files
 from gfl_jax.errors import UserError
-from gfl_jax.training import checksums, experiment, loop, run_folder
+from gfl_jax.training import checksums, experiment, loop, monitor, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.programs import Programs
 from gfl_jax.training.stop import Stopped
@@ -466,3 +466,30 @@ def test_training_in_a_path_that_is_a_pattern_is_refused(tmp_path):
   with pytest.raises(UserError, match=r'lr\[0.1\]'):
     loop.train(tiny.config(), tmp_path / 'lr[0.1]')
   assert not list(tmp_path.iterdir())
+
+
+def test_boxes_beyond_the_bins_are_said_before_training(data_file, caplog):
+  c = config(data_file)
+  c.box.stop = 0.5  # of 32 px: squares of 24 px have sides 12 px from their centre
+  run = experiment_of(c)
+  # Of the bars, 40 x 12 px, two sides of four.
+  share, needed = run.beyond_the_bins()
+  assert share == pytest.approx(0.25) and needed == pytest.approx(20 / 32)
+  run.warn_of_the_bins()
+  assert '25%' in caplog.text and 'box.stop=1 ' in caplog.text
+  c.box.kind = 'dirac'
+  assert experiment_of(c, run.dataset).beyond_the_bins() == (0.0, 0.0)
+
+
+def test_numbers_that_show_a_wrong_config_are_told_once(tmp_path, data_file, capsys):
+  c = config(data_file)
+  c.log_every_steps = 1
+  scalars = {'loss': 1.0, 'learning_rate': 0.1, 'clamped_targets': 0.4}
+  scalars = {k: jnp.float32(v) for k, v in scalars.items()}
+  scalars |= {'dropped_positives': jnp.float32(3)}
+  with monitor.Monitor(c, tmp_path, experiment_of(c), 0) as watching:
+    for step in (1, 2, 3):
+      watching.add(step, scalars, np.arange(8))
+  text = capsys.readouterr().err
+  assert text.count('box.stop') == 1 and '40%' in text
+  assert text.count('max_positives_per_image') == 1
