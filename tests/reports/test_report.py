@@ -9,7 +9,7 @@ import pytest
 from gfl_jax.evaluation import diagnostics
 from gfl_jax.files import read_json_lines
 from gfl_jax.reports import pictures, plots
-from gfl_jax.reports.report import write_report
+from gfl_jax.reports.report import MANY_CLAMPED, write_report
 
 CONFIG = {
   'batch_size': 8,
@@ -377,5 +377,5 @@ def test_sides_without_a_distribution_are_lines(tmp_path):
 @pytest.mark.parametrize('share', [0.02, 0.4])
 def test_many_sides_beyond_their_bins_are_told(tmp_path, share):
   run = make_run(tmp_path, lines=[train_line(10, clamped_targets=share)])
-  text = report.write_report(run).read_text()
-  assert ('40% of the sides' in text) == (share > report.MANY_CLAMPED)
+  text = write_report(run).read_text()
+  assert ('40% of the sides' in text) == (share > MANY_CLAMPED)

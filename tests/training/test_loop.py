@@ -490,6 +490,6 @@ def test_numbers_that_show_a_wrong_config_are_told_once(tmp_path, data_file, cap
   with monitor.Monitor(c, tmp_path, experiment_of(c), 0) as watching:
     for step in (1, 2, 3):
       watching.add(step, scalars, np.arange(8))
-  text = capsys.readouterr().err
+  text = capsys.readouterr().out
   assert text.count('box.stop') == 1 and '40%' in text
   assert text.count('max_positives_per_image') == 1
