@@ -9,8 +9,8 @@ from typing import Any
 
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation.coco_metrics import METRICS
-from gfl_jax.files import write_whole
-from gfl_jax.training import study_options, study_runs
+from gfl_jax.files import lock, write_whole
+from gfl_jax.training import study_code, study_options, study_runs
 from gfl_jax.training.study_plan import Study
 from gfl_jax.training.study_runs import Run
 
@@ -25,7 +25,7 @@ def write(study: Study, asked: Runs) -> None:
   Raises:
     ValueError: it is of another base, other overrides, or rows that have changed.
   """
-  with study_runs.lock(study.folder / '.lock', wait=True):
+  with lock(study.folder / '.lock', wait=True):
     runs = {**_finished_before(study, asked), **asked}
     names = [name for name in study.rows if any(name == row for row, _ in runs)]
     rows = [_row(study, name, names, runs) for name in names]
@@ -60,7 +60,7 @@ def refresh(study: Study) -> None:
     ValueError: there is none; it is of another base, or of other overrides.
   """
   read(study.folder)  # without one, the lock's folder is not made either
-  with study_runs.lock(study.folder / '.lock', wait=True):
+  with lock(study.folder / '.lock', wait=True):
     content = read(study.folder)
     _check_same(study, content)
     names = [row['name'] for row in content['rows']]
@@ -197,9 +197,11 @@ def _totals(root: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     for machine in machines
   )
   first = machines[0] if machines else {}
-  codes = sorted({run['code'] for run in finished}) or [study_runs.code_version()]
+  codes = sorted({run['code'] for run in finished}) or [
+    study_code.digest(study_code.current())
+  ]
   return {
-    'code': ', '.join(codes),
+    'code': ', '.join(sorted(codes)),
     'git': first.get('git', ''),
     'environment': first,
     'environments': [{**json.loads(key), 'runs': n} for key, n in counts.items()],

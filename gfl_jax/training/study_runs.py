@@ -6,7 +6,6 @@ has `study_run.json`: the code that made it, how it ended, what it cost, and wha
 trained with.
 """
 
-import ast
 import contextlib
 import dataclasses
 import functools
@@ -22,67 +21,19 @@ from ml_collections import ConfigDict
 
 from gfl_jax.errors import UserError
 from gfl_jax.files import read_json, read_json_lines, write_json_lines, write_whole
-from gfl_jax.training import run_folder
+from gfl_jax.training import run_folder, study_code
 
-_PACKAGE = Path(__file__).parents[1]
 RECORD = 'study_run.json'
 
 
-@functools.cache
-def code_version() -> str:
-  """Digest of the sources that can change a run's numbers, 12 hexadecimal digits.
-
-  They are those of this package that the training loop imports, directly or not,
-  without gfl_jax/reports; comments, docstrings and layout do not count. Not covered:
-  configs, by whose values a run is found, and the machine, Python and the libraries,
-  which study.json counts as `environments`.
-  """
-  files = sorted(_imported(_PACKAGE / 'training' / 'loop.py'))
-  lines = (
-    f'{file.relative_to(_PACKAGE).as_posix()} {_sha256(_statements(file).encode())}\n'
-    for file in files
-  )
-  return _sha256(''.join(lines).encode())[:12]
-
-
-def _imported(start: Path) -> set[Path]:
-  """A file of the package, and all of the package that it needs for its numbers."""
-  found, queue = set(), [start]
-  while queue:
-    file = queue.pop()
-    if file in found or file.is_relative_to(_PACKAGE / 'reports'):
-      continue
-    found.add(file)
-    for node in ast.walk(ast.parse(file.read_text())):
-      if isinstance(node, ast.ImportFrom) and node.module:
-        names = [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]
-        paths = (_PACKAGE.parent.joinpath(*name.split('.')) for name in names)
-        both = ((path.with_suffix('.py'), path / '__init__.py') for path in paths)
-        queue += [path for pair in both for path in pair if path.exists()]
-  return {file for file in found if file.is_relative_to(_PACKAGE)}
-
-
-def _statements(file: Path) -> str:
-  """A source without its docstrings and comments, in one layout."""
-  tree = ast.parse(file.read_text())
-  for node in ast.walk(tree):
-    has_body = isinstance(
-      node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    )
-    if has_body and ast.get_docstring(node, clean=False) is not None:
-      node.body = node.body[1:]
-  return ast.unparse(tree)
-
-
 def check_code(root: Path) -> None:
-  """Raises a ValueError if a run below `root` was made by another code version."""
+  """Raises a ValueError if a run below `root` was made by another code than today's."""
   for file in sorted(root.glob(f'runs/*/{RECORD}')):
-    found = json.loads(file.read_text())['code']
-    if found != code_version():
+    if differing := study_code.difference(json.loads(file.read_text())['code']):
       raise UserError(
-        f'{file.parent} was made by code {found}, this is code {code_version()}:'
-        ' their numbers are not mixed. Give another --root, or check out the code'
-        f' that made it ({_revision(file.parent)})'
+        f'{file.parent} was made by other code than this, and their numbers are not'
+        f' mixed: {differing}. Give another --root, or check out the code that made it'
+        f' ({_revision(file.parent)})'
       )
 
 
@@ -114,7 +65,7 @@ class Run:
     values = json.loads(self.config.to_json())
     for name in (*run_folder.bookkeeping(values), *without):
       del values[name]
-    digest = _sha256(json.dumps(values, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return f'seed{self.config.seed}-{digest[:8]}'
 
   @property
@@ -164,7 +115,7 @@ class Run:
     before = self.record
     self.folder.mkdir(parents=True, exist_ok=True)
     record = {
-      'code': code_version(),
+      'code': study_code.current(),
       'training': self.training_key,
       'trained_in': before.get('trained_in'),  # another run's folder, if not here
       'status': 'running',
@@ -212,7 +163,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     'error': record.get('error'),
     'metrics': metrics and {k: v for k, v in metrics.items() if k != 'per_class'},
     'seconds': record.get('seconds'),
-    'code': record.get('code'),
+    'code': study_code.digest(record['code']) if record else None,
   }
 
 
@@ -224,7 +175,3 @@ def _final_metrics(folder: Path) -> dict[str, Any] | None:
 
 def _revision(folder: Path) -> str:
   return f'git {environment(folder).get("git", "unknown")}'
-
-
-def _sha256(content: bytes) -> str:
-  return hashlib.sha256(content).hexdigest()

@@ -1,6 +1,7 @@
 """Studies: what is done stays done, what fails is passed over, nothing is mixed."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import pathlib
@@ -21,9 +22,9 @@ from gfl_jax.training import (
   programs,
   run_folder,
   study,
+  study_code,
   study_file,
   study_plan,
-  study_runs,
 )
 from gfl_jax.training.parallel import DataParallel
 from tests import tiny
@@ -149,7 +150,7 @@ def test_a_study_leaves_its_numbers_and_its_report(finished):
   fields = ('devices', 'versions', 'git')
   same = {name: content['environment'][name] for name in fields}
   assert content['environments'] == [same | {'runs': 4}]
-  assert content['code'] == study_runs.code_version()
+  assert content['code'] == study_code.digest(study_code.current())
   assert content['notes'] == 'Shorter.'
   row = content['rows'][1]
   assert row['paper'] == {'AP': 39.9, 'AP50': 58.5, 'AP75': 43.0}
@@ -371,53 +372,63 @@ def test_the_seconds_of_compiling_are_a_part_of_a_runs(finished):
   assert runs['2', 1].record['compiling'] < record['compiling'] / 2
 
 
-def test_runs_of_another_code_version_are_not_mixed(data_file, tmp_path, monkeypatch):
+def test_runs_of_another_code_are_not_mixed(data_file, tmp_path, monkeypatch):
   calls = fake_training(monkeypatch)
   asked = make_study(data_file, tmp_path)
-  monkeypatch.setattr(study_runs, 'code_version', lambda: 'aaaa')
+  code = {'ops/nms.py': 'a', 'ops/boxes.py': 'b', 'ops/gone.py': 'c'}
+  monkeypatch.setattr(study_code, 'current', lambda: code)
   study.run_study(asked)
-  monkeypatch.setattr(study_runs, 'code_version', lambda: 'bbbb')
-  message = 'made by code aaaa, this is code bbbb'
-  with pytest.raises(ValueError, match=message) as error:
+  other = {'ops/nms.py': 'x', 'ops/boxes.py': 'b', 'ops/new.py': 'c'}
+  monkeypatch.setattr(study_code, 'current', lambda: other)
+  differing = '3 of its files differ: ops/gone.py, ops/new.py, ops/nms.py'
+  with pytest.raises(ValueError, match=f'{differing}. Give another --root'):
     study.run_study(asked)
-  assert 'Give another --root' in str(error.value)
-  assert len(calls) == 4
   before = read(asked)
   (asked.folder / 'report.html').unlink()
   assert study.write_report(asked).exists() and read(asked) == before
-  assert before['code'] == before['rows'][0]['runs'][0]['code'] == 'aaaa'
+  assert before['code'] == before['rows'][0]['runs'][0]['code']
+  assert before['code'] == study_code.digest(code) != study_code.digest(other)
+  # As studies of before have it.
+  file = asked.runs()['1', 0].folder / 'study_run.json'
+  file.write_text(json.dumps(json.loads(file.read_text()) | {'code': 'aaaa'}))
+  monkeypatch.setattr(study_code, 'current', lambda: code)
+  with pytest.raises(ValueError, match=r'\(aaaa\).* cannot tell which file differs'):
+    study.run_study(asked)
+  assert len(calls) == 4
 
 
-def test_the_code_version_follows_the_sources_that_make_numbers(tmp_path, monkeypatch):
+def test_the_code_is_that_of_the_sources_that_make_numbers(tmp_path, monkeypatch):
   copied = shutil.copytree(ROOT / 'gfl_jax', tmp_path / 'gfl_jax')
-  monkeypatch.setattr(study_runs, '_PACKAGE', copied)
-  digest = study_runs.code_version.__wrapped__
-  before = digest()
-  assert before == study_runs.code_version()
+  monkeypatch.setattr(study_code, '_PACKAGE', copied)
+  current = study_code.current.__wrapped__
+  before = current()
+  assert before == study_code.current()
 
-  def after_a_change_of(names, change):
-    texts = {name: (copied / name).read_text() for name in names}
-    for name, text in texts.items():
-      (copied / name).write_text(change(text))
-    changed = digest()
-    for name, text in texts.items():
-      (copied / name).write_text(text)
-    return changed
+  def changed(name, *replacement):
+    content = (copied / name).read_bytes()
+    (copied / name).write_bytes(content.replace(*replacement))
+    now = current()
+    (copied / name).write_bytes(content)
+    return {file for file in before | now if before.get(file) != now.get(file)}
 
-  statement = lambda text: text + '\nTHRESHOLD = 0.5\n'
   covered = (
     'ops/nms.py',
     'data/shapes.py',  # imported only where it is needed
-    'training/loop.py',
+    'training/step.py',
     'evaluation/coco_metrics.py',
   )
   for name in covered:
-    assert after_a_change_of([name], statement) != before, name
-  # Of the module's docstring, and a comment.
-  words = lambda text: text.replace('"""', '"""So: ', 1) + '\n# A word.\n'
-  assert after_a_change_of(covered, words) == before
-  others = ('reports/report.py', 'launch.py', 'training/study.py')
-  assert after_a_change_of(others, statement) == before
+    digest = hashlib.sha256((copied / name).read_bytes()).hexdigest()
+    assert before[name] == digest[:12]  # of its content alone, on any Python
+    assert changed(name, b'1', b'2') == {name}
+    assert changed(name, b'\n', b'\r\n') == set()  # as git may check it out
+  others = (
+    *('reports/report.py', 'launch.py', 'training/study.py', 'training/watch.py'),
+    *('inference/export.py', 'deploy/onnx.py', 'deploy/params.py'),
+  )
+  for name in others:
+    assert changed(name, b'1', b'2') == set(), name
+  assert all((copied / name).exists() for name in study_code._NO_NUMBERS)
 
 
 def test_a_call_with_less_leaves_what_is_finished(data_file, tmp_path, monkeypatch):
