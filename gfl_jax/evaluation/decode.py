@@ -45,12 +45,12 @@ class Candidates(NamedTuple):
 
   Attributes:
     class_scores: sigmoid of the class logit; 0 marks a slot without a pair.
-    quality: sigmoid of the quality logit; nan if the score has no branch.
+    quality: sigmoid of the quality logit; None if the score has no branch.
     scores: what the suppression ranks and reports (see `decode_detections`).
   """
 
   class_scores: Float[Array, '*b n']
-  quality: Float[Array, '*b n']
+  quality: Float[Array, '*b n'] | None
   scores: Float[Array, '*b n']
   classes: Int[Array, '*b n']
   boxes: Float[Array, '*b n 4']
@@ -151,7 +151,7 @@ def strongest_candidates(
   describe = _describer(predictions, points, image_sizes, config, scale_factors)
 
   def pairs(class_logits):
-    best, classes = class_logits.max(-1), class_logits.argmax(-1)
+    best, classes = class_logits.max(-1), class_logits.argmax(-1).astype(jnp.int32)
     logits, anchors = jax.lax.top_k(best, min(count, len(best)))
     return jax.nn.sigmoid(logits), classes[anchors], anchors
 
@@ -215,7 +215,7 @@ def _describe(
   )
   per_side = jnp.tile(scale, 2)[None]
 
-  quality, scores = jnp.full_like(class_scores, jnp.nan), class_scores
+  quality, scores = None, class_scores
   if predictions.quality_logits is not None:
     quality = jax.nn.sigmoid(predictions.quality_logits[anchors, 0])
     if config.decode.nms == 'greedy':

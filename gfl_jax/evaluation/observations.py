@@ -10,6 +10,7 @@ NumPy on the host.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from gfl_jax.evaluation import densities, ranks
@@ -255,9 +256,8 @@ def _candidate_rows(found, points: np.ndarray, truth: _Truth, image_id: int) -> 
   lowest = found.scores[positive].min(initial=np.inf)
   its_box = truth.boxes[at_class[positive].argmax(-1)]
   centerness = _centerness(points[positive], its_box)
-  table = np.stack(
-    [found.class_scores, found.quality, found.scores, iou, positive], axis=-1
-  )
+  quality = np.full(len(iou), np.nan) if found.quality is None else found.quality
+  table = np.stack([found.class_scores, quality, found.scores, iou, positive], axis=-1)
   # Drawn by the image's own seed: the same sample in whatever batch or process.
   rng = np.random.default_rng(image_id)
   drawn = [
@@ -304,4 +304,4 @@ def _side_rows(found, sides: Sides, matches: _Matches, points, scales, box) -> R
 
 def _row(tree, i: int):
   """The i-th row of each array of a NamedTuple."""
-  return type(tree)(*(values[i] for values in tree))
+  return jax.tree.map(lambda values: values[i], tree)

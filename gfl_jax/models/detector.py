@@ -100,7 +100,7 @@ def init_variables(detector: Detector, key: Array) -> dict[str, Any]:
     detector: from build_detector.
     key: a PRNG key; equal keys give equal variables.
   """
-  return _initializer()(detector, key, jnp.zeros((1, 64, 64, 3)))
+  return _initializer()(detector, key, jnp.zeros((1, 64, 64, 3), jnp.float32))
 
 
 # The detector is a static argument: an `init` of its own would be compiled each time.

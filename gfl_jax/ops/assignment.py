@@ -327,7 +327,7 @@ def _resolve(index, iou, positive, point_valid):
   num_boxes, num_points = len(index), len(point_valid)
   nowhere = num_points  # scatters drop what lies out of bounds
   wanted = jnp.where(positive, index, nowhere)
-  best_iou = jnp.zeros(num_points).at[wanted].max(iou, mode='drop')
+  best_iou = jnp.zeros(num_points, iou.dtype).at[wanted].max(iou, mode='drop')
   # Not ==: the compiler may compute an IoU twice, with different roundings.
   contested = best_iou[index]
   wins = positive & (contested > 0) & (iou >= contested * (1 - 1e-6))

@@ -112,7 +112,7 @@ def _variables(stored: StateDict, config: Any, new_head: bool) -> dict[str, Any]
 def _new_class_output(config: Any) -> dict[str, np.ndarray]:
   """The head's class output as a training would draw it, under mmdet's names."""
   init = models.build_detector(config).init
-  image = jnp.zeros((1, 64, 64, 3))
+  image = jnp.zeros((1, 64, 64, 3), jnp.float32)
   # Jitted, the rest of the detector is neither drawn nor run.
   draw = jax.jit(lambda key: init(key, image)['params']['head']['class_output'])
   head = {'class_output': draw(jax.random.key(config.seed))}

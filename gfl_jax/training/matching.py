@@ -87,7 +87,7 @@ def gather_positives(
     boxes=jnp.where(
       used[:, None],
       jnp.asarray(batch['boxes'])[image, box_index] / strides,
-      jnp.array([0.0, 0.0, 1.0, 1.0]),
+      jnp.array([0.0, 0.0, 1.0, 1.0], jnp.float32),
     ),
   )
 

@@ -136,7 +136,7 @@ def loss_and_sums(
     quality_sum = _quality_term(predictions.quality_logits, match, score.label)
     scale = config.score.weight / normalizers.class_divisor
     sums['loss_quality'] = scale * quality_sum
-  loss = sum(sums.values(), start=jnp.zeros(()))
+  loss = sum(sums.values(), start=jnp.zeros((), jnp.float32))
   sums |= {
     'loss': loss,
     'boxes': batch['valid'].sum(),

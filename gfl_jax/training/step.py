@@ -154,7 +154,8 @@ def make_train_step(detector, config, *, steps_per_epoch: int) -> Callable:
     ema = state.ema
     if ema:
       # The average forgets its random start at first: (1 + t) / (10 + t) < decay.
-      decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+      done = state.step.astype(jnp.float32)
+      decay = jnp.minimum(config.ema_decay, (1 + done) / (10 + done))
       ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, params)
     next_state = state.replace(
       step=state.step + 1, params=params, opt_state=opt_state, ema=ema

@@ -443,8 +443,10 @@ def test_strongest_candidates_are_the_best_class_of_the_best_anchors():
   assert few.scores.shape == (2, NUM_ANCHORS)
 
 
-def test_without_a_branch_the_quality_is_not_a_number():
+def test_without_a_branch_there_is_no_quality():
   sizes = np.array([[64, 64]] * 2)
-  found = strongest_candidates(tiny_predictions(4), TINY, sizes, TINY_CONFIG, count=9)
-  assert np.isnan(found.quality).all()
+  predictions = tiny_predictions(4)
+  with jax.debug_nans(True):  # where every nan is an error
+    found = strongest_candidates(predictions, TINY, sizes, TINY_CONFIG, count=9)
+  assert found.quality is None
   np.testing.assert_array_equal(found.scores, found.class_scores)

@@ -38,13 +38,13 @@ def ground_truth(boxes, *, labels=None, crowd=(), sides=None):
   }  # fmt: skip
 
 
-def candidates(boxes, scores, *, classes=None, quality=np.nan, anchors=None):
+def candidates(boxes, scores, *, classes=None, quality=None, anchors=None):
   n = len(boxes)
   scores = np.array(scores, np.float32)
   return Candidates(
     class_scores=scores,
-    quality=np.broadcast_to(np.float32(quality), (n,)),
-    scores=scores if np.isnan(quality).all() else scores * quality,
+    quality=None if quality is None else np.broadcast_to(np.float32(quality), (n,)),
+    scores=scores if quality is None else scores * quality,
     classes=np.zeros(n, int) if classes is None else np.array(classes),
     boxes=np.reshape(boxes, (-1, 4)).astype(np.float32),
     edge_std=np.ones((n, 4), np.float32),
