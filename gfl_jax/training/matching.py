@@ -39,11 +39,19 @@ def assign(
   """Matches every anchor of a batch.
 
   An anchor is ignored if it lies beyond its own image (padded to a multiple of 32), or
-  if it is a positive beyond `box_loss.max_positives_per_image`, in anchor order.
+  if it is a positive beyond the capacity of the batch: images times
+  `box_loss.max_positives_per_image`. Beyond that, all boxes of all images keep the same
+  number of anchors, those of the highest IoU, whatever their level.
+
+  Args:
+    batch: `boxes`, `valid` and `image_sizes` as in `objective.detection_loss`; with
+      several devices, or accumulation, the part of one device and one micro-batch.
+    points: of the canvas.
+    config: an experiment's config.
 
   Returns:
     matched [B, A]: index of the box, -1 background, -2 ignored; and the number of
-    positives beyond the limit.
+    positives beyond the capacity.
   """
   assigner = choose(terms.ASSIGNERS, config.assignment.kind, 'assignment.kind')
   assigner = assigner(config.assignment)
@@ -53,9 +61,50 @@ def assign(
     return assigner(image_boxes, valid, points, point_valid=point_valid).matched
 
   matched = jax.vmap(one_image)(batch['boxes'], batch['valid'], on_image)
-  rank = jnp.cumsum(matched >= 0, axis=1)
-  dropped = (matched >= 0) & (rank > config.box_loss.max_positives_per_image)
-  return jnp.where(dropped, assignment.IGNORED, matched), dropped.sum()
+  num_positives = (matched >= 0).sum()
+  capacity = _capacity(matched, config)
+  matched = jax.lax.cond(
+    num_positives > capacity,
+    lambda matched: _best_of_each_box(
+      matched, jnp.asarray(batch['boxes']), points, capacity
+    ),
+    lambda matched: matched,
+    matched,
+  )
+  return matched, num_positives - (matched >= 0).sum()
+
+
+def _best_of_each_box(
+  matched: Int[Array, 'b a'],
+  batch_boxes: Float[Array, 'b g 4'],
+  points: point_ops.Points,
+  capacity: int,
+) -> Int[Array, 'b a']:
+  """Ignores the worst anchors of every box, by IoU, until the rest fit.
+
+  Args:
+    matched: from an assigner, with more than `capacity` positives.
+    batch_boxes: [B, G, 4] in px.
+    points: of the canvas.
+    capacity: at least the number of boxes; a smaller one leaves no positive.
+  """
+  num_images, num_boxes = batch_boxes.shape[:2]
+  image = jnp.arange(num_images, dtype=jnp.int32)[:, None]
+  positive = matched >= 0
+  safe = jnp.maximum(matched, 0)
+  of_image = lambda its_boxes: boxes.iou(points.anchors, its_boxes)
+  iou = jax.vmap(of_image)(batch_boxes[image, safe])
+  box = jnp.where(positive, image * num_boxes + safe, num_images * num_boxes)
+  # Box by box, the best anchor first: the place behind the box's first is the rank.
+  order = jnp.lexsort((-iou.reshape(-1), box.reshape(-1)))
+  place = jnp.arange(len(order), dtype=jnp.int32)
+  sorted_box = box.reshape(-1)[order]
+  is_first = jnp.concatenate([jnp.array([True]), sorted_box[1:] != sorted_box[:-1]])
+  rank_in_order = place - jax.lax.cummax(jnp.where(is_first, place, 0))
+  rank = jnp.zeros_like(place).at[order].set(rank_in_order).reshape(matched.shape)
+  rank = jnp.where(positive, rank, len(order))
+  first_to_go = jnp.sort(rank.reshape(-1))[capacity]
+  return jnp.where(positive & (rank >= first_to_go), assignment.IGNORED, matched)
 
 
 def gather_positives(
@@ -97,7 +146,7 @@ class Match(NamedTuple):
 
   Attributes:
     matched: [B, A] as from `assign`.
-    num_dropped: positives beyond the limit.
+    num_dropped: positives beyond the capacity.
     positives: K rows.
     outputs: [K, 4, n] of the box sides.
     decoded: [K, 4] predicted boxes xyxy, in strides.
