@@ -1,9 +1,15 @@
-"""Evaluates a checkpoint of a run and writes its report again.
+"""Evaluates a checkpoint of a run: COCO metrics on the screen, and a report of them.
 
   python scripts/evaluate.py --run=runs/demo --step=best
 
-Prints the COCO metrics and the report's path; writes eval/ and report.html of the
-run's folder.
+Detections in COCO's form, metrics, samples and report.html go into RUN/evaluations, or
+into --out; nothing that the training writes is changed, which may go on meanwhile. If
+that folder cannot be written, the metrics are on the screen alone.
+
+--data_path and --data_dir say where the data lie now. The data at --data_path may be
+others than the run's, as a test set, of the same classes in the same order: a folder
+with images/ and annotations/instances_{train,val}.json, of which those of val are
+evaluated, or a file of scripts/prepare_data.py.
 """
 
 import pathlib
@@ -20,6 +26,9 @@ from gfl_jax import launch
 
 _RUN = flags.DEFINE_string('run', None, "The run's folder.")
 _STEP = flags.DEFINE_string('step', 'newest', "'newest', 'best' or a number of steps.")
+_DATA_PATH = flags.DEFINE_string('data_path', '', "In place of the run's data.path.")
+_DATA_DIR = flags.DEFINE_string('data_dir', '', "In place of the run's data.data_dir.")
+_OUT = flags.DEFINE_string('out', '', 'Folder of the files, made if missing.')
 
 
 def main(argv: list[str]) -> None:
@@ -30,10 +39,16 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"--step={_STEP.value}: 'newest', 'best' or a number of steps")
   import jax
 
-  from gfl_jax.training import loop
+  from gfl_jax.training import evaluate
 
   launch.use_compilation_cache(_RUN.value)
-  metrics = loop.evaluate(_RUN.value, _STEP.value)
+  metrics = evaluate.evaluate_run(
+    _RUN.value,
+    _STEP.value,
+    data_path=_DATA_PATH.value,
+    data_dir=_DATA_DIR.value,
+    out=_OUT.value,
+  )
   if jax.process_index() > 0:
     return
   parts = {'AP per class': 'per_class', 'Diagnostics': 'diagnostics'}
@@ -42,7 +57,6 @@ def main(argv: list[str]) -> None:
   for title, table in tables.items():
     print(f'\n{title}')
     _print_table(table)
-  print(f'\n{pathlib.Path(_RUN.value) / "report.html"}')
 
 
 def _print_table(values: Mapping[str, Any]) -> None:

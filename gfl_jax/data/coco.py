@@ -69,7 +69,7 @@ def prepare_folder(config: Any) -> Any:
     return _told(tfds.builder_from_directory(prepared), config)
   folder = pathlib.Path(config.path)
   if not folder.exists():
-    raise MissingFileError(f'{folder} does not exist: give --config.data.path=FOLDER')
+    raise MissingFileError(f'{folder} (config.data.path) does not exist')
   for part in ('images', 'annotations'):
     if not (folder / part).is_dir():
       raise MissingFileError(
@@ -166,7 +166,8 @@ def prepare_2017(config: Any) -> Any:
     return _told(tfds.builder_from_directory(done), config)
   if not config.path:
     raise MissingFileError(
-      f"{done} does not exist: give --config.data.path=FOLDER, that of COCO's zips"
+      f'{done} does not exist, and config.data.path names no folder with the zips of'
+      ' COCO to make it from'
     )
   root = pathlib.Path(config.path)
   if not root.is_dir():

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,11 +91,12 @@ def evaluate(
   ground_truth: dict,
   *,
   config: Any,
-  workdir: str | os.PathLike,
+  folder: str | os.PathLike,
   step: int,
+  notes: Mapping[str, Any] | None = None,
   share: Collection[int] | None = None,
 ) -> dict:
-  """Evaluates a detector and writes `eval/` of the run's folder.
+  """Evaluates a detector and writes what was measured into a folder.
 
   Writes, each file replaced as a whole and only by process 0: `detections.json` (COCO
   results), `metrics.json`, `diagnostics.npz` (arrays of `diagnostics.summarize`) and
@@ -113,13 +114,14 @@ def evaluate(
     ground_truth: the evaluation set in COCO's form; its `categories` in the order of
       the classes.
     config: the experiment; reads `box` and what `make_anchors` reads.
-    workdir: the run's folder.
+    folder: of the files, made if missing.
     step: the training step of `variables`, for the record.
+    notes: what the metrics are to say besides.
     share: ids of the images in this process's batches; not given, all of the set.
 
   Returns:
     `evaluate_detections`'s metrics with `diagnostics` (the scalars of
-    `diagnostics.summarize`), `step`, `num_images` and `seconds`.
+    `diagnostics.summarize`), `step`, `num_images`, `seconds` and the notes.
 
   Raises:
     ValueError: an image that came twice or not at all, and what `evaluate_detections`
@@ -155,6 +157,7 @@ def evaluate(
     'diagnostics': scalars,
     'num_images': len(image_ids),
     'seconds': round(time.perf_counter() - start, 3),
+    **(notes or {}),
   }
   if jax.process_index() == 0:
     names = [category['name'] for category in ground_truth['categories']]
@@ -165,7 +168,7 @@ def evaluate(
       'metrics.json': json.dumps(metrics, indent=2),
     }
     try:
-      _write(Path(workdir) / 'eval', write)
+      _write(Path(folder), write)
     except OSError as error:  # a full disk must not end a training
       _LOG.warning('The files of the evaluation of step %d: %s', step, error)
   return metrics

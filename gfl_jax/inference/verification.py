@@ -48,8 +48,8 @@ def sample_images(
     dataset = data.load(data_config)
   except (ValueError, OSError, ImportError) as error:
     raise UserError(
-      'an export is compared with its run on images, and the data set of the run is'
-      f' not here ({error}): give --images=FOLDER'
+      'an export is compared with its run on images, and the data set of the run'
+      f' cannot be used here ({error}): give --images=FOLDER of some like it'
     ) from error
   placed: list[Placed] = []
   for batch in dataset.eval_batches(NUM_IMAGES):

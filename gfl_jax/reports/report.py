@@ -45,15 +45,19 @@ figcaption { color: var(--soft); font-size: .85rem; padding-top: 6px;
 """
 
 
-def write_report(workdir: str | os.PathLike) -> Path:
-  """Writes `report.html` into a run's folder and returns its path.
+def write_report(
+  workdir: str | os.PathLike, evaluation: str | os.PathLike | None = None
+) -> Path:
+  """Writes `report.html` of a run and returns its path.
 
   The page holds its pictures itself and loads nothing, so it can be sent to anyone.
   Parts that do not exist yet (no step logged, not evaluated) are named as such.
 
   Args:
-    workdir: the run's folder. Reads config.json, env.json, metrics.jsonl and, in
-      eval/, metrics.json, diagnostics.npz and samples.npz.
+    workdir: the run's folder. Reads config.json, env.json and metrics.jsonl.
+    evaluation: a folder with metrics.json, diagnostics.npz and samples.npz, into which
+      the page goes then; not given, they are those of the training, in eval/, and the
+      page goes into the run's folder.
 
   Raises:
     FileNotFoundError: the folder has no config.json.
@@ -64,20 +68,20 @@ def write_report(workdir: str | os.PathLike) -> Path:
   config = json.loads((workdir / 'config.json').read_text())
   env = files.read_json(workdir / 'env.json')
   train, evals = _by_step(files.read_json_lines(workdir / 'metrics.jsonl'))
-  metrics = files.read_json(workdir / 'eval' / 'metrics.json')
+  measured = Path(evaluation) if evaluation else workdir / 'eval'
+  metrics = files.read_json(measured / 'metrics.json')
   name = workdir.resolve().name
-  evaluation = workdir / 'eval'
   body = [
     _headline(name, config, train, metrics),
     section('Training', _training(train)),
     section('Average precision', _precision(evals, metrics)),
     section('Average precision per class', _per_class(metrics)),
-    *diagnostic_sections.sections(metrics, evaluation / 'diagnostics.npz', config),
-    *sample_sections.sections(evaluation / 'samples.npz'),
+    *diagnostic_sections.sections(metrics, measured / 'diagnostics.npz', config),
+    *sample_sections.sections(measured / 'samples.npz'),
     section('Machine and versions', _environment(env)),
     section('Configuration', _configuration(config)),
   ]
-  path = workdir / 'report.html'
+  path = (measured if evaluation else workdir) / 'report.html'
   files.write_whole(path, html_page.page(name, ''.join(body), style=_STYLE))
   return path
 
@@ -151,6 +155,11 @@ def _precision(evals: list, metrics: Mapping) -> str:
     '0.95; s, m and l are small (below 32² px), medium and large (above 96² px) boxes; '
     'AR is recall with 1, 10 or 100 detections per image. A dash: nothing to find.'
   )
+  if 'other_data' in metrics:
+    note = (
+      paragraph(f"On other data than the run's own: {metrics['other_data']}") + note
+    )
+    return note + table
   curves = html_page.wide(plots.ap_curves(evals)) if evals else ''
   return note + table + curves
 

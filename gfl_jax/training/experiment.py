@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -130,8 +130,10 @@ class Experiment:
     )
     return data.prefetch(itertools.starmap(place, zip(numbers, batches, strict=False)))
 
-  def evaluate(self, state, workdir, number: int) -> dict[str, Any]:
-    """Metrics of a state on the evaluation set; writes `eval/` of the run."""
+  def evaluate(
+    self, state, folder, number: int, notes: Mapping[str, Any] | None = None
+  ) -> dict[str, Any]:
+    """Metrics of a state on the evaluation set; see `evaluator.evaluate`."""
     batch_size = self.config.batch_size
     shard = jax.process_index(), jax.process_count()
     with contextlib.ExitStack() as stack:
@@ -147,8 +149,9 @@ class Experiment:
         batches(),
         self.dataset.ground_truth(),
         config=self.config,
-        workdir=workdir,
+        folder=folder,
         step=number,
+        notes=notes,
         share=self.dataset.eval_image_ids(batch_size, shard=shard),
       )
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -73,7 +74,7 @@ def _train(
     checkpoints.wait()
   if metrics is None:
     _LOG.info('All %d steps are done: evaluating the last again.', run.num_steps)
-    metrics = run.evaluate(state, workdir, first_step)
+    metrics = run.evaluate(state, pathlib.Path(workdir) / 'eval', first_step)
   if jax.process_index() == 0:
     try:
       _LOG.info('Report: %s', report.write_report(workdir))
@@ -105,7 +106,7 @@ def _go_on(
   with Monitor(config, workdir, run, step) as monitor:
 
     def evaluate_now(state: TrainState, step: int) -> dict[str, Any]:
-      metrics = run.evaluate(state, workdir, step)
+      metrics = run.evaluate(state, pathlib.Path(workdir) / 'eval', step)
       monitor.evaluated(step, metrics)
       checkpoints.evaluated(step, metrics['AP'])
       return metrics
@@ -129,34 +130,3 @@ def _go_on(
       if due:
         metrics = evaluate_now(state, number)
   return state, metrics
-
-
-def evaluate(workdir: str | os.PathLike, which: str) -> dict[str, Any]:
-  """Evaluates a stored step of a run and writes its report again.
-
-  Args:
-    workdir: the run's folder.
-    which: 'newest', 'best' (highest AP so far) or a number of steps.
-
-  Returns:
-    The metrics.
-
-  Raises:
-    FileNotFoundError: not the folder of a run.
-    ValueError: no such step is stored, or the data are other than the run's.
-    DamagedCheckpointError: it is stored, but cannot be read.
-  """
-  config = run_folder.load_config(workdir)
-  programs, devices = Programs(), DataParallel(config.parallel)
-  # Of a run that may be training now.
-  with run_folder.open_checkpoints(workdir, read_only=True) as checkpoints:
-    number = checkpoints.find(which)
-    dataset = programs.dataset(config.data)
-    run = Experiment(config, dataset, devices, programs)
-    run_folder.check_classes(workdir, run.dataset.class_names)
-    run_folder.check_data(workdir, dataset.checksum)
-    state = checkpoints.restore(run.initial_state(pretrained=False), number)
-  metrics = run.evaluate(state, workdir, number)
-  if jax.process_index() == 0:
-    report.write_report(workdir)
-  return metrics

@@ -187,26 +187,33 @@ def check_classes(workdir: str | os.PathLike, names: Sequence[str]) -> None:
 def check_data(workdir: str | os.PathLike, checksum: int) -> None:
   """Checks that the data are those that a run began with, wherever they lie now.
 
-  A folder without `data.json` tells nothing: all is well.
+  Args as `has_data`.
+
+  Raises:
+    ValueError: they are other data, or `data.json` is not whole.
+  """
+  if not has_data(workdir, checksum):
+    file = pathlib.Path(workdir) / 'data.json'
+    raise UserError(
+      f'the images or annotations are not those that {workdir} was trained with, as'
+      f' {file} tells: take another --workdir, or those data. Delete {file} to go on'
+      ' with the others all the same'
+    )
+
+
+def has_data(workdir: str | os.PathLike, checksum: int) -> bool:
+  """Whether data are those that a run began with; True where no `data.json` tells.
 
   Args:
     workdir: the run's folder.
     checksum: `Dataset.checksum` of the data.
 
   Raises:
-    ValueError: they are other data, or the file is not whole.
+    ValueError: the file is not whole.
   """
   file = pathlib.Path(workdir) / 'data.json'
-  if not file.exists():
-    return
   with _whole(file):
-    stored = files.read_json(file)
-  if stored != _data_record(checksum):
-    raise UserError(
-      f'the images or annotations are not those that {workdir} was trained with, as'
-      f' {file} tells: take another --workdir, or those data. Delete {file} to go on'
-      ' with the others all the same'
-    )
+    return files.read_json(file) in ({}, _data_record(checksum))
 
 
 def write_data(workdir: str | os.PathLike, checksum: int) -> None:

@@ -169,7 +169,9 @@ def test_decoding_into_memory_says_how_much_it_takes(folder, caplog):
 
 
 def test_coco_2017_cannot_be_made_of_nothing(tmp_path):
-  with pytest.raises(FileNotFoundError, match='coco/2017.*does not exist: give'):
+  with pytest.raises(
+    FileNotFoundError, match='coco/2017.*does not exist, and config.data.path'
+  ):
     data.load(sets.config(name='coco/2017', data_dir=str(tmp_path)))
 
 

@@ -106,7 +106,7 @@ def evaluate(tmp_path, given_batches, num_images):
     given_batches,
     ground_truth(num_images),
     config=CONFIG,
-    workdir=tmp_path,
+    folder=tmp_path / 'eval',
     step=12,
   )
 
@@ -191,7 +191,13 @@ def test_images_must_come_once(tmp_path):
 def test_no_annotation_at_all(tmp_path):
   truth = ground_truth(4) | {'annotations': []}
   metrics = evaluator.evaluate(
-    predict, table(4), batches(4, 4), truth, config=CONFIG, workdir=tmp_path, step=0
+    predict,
+    table(4),
+    batches(4, 4),
+    truth,
+    config=CONFIG,
+    folder=tmp_path / 'eval',
+    step=0,
   )
   assert metrics['AP'] is None
   with np.load(tmp_path / 'eval' / 'samples.npz') as arrays:
@@ -258,7 +264,7 @@ def test_samples_of_the_other_representations(tmp_path, kind):
   variables = table(4)._replace(box_logits=jnp.array(outputs))
   evaluator.evaluate(
     jax.jit(evaluator.make_predict(Seer(), config)), variables, batches(4, 4),
-    ground_truth(4), config=config, workdir=tmp_path, step=0,
+    ground_truth(4), config=config, folder=tmp_path / 'eval', step=0,
   )  # fmt: skip
   with np.load(tmp_path / 'eval' / 'samples.npz') as arrays:
     kept = dict(arrays)

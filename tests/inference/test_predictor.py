@@ -69,10 +69,10 @@ def test_boxes_are_those_of_evaluation(run, found, tmp_path):
     dataset.eval_batches(1),
     dataset.ground_truth(),
     config=trained.config,
-    workdir=tmp_path,
+    folder=tmp_path,
     step=1,
   )
-  evaluated = json.loads((tmp_path / 'eval' / 'detections.json').read_text())
+  evaluated = json.loads((tmp_path / 'detections.json').read_text())
   assert len(evaluated) == sum(map(len, found)) > 20
   for i, detections in enumerate(found):
     mine = [one for one in evaluated if one['image_id'] == i + 1]

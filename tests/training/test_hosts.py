@@ -84,7 +84,7 @@ def assert_evaluated_alike(mine, alone):
   for size in host_worker.EVAL_SIZES:
     (metrics, results), (wanted, expected) = (
       [
-        json.loads((run / f'eval_{size}' / 'eval' / f'{name}.json').read_text())
+        json.loads((run / f'eval_{size}' / f'{name}.json').read_text())
         for name in ('metrics', 'detections')
       ]
       for run in (mine, alone)

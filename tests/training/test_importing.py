@@ -17,6 +17,7 @@ from gfl_jax.inference import runs
 from gfl_jax.models import build_detector
 from gfl_jax.training import importing, loop
 from gfl_jax.training.checkpoints import Checkpoints
+from gfl_jax.training.evaluate import evaluate_run
 from tests import golden_weights, tiny
 from tests.data import sets
 
@@ -89,7 +90,7 @@ def test_an_imported_run_can_be_evaluated_and_trained_on(
   workdir = tmp_path / 'run'
   assert_equal(import_detector(checkpoint, workdir, config).variables, variables)
 
-  metrics = loop.evaluate(workdir, 'newest')
+  metrics = evaluate_run(workdir, 'newest')
   assert metrics['step'] == 0 and metrics['num_images'] == 8
   loop.train(config, workdir)
   moved = jax.tree.map(
@@ -102,7 +103,7 @@ def test_an_imported_run_can_be_evaluated_and_trained_on(
   (workdir / 'classes.json').write_text(
     '{"names": ["cat", "cow", "dog"], "category_ids": [7, 8, 9]}'
   )
-  for use in (lambda: loop.train(config, workdir), lambda: loop.evaluate(workdir, '1')):
+  for use in (lambda: loop.train(config, workdir), lambda: evaluate_run(workdir, '1')):
     with pytest.raises(
       ValueError, match="class 1 is 'cow' in .* and 'dog' in the data"
     ):

@@ -13,8 +13,16 @@ import pytest
 
 from gfl_jax import files
 from gfl_jax.errors import UserError
-from gfl_jax.training import checksums, experiment, loop, monitor, run_folder
+from gfl_jax.training import (
+  checksums,
+  evaluate,
+  experiment,
+  loop,
+  monitor,
+  run_folder,
+)
 from gfl_jax.training.checkpoints import Checkpoints
+from gfl_jax.training.evaluate import evaluate_run
 from gfl_jax.training.programs import Programs
 from gfl_jax.training.stop import Stopped
 from tests import tiny
@@ -248,7 +256,7 @@ def test_the_best_step_is_that_of_the_log(undisturbed, tmp_path):
   run = with_aps(undisturbed, tmp_path / 'run', {3: 0.5, 6: 0.25})
   with (run / 'metrics.jsonl').open('a') as log:
     log.write('{"kind": "eval", "st')  # of a run that is writing now
-  assert loop.evaluate(run, 'best')['step'] == 3
+  assert evaluate_run(run, 'best')['step'] == 3
 
 
 def test_a_stop_in_the_last_evaluation_comes_after_the_report(
@@ -278,18 +286,18 @@ def test_a_finished_run_is_evaluated_again_not_trained(straight, data_file, caps
   assert (folder / 'metrics.jsonl').read_text() == before
   being_saved = folder / 'checkpoints' / '99.orbax-checkpoint-tmp'
   being_saved.mkdir()
-  assert loop.evaluate(folder, 'best')['AP'] == metrics['AP']
+  assert evaluate_run(folder, 'best')['AP'] == metrics['AP']
   being_saved.rmdir()  # of a run that trains meanwhile: it was left alone
 
 
 def test_a_stored_step_is_asked_for_by_name(straight):
   with pytest.raises(ValueError, match=r'step=5 is not stored in .*; stored: \[4, 6\]'):
-    loop.evaluate(straight[0], '5')
+    evaluate_run(straight[0], '5')
 
 
 def test_evaluating_what_is_no_run_says_so(tmp_path):
   with pytest.raises(FileNotFoundError, match='is not the folder of a run'):
-    loop.evaluate(tmp_path, 'newest')
+    evaluate_run(tmp_path, 'newest')
 
 
 def test_a_folder_of_another_config_is_refused(straight, data_file):
@@ -313,9 +321,65 @@ def test_data_may_move_and_may_not_change(straight, data_file, programs, tmp_pat
   assert loop.train(config(moved), run, programs)['AP'] == straight[1]['AP']
   assert run_folder.load_config(run).data.path == moved
   tiny.save_data(moved, num_train=NUM_IMAGES, num_eval=9)
-  for use in (lambda: loop.train(config(moved), run), lambda: loop.evaluate(run, '6')):
+  for use in (lambda: loop.train(config(moved), run), lambda: evaluate_run(run, '6')):
     with pytest.raises(ValueError, match='are not those that .*run was trained with'):
       use()
+
+
+def contents(folder):
+  """Every file below a folder, but for evaluations of their own."""
+  return {
+    path: path.read_bytes()
+    for path in folder.rglob('*')
+    if path.is_file() and 'evaluations' not in path.parts
+  }
+
+
+def test_an_evaluation_writes_nothing_that_the_run_owns(
+  straight, data_file, tmp_path, caplog
+):
+  run, metrics = tmp_path / 'run', straight[1]
+  shutil.copytree(straight[0], run)
+  config = json.loads((run / 'config.json').read_text())
+  config['data']['path'] = str(tmp_path / 'gone.npz')
+  (run / 'config.json').write_text(json.dumps(config))
+  before = contents(run)
+  with pytest.raises(ValueError, match=r'gone\.npz.* --data_path= and --data_dir= say'):
+    evaluate_run(run, '6')
+  found = evaluate_run(run, '6', data_path=data_file)
+  assert found['AP'] == metrics['AP'] and 'other_data' not in found
+  folder = run / 'evaluations' / 'step_6'
+  assert json.loads((folder / 'metrics.json').read_text()) == found
+  assert (folder / 'report.html').exists() and (folder / 'detections.json').exists()
+
+  other = str(tmp_path / 'test_set.npz')
+  tiny.save_data(other, num_train=NUM_IMAGES, num_eval=9)
+  assert evaluate_run(run, '4', data_path=other)['num_images'] == 9
+  folder = run / 'evaluations' / 'step_4_test_set'
+  assert json.loads((folder / 'metrics.json').read_text())['other_data'] == other
+  assert other in (folder / 'report.html').read_text()
+
+  (tmp_path / 'disk').write_text('no folder can be made here')
+  with caplog.at_level('WARNING', 'gfl_jax'):
+    full = evaluate_run(run, '6', data_path=data_file, out=tmp_path / 'disk' / 'x')
+  assert full['AP'] == metrics['AP']
+  assert [record.levelname for record in caplog.records] == ['WARNING'] * 2
+  assert contents(run) == before
+
+
+def test_data_at_another_path_are_known_by_their_form(tmp_path):
+  def name_of(path, name):
+    c = tiny.config()
+    c.data.name = name
+    evaluate._set_places(c.data, str(path), '')
+    return c.data.name
+
+  (tmp_path / 'coco' / 'annotations').mkdir(parents=True)
+  (tmp_path / 'coco' / 'annotations' / 'instances_val.json').touch()
+  (tmp_path / 'x.npz').touch()
+  assert name_of(tmp_path / 'coco', 'file') == 'coco_folder'
+  assert name_of(tmp_path / 'x.npz', 'coco_folder') == 'file'
+  assert name_of(tmp_path, 'coco/2017') == 'coco/2017'  # COCO's zips
 
 
 def test_a_loaded_config_is_the_one_that_was_given(straight, data_file):

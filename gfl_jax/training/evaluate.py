@@ -1,0 +1,106 @@
+"""Evaluates a stored step of a run, which may be training meanwhile."""
+
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from gfl_jax import data
+from gfl_jax.errors import UserError
+from gfl_jax.reports import report
+from gfl_jax.training import run_folder
+from gfl_jax.training.experiment import Experiment
+from gfl_jax.training.parallel import DataParallel
+from gfl_jax.training.programs import Programs
+
+_LOG = logging.getLogger(__name__)
+
+
+def evaluate_run(
+  workdir: str | os.PathLike,
+  which: str,
+  *,
+  data_path: str = '',
+  data_dir: str = '',
+  out: str | os.PathLike = '',
+) -> dict[str, Any]:
+  """Metrics of a stored step; writes the files of the evaluation and a report of it.
+
+  Nothing that the training writes is changed. A folder that cannot be written, as on a
+  full disk, is named in a warning.
+
+  Args:
+    workdir: the run's folder.
+    which: 'newest', 'best' (highest AP so far) or a number of steps.
+    data_path: stands in for the config's `data.path`; the data there may be others than
+      the run's, of the same classes. A folder in COCO form and a file of
+      scripts/prepare_data.py are known as such, whatever the run's data are.
+    data_dir: stands in for `data.data_dir`.
+    out: folder of the files, made if missing; not given, one in the run's
+      `evaluations/`.
+
+  Returns:
+    The metrics; with other data than the run's, `other_data` is their path.
+
+  Raises:
+    FileNotFoundError: not the folder of a run.
+    ValueError: no such step is stored; data that are not there, of other classes, or,
+      without data_path, other than the run's.
+    DamagedCheckpointError: it is stored, but cannot be read.
+  """
+  config = run_folder.load_config(workdir)
+  _set_places(config.data, data_path, data_dir)
+  programs, devices = Programs(), DataParallel(config.parallel)
+  # Of a run that may be training now.
+  with run_folder.open_checkpoints(workdir, read_only=True) as checkpoints:
+    number = checkpoints.find(which)
+    dataset = _dataset(programs, config, workdir)
+    run_folder.check_classes(workdir, dataset.class_names)
+    is_own = run_folder.has_data(workdir, dataset.checksum)
+    if not is_own and not data_path:
+      raise UserError(
+        f'the data at {_place(config.data)} are not those that {workdir} was trained'
+        ' with: give --data_path= of those, or, to evaluate on these, of these'
+      )
+    run = Experiment(config, dataset, devices, programs)
+    state = checkpoints.restore(run.initial_state(pretrained=False), number)
+  notes = {} if is_own else {'other_data': data_path}
+  name = f'step_{number}' if is_own else f'step_{number}_{pathlib.Path(data_path).stem}'
+  folder = pathlib.Path(out or pathlib.Path(workdir) / 'evaluations' / name)
+  metrics = run.evaluate(state, folder, number, notes)
+  if jax.process_index() == 0:
+    try:
+      _LOG.info('Report: %s', report.write_report(workdir, folder))
+    except OSError as error:
+      _LOG.warning('No report (%s): --out= gives another folder.', error)
+  return metrics
+
+
+def _set_places(config: Any, path: str, data_dir: str) -> None:
+  """Sets where the data lie, and what they are where that can be seen."""
+  if path:
+    config.path = path
+    if pathlib.Path(path).is_file():
+      config.name = 'file'
+    elif (pathlib.Path(path) / 'annotations' / 'instances_val.json').is_file():
+      config.name = 'coco_folder'
+  if data_dir:
+    config.data_dir = data_dir
+
+
+def _dataset(
+  programs: Programs, config: Any, workdir: str | os.PathLike
+) -> data.Dataset:
+  try:
+    return programs.dataset(config.data)
+  except UserError as error:
+    raise UserError(
+      f'the data of {workdir} ({_place(config.data)}) cannot be used: {error}. If they'
+      ' lie elsewhere, --data_path= and --data_dir= say where; both splits are needed'
+    ) from error
+
+
+def _place(config: Any) -> str:
+  return f'{config.name}, path={config.path!r}, data_dir={config.data_dir!r}'
