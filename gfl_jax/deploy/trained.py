@@ -85,7 +85,8 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
         ' network has the outputs of the second, but was trained as if it had those of'
         ' the first. Train it again'
       )
-  data = {'keep_empty': False, **values['data']}
+  data = dict(values['data'])
+  data.setdefault('keep_empty', False)
   return {**values, 'model': model, 'data': data}
 
 

@@ -33,6 +33,7 @@ class DamagedCheckpointError(UserError):
 class _Save(NamedTuple):
   step: int
   state: Any
+  old_steps: list[int]  # that go once it can be read
 
 
 class Checkpoints:
@@ -159,7 +160,9 @@ class Checkpoints:
       state: a tree of arrays; it may be donated as soon as this returns.
     """
     self._finish()
-    self._start(_Save(step, state))
+    keep = {*[*self.steps, step][-2:], self.best_step}
+    old_steps = [stored for stored in self.steps if stored not in keep]
+    self._start(_Save(step, state, old_steps))
 
   def poll(self) -> None:
     """Says so if the running save has failed; waits for nothing.
@@ -224,7 +227,8 @@ class Checkpoints:
         self._manager.delete(save.step)
     self._refused = None if save.step in self.steps else save
     if self._refused is None:
-      self._delete_old()
+      for step in save.old_steps:
+        self._manager.delete(step)
     else:
       self._failed.add(save.step)
       _LOG.warning(
@@ -243,13 +247,6 @@ class Checkpoints:
     except Exception as error:
       return f'it cannot be read back: {str(error).splitlines()[0]}'
     return f'wrong checksums of {wrong[:3]}' if wrong else ''
-
-  def _delete_old(self) -> None:
-    """Removes all steps but the two newest and the best; the newest can be read."""
-    keep = {*self.steps[-2:], self.best_step}
-    for step in self.steps:
-      if step not in keep:
-        self._manager.delete(step)
 
   def _read(self, step: int, wanted: Any) -> Any:
     """Leaves of a stored state as numpy arrays; `wanted`: a part of its metadata."""

@@ -55,13 +55,6 @@ def import_detector(
   """
   check_config(config)
   folder = pathlib.Path(workdir)
-  with run_folder.hold(folder):
-    _import(stored, folder, config, class_names, new_head)
-
-
-def _import(
-  stored: StateDict, folder: pathlib.Path, config: Any, class_names: str, new_head: bool
-) -> None:
   if any(path.name.isdigit() for path in folder.glob('checkpoints/*')):
     raise UserError(f'{folder} holds a run already: take another --workdir')
   variables = _variables(stored, config, new_head)
@@ -77,10 +70,11 @@ def _import(
       f'{len(names)} names of classes ({", ".join(names[:10])}) for model.num_classes='
       f'{count}: give {advice}, one name for each'
     )
-  run_folder.open_run(folder, config)
-  run_folder.write_classes(folder, names, category_ids)
-  with run_folder.open_checkpoints(folder) as checkpoints:
-    checkpoints.save(0, step.create_state(variables, config))
+  with run_folder.hold(folder):
+    run_folder.open_run(folder, config)
+    run_folder.write_classes(folder, names, category_ids)
+    with run_folder.open_checkpoints(folder) as checkpoints:
+      checkpoints.save(0, step.create_state(variables, config))
   count = sum(x.size for x in jax.tree.leaves(variables['params']))
   kind = 'a running average' if stored.averaged else 'as they were trained'
   _LOG.info(
