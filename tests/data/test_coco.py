@@ -191,7 +191,7 @@ def test_a_missing_key_is_named(folder):
 
 
 def test_missing_folders_and_files_are_named(folder):
-  message = 'photos \(config.data.path\) does not exist'
+  message = r'photos \(config.data.path\) does not exist'
   with pytest.raises(FileNotFoundError, match=message):
     data.load(_config(folder))
   folder.mkdir()
