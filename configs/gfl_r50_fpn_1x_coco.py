@@ -120,6 +120,7 @@ def get_config() -> ml_collections.ConfigDict:
     decay_epochs=(8, 11),
     decay_factor=0.1,
     final_ratio=0.0,  # of the rate, at the end of a cosine
+    extensions=(),  # by train.py --extend: the epochs before, and how
   )
   c.decode = dict(
     score_threshold=0.05,

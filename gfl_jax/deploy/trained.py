@@ -85,9 +85,10 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
         ' network has the outputs of the second, but was trained as if it had those of'
         ' the first. Train it again'
       )
-  data = dict(values['data'])
+  data, schedule = dict(values['data']), dict(values['schedule'])
   data.setdefault('keep_empty', False)
-  return {**values, 'model': model, 'data': data}
+  schedule.setdefault('extensions', [])
+  return {**values, 'model': model, 'data': data, 'schedule': schedule}
 
 
 def stored_config(values: Mapping[str, Any]) -> Any:

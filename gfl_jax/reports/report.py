@@ -73,7 +73,7 @@ def write_report(
   name = workdir.resolve().name
   body = [
     _headline(name, config, train, metrics),
-    section('Training', _training(train)),
+    section('Training', _training(train, config)),
     section('Average precision', _precision(evals, metrics)),
     section('Average precision per class', _per_class(metrics)),
     *diagnostic_sections.sections(metrics, measured / 'diagnostics.npz', config),
@@ -120,10 +120,12 @@ def _training_seconds(config: Mapping, train: list) -> float:
   return float(np.nansum(seconds))
 
 
-def _training(train: list) -> str:
+def _training(train: list, config: Mapping) -> str:
   if not train:
     return paragraph('No step is logged yet.')
   curves = html_page.wide(plots.training_curves(train))
+  for epochs, how in config.get('schedule', {}).get('extensions', ()):
+    curves += paragraph(f'After {epochs:g} epochs the run was extended by {how}.')
   last = train[-1]
   labels = [
     f'{what} {number(last[key], 2)} ± {number(last[f"{key}_std"], 2)} '

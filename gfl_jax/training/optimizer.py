@@ -13,19 +13,26 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
   During warm-up the rate is multiplied by a factor that grows linearly from
   `schedule.warmup_ratio` at step 0 to 1 at `schedule.warmup_steps`. After it, 'step'
   multiplies by `decay_factor` at the end of each epoch in `decay_epochs`; 'cosine'
-  falls to `final_ratio` of the rate at the end of the last step; 'constant' stays.
+  falls to `final_ratio` of the rate at the end of the last step; 'constant' stays. Of
+  a run that was extended by 'keep_rate' the last rate before that stays.
 
   Args:
     config: an experiment's config (`optimizer.learning_rate`, `schedule`, `epochs`).
     steps_per_epoch: optimiser steps in one epoch.
 
   Raises:
-    ValueError: an unknown `schedule.kind`.
+    ValueError: an unknown `schedule.kind` or way of an extension.
   """
   schedule, rate = config.schedule, config.optimizer.learning_rate
-  decay = choose(_DECAYS, schedule.kind, 'schedule.kind')(config, steps_per_epoch)
+  epochs = _scheduled_epochs(config)
+  num_steps = _num_steps(epochs, steps_per_epoch)
+  decay = choose(_DECAYS, schedule.kind, 'schedule.kind')(
+    schedule, steps_per_epoch, num_steps
+  )
 
   def learning_rate(step):
+    if epochs < config.epochs:
+      step = jnp.minimum(step, num_steps - 1)
     done = jnp.minimum(step / max(schedule.warmup_steps, 1), 1.0)
     warmup = schedule.warmup_ratio + (1 - schedule.warmup_ratio) * done
     return rate * decay(step) * jnp.where(schedule.warmup_steps > 0, warmup, 1.0)
@@ -33,29 +40,43 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
   return learning_rate
 
 
-def _steps(config, steps_per_epoch):
+def _scheduled_epochs(config) -> float:
+  """After so many epochs the rate stays; all of them without an extension."""
+  epochs = config.epochs
+  for before, how in reversed(config.schedule.extensions):
+    if not choose(_KEEPS_RATE, how, 'schedule.extensions'):
+      break
+    epochs = before
+  return epochs
+
+
+def _steps(schedule, steps_per_epoch, num_steps):
   boundaries: dict[int, float] = {}
-  for epoch in config.schedule.decay_epochs:  # two of them may fall on one step
+  for epoch in schedule.decay_epochs:  # two of them may fall on one step
     step = round(epoch * steps_per_epoch)
-    boundaries[step] = boundaries.get(step, 1.0) * config.schedule.decay_factor
+    boundaries[step] = boundaries.get(step, 1.0) * schedule.decay_factor
   return optax.piecewise_constant_schedule(1.0, boundaries)
 
 
-def _cosine(config, steps_per_epoch):
-  num_steps = num_train_steps(config, steps_per_epoch)
-  return optax.cosine_decay_schedule(1.0, num_steps, alpha=config.schedule.final_ratio)
+def _cosine(schedule, steps_per_epoch, num_steps):
+  return optax.cosine_decay_schedule(1.0, num_steps, alpha=schedule.final_ratio)
 
 
 _DECAYS = {
   'step': _steps,
   'cosine': _cosine,
-  'constant': lambda config, steps_per_epoch: optax.constant_schedule(1.0),
+  'constant': lambda *_: optax.constant_schedule(1.0),
 }
+_KEEPS_RATE = {'keep_rate': True, 'new_schedule': False}  # by the way of an extension
 
 
 def num_train_steps(config, steps_per_epoch: int) -> int:
   """Steps of the whole run, at least one; `config.epochs` need not be whole."""
-  return max(1, round(config.epochs * steps_per_epoch))
+  return _num_steps(config.epochs, steps_per_epoch)
+
+
+def _num_steps(epochs: float, steps_per_epoch: int) -> int:
+  return max(1, round(epochs * steps_per_epoch))
 
 
 def make_optimizer(

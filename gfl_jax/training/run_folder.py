@@ -97,17 +97,32 @@ def _open_as_first(
   if stored_file.exists() and any(folder.glob('checkpoints/[0-9]*')):
     stored = completed(json.loads(stored_file.read_text()))
     allowed = bookkeeping(now) | {'data': stored['data'] | _places(now)}
-    differing = _differences(stored | allowed, now)
+    differing = _differences(stored | allowed | _extension(stored, now), now)
     if differing:
+      more = now['epochs'] > stored['epochs']
+      advice = (
+        '. For more epochs alone, see --extend in train.py --help' if more else ''
+      )
       raise UserError(
         f'{folder} holds a run of another config, whose numbers these would not'
         ' continue: take another --workdir, or give the same config to go on with'
-        ' it. They differ in:\n  ' + '\n  '.join(differing)
+        f' it{advice}. They differ in:\n  ' + '\n  '.join(differing)
       )
   with storage_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
     files.write_whole(folder / 'env.json', json.dumps(_environment(), indent=2))
     files.write_whole(stored_file, json.dumps(now, indent=2))
+
+
+def _extension(stored: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+  """What may differ where `now` is the stored config extended once: see `extension`."""
+  schedule, before = now['schedule'], stored['schedule']['extensions']
+  for how in ('keep_rate', 'new_schedule'):
+    if schedule['extensions'] == [*before, [stored['epochs'], how]]:
+      kept = stored['schedule'] if how == 'keep_rate' else schedule
+      kept = {**kept, 'extensions': schedule['extensions']}
+      return {'epochs': now['epochs'], 'schedule': kept}
+  return {}
 
 
 def load_config(workdir: str | os.PathLike) -> Any:

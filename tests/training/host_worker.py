@@ -17,6 +17,7 @@ import numpy as np
 
 from gfl_jax import launch
 from gfl_jax.data import quiet
+from gfl_jax.errors import UserError
 from gfl_jax.reports import report
 from gfl_jax.training import checksums, experiment, hosts, judge, loop, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
@@ -222,7 +223,7 @@ def asked_to_stop_early(folder, mine, programs):
 def refused_while_starting(folder, mine, programs):
   """One that will not run, while the first starts TensorFlow."""
   if jax.process_index() > 0:
-    raise ValueError('not this config. They differ in:\n  seed: 1, 2')
+    raise UserError('not this config. They differ in:\n  seed: 1, 2')
   with quiet.starting():
     time.sleep(LIMIT_SECONDS)
 

@@ -17,6 +17,7 @@ from gfl_jax.training import (
   checksums,
   evaluate,
   experiment,
+  extension,
   loop,
   monitor,
   run_folder,
@@ -324,6 +325,69 @@ def test_data_may_move_and_may_not_change(straight, data_file, programs, tmp_pat
   for use in (lambda: loop.train(config(moved), run), lambda: evaluate_run(run, '6')):
     with pytest.raises(ValueError, match='are not those that .*run was trained with'):
       use()
+
+
+@pytest.fixture(scope='module')
+def longer(data_file):
+  """The run of `straight` with an epoch more, 9 steps in all."""
+  return config(data_file, epochs=3.0)
+
+
+def test_a_run_goes_on_for_more_epochs_as_it_is_told(
+  straight, data_file, longer, tmp_path, monkeypatch
+):
+  programs = Programs()  # one step for both runs
+  run, other = tmp_path / 'run', tmp_path / 'other'
+  shutil.copytree(straight[0], run)
+  with pytest.raises(ValueError, match='epochs: stored 2.0, given 3.0') as error:
+    loop.train(longer, run)
+  assert '--extend' in str(error.value)
+  rate = lambda folder, step: {
+    line['step']: line['learning_rate']
+    for line in files.read_json_lines(folder / 'metrics.jsonl')
+    if line['kind'] == 'train'
+  }[step]
+  before = rate(run, 6)
+  shutil.copytree(run, other)
+  loop.train(extension.extended(longer, run, 'keep_rate'), run, programs)
+  assert evaluated_steps(run)[-1] == 9 and rate(run, 9) == rate(run, 6) == before
+  stored = json.loads((run / 'config.json').read_text())
+  assert stored['schedule']['extensions'] == [[2.0, 'keep_rate']]
+  assert 'After 2 epochs the run was extended by keep_rate' in (
+    (run / 'report.html').read_text()
+  )
+  with monkeypatch.context() as patch:
+    raise_signal_at(patch, 8, signal.SIGTERM)
+    with pytest.raises(Stopped, match='Stopped at step 8'):
+      loop.train(extension.extended(longer, other, 'keep_rate'), other, programs)
+  loop.train(extension.extended(longer, other, 'keep_rate'), other, programs)
+  last = [checksums.read(folder / 'checkpoints' / '9') for folder in (run, other)]
+  assert last[0] == last[1]
+
+
+def test_only_a_finished_run_goes_on_for_more_epochs(straight, longer, tmp_path):
+  run = tmp_path / 'run'
+  with pytest.raises(FileNotFoundError, match='not the folder of a run'):
+    extension.extended(longer, run, 'keep_rate')
+  shutil.copytree(straight[0], run)
+  same = run_folder.load_config(run)
+  with pytest.raises(ValueError, match='one of 2.0 epochs: give more'):
+    extension.extended(same, run, 'keep_rate')
+  c = extension.extended(longer, run, 'keep_rate')
+  c.schedule.warmup_steps += 1
+  with pytest.raises(ValueError, match='schedule.warmup_steps: stored'):
+    run_folder.open_run(run, c)
+  c = extension.extended(longer, run, 'new_schedule')
+  c.schedule.warmup_steps += 1
+  run_folder.open_run(run, c)
+  with pytest.raises(ValueError, match='the last by --extend=new_schedule'):
+    extension.extended(longer, run, 'keep_rate')
+  run_folder.open_run(run, extension.extended(c, run, 'new_schedule'))
+  shutil.rmtree(run)
+  shutil.copytree(straight[0], run)
+  shutil.rmtree(run / 'checkpoints' / '6')
+  with pytest.raises(ValueError, match='not finished, its newest step is 4'):
+    extension.extended(longer, run, 'keep_rate')
 
 
 def contents(folder):

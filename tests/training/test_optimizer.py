@@ -29,6 +29,34 @@ def test_cosine_falls_from_the_rate_to_its_final_ratio():
   np.testing.assert_allclose(got, [0.01, 0.0055, 0.001], rtol=1e-6)
 
 
+def rates(extensions, steps, epochs, **schedule):
+  c = recipe(warmup_steps=0, extensions=extensions, **schedule)
+  c.epochs = epochs
+  rate = optimizer.make_schedule(c, steps_per_epoch=10)
+  return [float(rate(step)) for step in steps]
+
+
+@pytest.mark.parametrize('kind', ['step', 'cosine', 'constant'])
+def test_an_extension_keeps_the_rate_of_the_last_step_or_takes_the_new_schedule(kind):
+  steps = [0, 79, 80, 119]
+  before = rates((), steps, 12.0, kind=kind)
+  kept = rates(((12.0, 'keep_rate'),), [*steps, 120, 239], 24.0, kind=kind)
+  assert kept == [*before, before[-1], before[-1]]
+  more = [*steps, 120, 200, 239]
+  straight = rates((), more, 24.0, kind=kind, decay_epochs=(16, 22))
+  new = rates(((12.0, 'new_schedule'),), more, 24.0, kind=kind, decay_epochs=(16, 22))
+  assert new == straight
+  twice = ((12.0, 'keep_rate'), (24.0, 'keep_rate'))
+  assert rates(twice, [300], 36.0, kind=kind) == before[-1:]
+  then_new = ((12.0, 'keep_rate'), (24.0, 'new_schedule'))
+  assert rates(then_new, more, 36.0, kind=kind) == rates((), more, 36.0, kind=kind)
+
+
+def test_an_extension_of_another_kind_is_refused():
+  with pytest.raises(ValueError, match="extensions='rewind' is not one of"):
+    rates(((12.0, 'rewind'),), [0], 24.0)
+
+
 def test_the_learning_rate_follows_the_batch_size():
   c = recipe()
   c.batch_size = 4
