@@ -328,7 +328,7 @@ def test_slurm_neither_joins_processes_nor_hides_gpus(monkeypatch):
 
 def test_a_bucket_is_no_folder_of_a_run():
   with pytest.raises(ValueError, match='workdir=gs://x/run is no folder: give one of'):
-    run_folder.open_run('gs://x/run', tiny.config())
+    loop.train(tiny.config(), 'gs://x/run')
 
 
 def test_devices_of_a_host_lie_side_by_side():
