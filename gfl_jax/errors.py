@@ -39,7 +39,7 @@ _TRANSIENT = frozenset(
   (
     *(errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    *(errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EPIPE),
+    *(errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
   )
 )

@@ -115,8 +115,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if values['verbosity'].using_default_value:
       values.verbosity = logging.WARNING
     if 'config' in values:
-      hasattr(values.config, 'seed')  # one that is not loaded says so when it is used
+      _check_is_config(values.config, argv)
     return arguments
+  except BrokenPipeError:  # of --help, whose reader has seen enough
+    sys.exit(0)
   except flags.Error as error:
     flag, is_config, _ = str(error).partition(f': {_IN_CONFIG}')
     if not is_config:
@@ -134,15 +136,32 @@ def _parse_flags(argv: list[str]) -> list[str]:
     file = f'={searched[1]}' if searched else ''
     reason = str(error.__cause__ or error).splitlines()[-1].strip()
     raise UserError(f'--config{file} cannot be loaded: {reason}') from error
-  except AttributeError as error:
+  except (AttributeError, KeyError) as error:
     # ml_collections hands on the text of a KeyError, quotes and escapes included.
-    suggestion = re.search('Did you mean "(.*)" instead of "(.*)"', str(error))
-    if not suggestion:
-      raise UserError(f'the config has no field {error}') from error
-    right, wrong = suggestion.groups()
+    text = str(error.args[0]) if error.args else ''
+    if suggestion := re.search('Did you mean "(.*)" instead of "(.*)"', text):
+      right, wrong = suggestion.groups()
+      text = f'{wrong!r}: did you mean {right!r}?'
+    elif looked_up := re.search('Attempting to lookup: (.*)', text):
+      text = repr(looked_up[1])
+    if 'get_config' in text:
+      raise UserError(f'{_config_flag(argv)} has no function get_config()') from error
+    raise UserError(f'the config has no field {text}') from error
+
+
+def _check_is_config(config: Any, argv: list[str]) -> None:
+  if config is None:
+    return  # not given: where it is required, absl has said so
+  hasattr(config, 'seed')  # one that is not loaded says so when it is used
+  if not hasattr(config, 'to_dict'):
     raise UserError(
-      f'the config has no field {wrong!r}: did you mean {right!r}?'
-    ) from error
+      f'{_config_flag(argv)}: get_config() returns a {type(config).__name__}, not an'
+      ' ml_collections.ConfigDict'
+    )
+
+
+def _config_flag(argv: list[str]) -> str:
+  return next((word for word in argv if word.startswith('--config=')), '--config')
 
 
 def use_compilation_cache(path: str | os.PathLike) -> None:

@@ -17,7 +17,7 @@ from tpu_chips import Chip, Slice
 from gfl_jax import models
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation import evaluator
-from gfl_jax.training import experiment, step
+from gfl_jax.training import config_checks, step
 from gfl_jax.training.parallel import AXIS, DataParallel
 
 # Of the schedule of the learning rate alone: any number gives the same program.
@@ -61,7 +61,7 @@ def compiled(
     ValueError: a config that cannot run, a batch that cannot be split, or options that
       the compiler does not know.
   """
-  experiment.check_config(config)
+  config_checks.check_config(config)
   devices = DataParallel('jit', where.devices)
   devices.check_batch_size(config.batch_size, config.accumulate)
   program, arguments = _program(name, config, devices)

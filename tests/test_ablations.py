@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.ablations import changes, table
-from gfl_jax.training.experiment import check_config
+from gfl_jax.training.config_checks import check_config
 from tests import tiny
 
 STUDIES = {name: table.load_study(name) for name in table.studies()}

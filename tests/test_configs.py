@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gfl_jax.models import build_detector, init_variables
-from gfl_jax.training import experiment, parallel, step
+from gfl_jax.training import config_checks, parallel, step
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -35,7 +35,7 @@ def test_config_says_how_it_is_run_and_runs_a_step(file, arguments):
   name = ':'.join([str(file.relative_to(ROOT)), *arguments])
   assert f'python scripts/train.py --config={name} ' in module.__doc__
   config = module.get_config(*arguments)
-  experiment.check_config(config)
+  config_checks.check_config(config)
   backbone = config.model.backbone
   backbone.update(widths=tuple(8 for _ in backbone.widths), norm_groups=4)
   # Fewer layers to compile; EfficientNet has one size, so its gradient is left out.

@@ -57,6 +57,8 @@ def test_a_config_that_does_not_exist_is_named(more):
   [
     ("open('/no/such file')", "No such file or directory: '/no/such file'"),
     ('def get_config(): return 1 / 0', 'ZeroDivisionError: division by zero'),
+    ('x = 1', 'no function get_config'),
+    ('def get_config(): return {}', 'returns a dict'),
   ],
 )
 def test_a_config_that_cannot_be_loaded_shows_why(tmp_path, code, reason):
@@ -205,3 +207,19 @@ def test_training_is_started_again_while_it_gets_on(tmp_path, status, steps, sta
   assert done.returncode == (0 if 'exit 0' in steps else status)
   if starts == 5:
     assert 'newest is 50' in done.stderr
+
+
+@pytest.mark.parametrize(
+  'flag, words',
+  [
+    ('--config.modle.num_classes=1', "'modle': did you mean 'model'?"),
+    ('--config.model.num_clases=1', "'num_clases': did you mean 'num_classes'?"),
+    ('--config.seed.x=1', "'seed.x'"),
+  ],
+)
+def test_a_field_that_does_not_exist_is_one_line(flag, words):
+  status, text = said(
+    'scripts/train.py', '--config=configs/bccd.py', '--workdir=x', flag
+  )
+  assert status == 1
+  assert 'Traceback' not in text and words in text

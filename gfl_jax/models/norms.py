@@ -66,7 +66,7 @@ class GroupNorm(nn.Module):
     batch, channels = x.shape[0], x.shape[-1]
     if self.num_groups < 1 or channels % self.num_groups:
       raise UserError(
-        f'num_groups={self.num_groups} must divide the {channels} channels of the'
+        f'norm_groups={self.num_groups} must divide the {channels} channels of the'
         f' layer {self.name}: choose another number of groups or of channels'
       )
     scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)

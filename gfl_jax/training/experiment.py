@@ -4,8 +4,7 @@ import contextlib
 import itertools
 import logging
 import math
-import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,8 +13,8 @@ import numpy as np
 from gfl_jax import data, models
 from gfl_jax.deploy import backbones
 from gfl_jax.errors import UserError
-from gfl_jax.evaluation import decode, evaluator
-from gfl_jax.training import hosts, step, terms
+from gfl_jax.evaluation import evaluator
+from gfl_jax.training import hosts, step
 from gfl_jax.training import optimizer as optimizers
 from gfl_jax.training.parallel import DataParallel
 from gfl_jax.training.programs import Programs
@@ -154,79 +153,6 @@ class Experiment:
         notes=notes,
         share=self.dataset.eval_image_ids(batch_size, shard=shard),
       )
-
-
-# What a number of the config must be, and the fields that must be so.
-_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
-  (
-    'at least 1',
-    lambda value: value >= 1,
-    (
-      'batch_size',
-      'accumulate',
-      'log_every_steps',
-      'checkpoint_every_steps',
-      'data.max_boxes',
-      'decode.max_detections',
-      'decode.candidates_per_level',
-      'box_loss.max_positives_per_image',
-    ),
-  ),
-  (
-    'above 0 and finite',
-    lambda value: 0 < value < math.inf,
-    (
-      'epochs',
-      'eval_every_epochs',
-      'optimizer.learning_rate',
-      'box.scale',
-      'box_loss.min_weight_sum',
-    ),
-  ),
-  (
-    'at least 0 and finite',
-    lambda value: 0 <= value < math.inf,
-    ('class_loss.weight', 'score.weight', 'box_loss.weight', 'edge_loss.weight'),
-  ),
-  (
-    'from 0 to 1',
-    lambda value: 0 <= value <= 1,
-    ('ema_decay', 'decode.nms_iou', 'decode.score_threshold'),
-  ),
-)
-_LENGTHS = {
-  'data.canvas': 2,
-  'data.short_side': 2,
-  'data.zoom': 2,
-  'data.mean': 3,
-  'data.std': 3,
-  'model.backbone.widths': 4,
-}
-
-
-def check_config(config) -> None:
-  """Raises a ValueError for numbers that cannot be meant, before anything is begun."""
-  value_of = lambda field: operator.attrgetter(field)(config)
-  problems = [
-    f'{field}={value_of(field)} must be {wanted}'
-    for wanted, fits, fields in _RANGES
-    for field in fields
-    if not fits(value_of(field))
-  ]
-  problems += [
-    f'{field}={tuple(value_of(field))} must be {length} numbers, as in'
-    f" --config.{field}='({', '.join(['8'] * length)})'"
-    for field, length in _LENGTHS.items()
-    if len(value_of(field)) != length
-  ]
-  if problems:
-    raise UserError('the config cannot run: ' + '; '.join(problems))
-  # Choices that do not exist, or do not fit, are an error now, not when traced.
-  models.build_detector(config)
-  backbones.check_pretrained(config)
-  terms.check_choices(config)
-  decode.check_choices(config)
-  optimizers.make_optimizer(config, optimizers.make_schedule(config, 1), {})
 
 
 def check_classes(config, dataset) -> None:

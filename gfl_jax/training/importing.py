@@ -16,7 +16,7 @@ from gfl_jax.deploy.state_dicts import StateDict
 from gfl_jax.deploy.weights import PROJECT_OF_MMDET_1, from_mmdet, to_mmdet
 from gfl_jax.errors import MissingFileError, UserError
 from gfl_jax.training import run_folder, step
-from gfl_jax.training.experiment import check_config
+from gfl_jax.training.config_checks import check_config
 
 _LOG = logging.getLogger(__name__)
 _CLASS_BIAS = 'bbox_head.gfl_cls.bias'

@@ -10,7 +10,8 @@ import jax
 from gfl_jax.reports import report
 from gfl_jax.training import hosts, run_folder
 from gfl_jax.training.checkpoints import Checkpoints
-from gfl_jax.training.experiment import Experiment, check_config
+from gfl_jax.training.config_checks import check_config
+from gfl_jax.training.experiment import Experiment
 from gfl_jax.training.monitor import Monitor
 from gfl_jax.training.parallel import DataParallel
 from gfl_jax.training.programs import Programs

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from gfl_jax.errors import UserError
 from gfl_jax.reports import tables
-from gfl_jax.training import experiment, study_options
+from gfl_jax.training import config_checks, study_options
 from gfl_jax.training.study_runs import Run
 
 
@@ -67,7 +67,7 @@ class Study:
       self.rows[row].change(config)
       self._check_overrides(row, config)
       config.seed = seed
-      experiment.check_config(config)
+      config_checks.check_config(config)
     except ValueError as error:
       raise UserError(f'row {row!r} on base {self.base!r}: {error}') from error
     return config.lock()
