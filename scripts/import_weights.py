@@ -1,4 +1,4 @@
-"""Makes a run of a detector that mmdetection trained.
+"""Makes a run of a detector that mmdetection, or this program, trained.
 
   python scripts/import_weights.py --checkpoint=gfl_r50_fpn_1x_coco.pth \
     --config=configs/gfl_r50_fpn_1x_coco.py --workdir=runs/r50_mmdet
@@ -19,6 +19,9 @@ the training that is to follow, data and all, and train with the same one:
     --config.data.name=coco_folder --config.data.path=FOLDER \
     --config.model.num_classes=3 --config.batch_size=4
 
+--checkpoint may be the folder of a run (with --step), or of an export that has the
+parameters, to start another training from, with other classes by --new_head.
+
 Reading .pth needs torch (pip install -e '.[torch]'); nothing in the file is executed.
 
 Checkpoints of mmdetection 1.x (the authors' first code) need
@@ -31,6 +34,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import importlib
 from concurrent import futures
 
 from absl import app, flags
@@ -40,7 +44,10 @@ from gfl_jax import launch
 from gfl_jax.deploy.state_dicts import read_state_dict
 
 _CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'File of mmdetection: .pth, or its state dict as .safetensors.'
+  'checkpoint',
+  None,
+  'File of mmdetection: .pth, or its state dict as .safetensors; or the folder of a run'
+  ' or of an export.',
 )
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config.')
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder, made if missing.")
@@ -49,6 +56,9 @@ _WEIGHTS = flags.DEFINE_enum(
   'ema',
   ['ema', 'raw'],
   'Where the checkpoint has a running average: the average, or what was trained.',
+)
+_STEP = flags.DEFINE_string(
+  'step', None, "Of a run: 'newest' (if not given), 'best' or a number of steps."
 )
 _CLASS_NAMES = flags.DEFINE_string(
   'class_names', '', "cat,dog or a FILE.json in COCO form; empty: the checkpoint's."
@@ -62,18 +72,28 @@ def main(argv: list[str]) -> None:
   """Checks the flags and imports."""
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  with futures.ThreadPoolExecutor(1) as pool:
-    # torch starts, in a process of its own, while this one imports jax.
-    reading = pool.submit(read_state_dict, _CHECKPOINT.value, _WEIGHTS.value)
-    from gfl_jax.training import importing
+  if pathlib.Path(_CHECKPOINT.value).is_dir():
+    from gfl_jax.inference import runs
 
-    importing.import_detector(
-      reading.result(),
-      _WORKDIR.value,
-      _CONFIG.value,
-      class_names=_CLASS_NAMES.value,
-      new_head=_NEW_HEAD.value,
-    )
+    weights = _WEIGHTS.value if _WEIGHTS.present else None
+    stored = runs.load_trained(_CHECKPOINT.value, step=_STEP.value, weights=weights)
+  elif _STEP.present:
+    raise app.UsageError(f'--step: {_CHECKPOINT.value} is not the folder of a run')
+  else:
+    with futures.ThreadPoolExecutor(1) as pool:
+      # torch starts, in a process of its own, while this one imports jax.
+      reading = pool.submit(read_state_dict, _CHECKPOINT.value, _WEIGHTS.value)
+      importlib.import_module('gfl_jax.training.importing')
+      stored = reading.result()
+  from gfl_jax.training import importing
+
+  importing.import_detector(
+    stored,
+    _WORKDIR.value,
+    _CONFIG.value,
+    class_names=_CLASS_NAMES.value,
+    new_head=_NEW_HEAD.value,
+  )
 
 
 if __name__ == '__main__':

@@ -203,13 +203,8 @@ def load(
       of an export, which holds one step's.
   """
   root = root_of(path)
-  is_export = (root / manifest.NAME).is_file()
-  is_run = root.is_dir() and not is_export
-  chosen = {'step': step, 'weights': weights}
-  chosen = {name: value for name, value in chosen.items() if value is not None}
-  if chosen and not is_run:
-    raise UserError(f'{path} is an export, of one step: {chosen} is for runs alone')
-  if is_export:
+  chosen = choice(root, step=step, weights=weights)
+  if (root / manifest.NAME).is_file():
     described = manifest.read(root)
     return Predictor(
       _exported_program(root, described),
@@ -217,12 +212,31 @@ def load(
       described.class_names,
       described.category_ids,
     )
-  from gfl_jax.deploy import params
   from gfl_jax.inference import runs
 
-  trained = runs.load_run(root, **chosen) if is_run else params.read(root)
+  trained = runs.load_trained(root, **chosen)
   program = runs.make_program(trained)
   return Predictor(program, trained.config, trained.class_names, trained.category_ids)
+
+
+def choice(
+  root: pathlib.Path, *, step: str | int | None, weights: str | None
+) -> dict[str, Any]:
+  """What was chosen of a run, by name; None chooses nothing.
+
+  Args:
+    root: from `root_of`.
+    step: as `load` takes it.
+    weights: as `load` takes them.
+
+  Raises:
+    ValueError: something is chosen of an export, which holds one step's.
+  """
+  both = {'step': step, 'weights': weights}
+  chosen = {name: value for name, value in both.items() if value is not None}
+  if chosen and (root.is_file() or (root / manifest.NAME).is_file()):
+    raise UserError(f'{root} is an export, of one step: {chosen} is for runs alone')
+  return chosen
 
 
 def root_of(path: str | os.PathLike) -> pathlib.Path:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from gfl_jax.deploy import checks, programs
+from gfl_jax.deploy import checks, manifest, params, programs
 from gfl_jax.deploy.trained import Found, Program, Trained
 from gfl_jax.errors import MissingFileError
+from gfl_jax.inference import predictor
 from gfl_jax.training import run_folder
 
 
@@ -50,6 +51,28 @@ def load_run(
   trained = Trained(config, variables, names, category_ids, origin)
   checks.check_trained(trained, path)
   return trained
+
+
+def load_trained(
+  path: str | os.PathLike, *, step: str | int | None = None, weights: str | None = None
+) -> Trained:
+  """The trained detector of a run, or of an export that has its parameters.
+
+  Args:
+    path: as `predictor.load` takes it.
+    step: of a run, as there.
+    weights: of a run, as there.
+
+  Raises:
+    FileNotFoundError, ValueError: as `predictor.load`; an export without parameters.
+  """
+  root = predictor.root_of(path)
+  chosen = predictor.choice(root, step=step, weights=weights)
+  if root.is_file():
+    return params.read(root)
+  if (root / manifest.NAME).is_file():
+    return params.load(root, manifest.read(root))
+  return load_run(root, **chosen)
 
 
 def make_program(trained: Trained) -> Program:

@@ -1,10 +1,11 @@
-"""Detectors that mmdetection trained, made into runs."""
+"""Trained detectors, of mmdetection or our own, made into runs."""
 
+import json
 import logging
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ import numpy as np
 
 from gfl_jax import files, models
 from gfl_jax.data.coco_classes import COCO_CATEGORY_IDS, COCO_NAMES
+from gfl_jax.deploy import checks
 from gfl_jax.deploy.state_dicts import StateDict
+from gfl_jax.deploy.trained import Trained
 from gfl_jax.deploy.weights import PROJECT_OF_MMDET_1, from_mmdet, to_mmdet
 from gfl_jax.errors import MissingFileError, UserError
 from gfl_jax.training import run_folder, step
@@ -22,25 +25,44 @@ _LOG = logging.getLogger(__name__)
 _CLASS_BIAS = 'bbox_head.gfl_cls.bias'
 
 
+class _Start(NamedTuple):
+  """What a run begins with.
+
+  Attributes:
+    variables: of the detector.
+    class_names: of the checkpoint's classes; empty if it does not tell.
+    category_ids: of these; empty if it does not tell.
+    source: where it is from.
+    kind: what its parameters are, in words.
+  """
+
+  variables: dict[str, Any]
+  class_names: tuple[str, ...]
+  category_ids: tuple[int, ...]
+  source: Any
+  kind: str
+
+
 def import_detector(
-  stored: StateDict,
+  stored: StateDict | Trained,
   workdir: str | os.PathLike,
   config: Any,
   *,
   class_names: str,
   new_head: bool,
 ) -> None:
-  """Makes a run of a checkpoint of mmdet's GFL: its parameters are those of step 0.
+  """Makes a run of a trained detector: its parameters are those of step 0.
 
   The run is one like any other: it can be evaluated, exported and used, and a training
   with the same config goes on from it: one meant for that gets the data and the epochs
   of the training now. The data set is not read.
 
   Args:
-    stored: the checkpoint, from `read_state_dict`.
+    stored: a checkpoint of mmdet's GFL, from `read_state_dict`; or a run or export of
+      ours, from `inference.runs.load_trained`.
     workdir: the run's folder, made if missing.
     config: the experiment; it must describe the detector of the checkpoint. mean and
-      std of the images are not checked: a checkpoint does not tell them.
+      std of the images are not checked: a checkpoint of mmdet does not tell them.
     class_names: as 'cat,dog', or a .json in COCO form; empty: those of the checkpoint.
       Where the checkpoint tells them, in its order: a json gives the category ids
       alone, other names rename the classes.
@@ -54,13 +76,12 @@ def import_detector(
       another order.
   """
   check_config(config)
-  folder = pathlib.Path(workdir)
-  if any(path.name.isdigit() for path in folder.glob('checkpoints/*')):
-    raise UserError(f'{folder} holds a run already: take another --workdir')
-  variables = _variables(stored, config, new_head)
-  names, category_ids = _classes(
-    class_names, () if new_head else stored.class_names, stored.path
-  )
+  begin = _of_ours if isinstance(stored, Trained) else _of_mmdet
+  start = begin(stored, config, new_head)
+  if start.category_ids and not class_names:
+    names, category_ids = start.class_names, start.category_ids
+  else:
+    names, category_ids = _classes(class_names, start.class_names, start.source)
   count = config.model.num_classes
   if len(names) != count:
     advice = (
@@ -70,47 +91,99 @@ def import_detector(
       f'{len(names)} names of classes ({", ".join(names[:10])}) for model.num_classes='
       f'{count}: give {advice}, one name for each'
     )
+  folder = pathlib.Path(workdir)
   with run_folder.hold(folder):
+    if any(path.name.isdigit() for path in folder.glob('checkpoints/*')):
+      raise UserError(f'{folder} holds a run already: take another --workdir')
     run_folder.open_run(folder, config)
     run_folder.write_classes(folder, names, category_ids)
     with run_folder.open_checkpoints(folder) as checkpoints:
-      checkpoints.save(0, step.create_state(variables, config))
-  count = sum(x.size for x in jax.tree.leaves(variables['params']))
-  kind = 'a running average' if stored.averaged else 'as they were trained'
+      checkpoints.save(0, step.create_state(start.variables, config))
+  count = sum(x.size for x in jax.tree.leaves(start.variables['params']))
   _LOG.info(
-    '%s: %s parameters (%s), %d classes', folder, f'{count:,}', kind, len(names)
+    '%s: %s parameters (%s), %d classes', folder, f'{count:,}', start.kind, len(names)
   )
 
 
-def _variables(stored: StateDict, config: Any, new_head: bool) -> dict[str, Any]:
-  """The detector's variables of mmdet's arrays."""
+def _of_mmdet(stored: StateDict, config: Any, new_head: bool) -> _Start:
   arrays: Mapping[str, np.ndarray] = stored.arrays
   if PROJECT_OF_MMDET_1 in arrays and config.points.offset != 0.5:
     raise UserError(
       f'{stored.path} is of mmdet 1.x, whose points are the middles of the cells: give'
       ' --config.points.offset=0.5'
     )
-  count = config.model.num_classes
   if new_head:
-    arrays = {**arrays, **_new_class_output(config)}
-  elif _CLASS_BIAS in arrays and arrays[_CLASS_BIAS].shape != (count,):
-    found = arrays[_CLASS_BIAS].size
+    drawn = {'params': {'head': {'class_output': _new_class_output(config)}}}
+    arrays = {**arrays, **to_mmdet(drawn)}
+  elif _CLASS_BIAS in arrays:
+    _check_count(arrays[_CLASS_BIAS].size, config, stored.path)
+  names = () if new_head else stored.class_names
+  kind = 'a running average' if stored.averaged else 'as they were trained'
+  return _Start(from_mmdet(arrays, config), names, (), stored.path, kind)
+
+
+def _of_ours(trained: Trained, config: Any, new_head: bool) -> _Start:
+  source = trained.origin['run']
+  params = dict(trained.variables['params'])
+  if new_head:
+    params['head'] = {**params['head'], 'class_output': _new_class_output(config)}
+  else:
+    _check_count(len(trained.class_names), config, source)
+  variables = {**trained.variables, 'params': params}
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  init = models.build_detector(config).init
+  expected = jax.eval_shape(init, jax.random.key(0), image)
+  differing = run_folder.differences(_meaning(trained.config), _meaning(config))
+  try:
+    checks.check_same(checks.named_leaves(variables), expected, source)
+  except UserError as error:
     raise UserError(
-      f'{stored.path} tells {found} classes apart, model.num_classes={count}: give'
+      f'{source} is of another detector than the config: '
+      + ('\n  '.join(['these differ', *differing]) if differing else str(error))
+    ) from error
+  if differing:
+    _LOG.warning(
+      '\n  '.join([f'{source} was trained with other values than these:', *differing])
+    )
+  kind = f'step {trained.origin["step"]}, {trained.origin["weights"]}'
+  names, ids = ((), ()) if new_head else (trained.class_names, trained.category_ids)
+  return _Start(variables, names, ids, source, kind)
+
+
+def _meaning(config: Any) -> dict[str, Any]:
+  """The fields of a config that say what a detector's parameters mean."""
+  values = json.loads(config.to_json())
+  model, data = values['model'], values['data']
+  for name in ('num_classes', 'dtype', 'remat'):
+    model.pop(name, None)
+  for name in ('frozen_stages', 'pretrained'):
+    model['backbone'].pop(name, None)
+  model['head'].pop('prior_probability', None)
+  return {
+    'model': model,
+    'data': {name: data[name] for name in ('mean', 'std')},
+    'score': {'kind': values['score']['kind']},
+    **{name: values[name] for name in ('box', 'points')},
+  }
+
+
+def _check_count(found: int, config: Any, source: Any) -> None:
+  count = config.model.num_classes
+  if found != count:
+    raise UserError(
+      f'{source} tells {found} classes apart, model.num_classes={count}: give'
       f' --config.model.num_classes={found}; or, to train it for {count} others,'
       ' --new_head --class_names='
     )
-  return from_mmdet(arrays, config)
 
 
-def _new_class_output(config: Any) -> dict[str, np.ndarray]:
-  """The head's class output as a training would draw it, under mmdet's names."""
+def _new_class_output(config: Any) -> dict[str, jax.Array]:
+  """The head's class output as a training would draw it."""
   init = models.build_detector(config).init
   image = jnp.zeros((1, 64, 64, 3), jnp.float32)
   # Jitted, the rest of the detector is neither drawn nor run.
   draw = jax.jit(lambda key: init(key, image)['params']['head']['class_output'])
-  head = {'class_output': draw(jax.random.key(config.seed))}
-  return to_mmdet({'params': {'head': head}})
+  return draw(jax.random.key(config.seed))
 
 
 def _classes(

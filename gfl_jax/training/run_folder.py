@@ -84,7 +84,7 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
       f'{folder} is not there for process {jax.process_index()}: --workdir must be on a'
       ' file system that all hosts share'
     )
-  if differing := _differences(json.loads(stored_file.read_text()), now):
+  if differing := differences(json.loads(stored_file.read_text()), now):
     raise UserError(
       f'process {jax.process_index()} was started with another config than process 0.'
       ' They differ in:\n  ' + '\n  '.join(differing)
@@ -97,7 +97,7 @@ def _open_as_first(
   if stored_file.exists() and any(folder.glob('checkpoints/[0-9]*')):
     stored = completed(json.loads(stored_file.read_text()))
     allowed = bookkeeping(now) | {'data': stored['data'] | _places(now)}
-    differing = _differences(stored | allowed | _extension(stored, now), now)
+    differing = differences(stored | allowed | _extension(stored, now), now)
     if differing:
       more = now['epochs'] > stored['epochs']
       advice = (
@@ -334,13 +334,20 @@ def _whole(file: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def _differences(stored: Any, given: Any, name: str = '') -> list[str]:
+def differences(stored: Any, given: Any, name: str = '') -> list[str]:
+  """What differs between two nested dicts: 'field: stored 1, given 2' each.
+
+  Args:
+    stored: a config, or a section of one, as JSON has it.
+    given: another.
+    name: of the section.
+  """
   if isinstance(stored, dict) and isinstance(given, dict):
     parts = []
     for key in sorted(stored.keys() | given.keys()):
       below = f'{name}.{key}' if name else key
       missing = '(no such field)'
-      parts += _differences(stored.get(key, missing), given.get(key, missing), below)
+      parts += differences(stored.get(key, missing), given.get(key, missing), below)
     return parts
   return [] if stored == given else [f'{name}: stored {stored!r}, given {given!r}']
 

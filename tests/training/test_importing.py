@@ -13,7 +13,7 @@ import pytest
 
 from gfl_jax.data.coco_classes import COCO_CATEGORY_IDS, COCO_NAMES
 from gfl_jax.deploy import state_dicts, weights
-from gfl_jax.inference import runs
+from gfl_jax.inference import export, runs
 from gfl_jax.models import build_detector
 from gfl_jax.training import importing, loop
 from gfl_jax.training.checkpoints import Checkpoints
@@ -126,6 +126,49 @@ def test_a_new_head_is_drawn_for_the_classes_of_the_config(
   np.testing.assert_allclose(drawn['bias'], np.log(0.01 / 0.99), rtol=1e-6)
   del expected_head['class_output']
   assert_equal((head, params), (expected_head, expected))
+
+
+def test_a_run_or_an_export_is_a_start_for_other_classes(
+  checkpoint, variables, tmp_path, caplog
+):
+  ours = import_detector(checkpoint, tmp_path / 'run')
+  export.export(ours, 'params', tmp_path / 'export')
+  five = tiny_config()
+  five.model.num_classes = 5
+
+  def start(source, target, config, class_names='a,b,c,d,e', new_head=True, **choice):
+    stored = runs.load_trained(tmp_path / source, **choice)
+    importing.import_detector(
+      stored, tmp_path / target, config, class_names=class_names, new_head=new_head
+    )
+    return runs.load_run(tmp_path / target)
+
+  expected = import_detector(
+    checkpoint, tmp_path / 'x', five, class_names='a,b,c,d,e', new_head=True
+  )
+  for source, choice in (('run', {'step': '0'}), ('export', {})):
+    run = start(source, f'of_{source}', five, **choice)
+    assert_equal(run.variables, expected.variables)
+    assert run.class_names == tuple('abcde') and not caplog.messages
+
+  wider, points, deeper = tiny_config(), tiny_config(), tiny_config()
+  wider.box.num_bins = 17
+  points.points.offset = 0.5
+  deeper.model.neck.channels = 16
+  for config, differing in (
+    (wider, 'box.num_bins: stored 9, given 17'),
+    (deeper, 'model.neck.channels: stored 8, given 16'),
+    (five, 'tells 3 classes apart, model.num_classes=5'),
+  ):
+    with pytest.raises(ValueError, match=differing):
+      start('run', 'y', config, class_names='', new_head=False)
+  assert not (tmp_path / 'y').exists()
+  same = start('run', 'y', points, class_names='', new_head=False)
+  assert_equal(same.variables, variables)
+  assert (same.class_names, same.category_ids) == (ours.class_names, ours.category_ids)
+  assert 'points.offset: stored 0.0, given 0.5' in caplog.text
+  with pytest.raises(ValueError, match='is an export, of one step'):
+    start('export', 'z', five, step='0')
 
 
 def test_classes_are_called_as_a_json_says(checkpoint, tmp_path):
