@@ -49,7 +49,9 @@ def main(argv: list[str]) -> None:
   if config.name == 'file':
     raise app.UsageError(f'{config.path} is such a file already: name a TFDS data set')
   from gfl_jax import data
+  from gfl_jax.training import config_checks
 
+  config_checks.check_config(_CONFIG.value)
   data.check_name(config)
   from gfl_jax.data import pipeline
 

@@ -1,17 +1,20 @@
 """The image files that a command line means, and a name of its own for each."""
 
+import functools
 import glob
+import logging
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from PIL import Image
+
 from gfl_jax.errors import MissingFileError, UserError
 
-SUFFIXES = {
-  '.bmp', '.gif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff',
-  '.webp',
-}  # fmt: skip
+_LOG = logging.getLogger(__name__)
+# Formats whose files Pillow knows by their names, and cannot show by itself.
+_NO_PICTURES = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
 PICTURE_SUFFIX = '.jpg'  # of what is drawn for each
 
 
@@ -34,8 +37,8 @@ def find(inputs: Iterable[str], *, leave_out: str | os.PathLike) -> list[ImageFi
 
   Args:
     inputs: files, whatever they are called; folders, of which all files below are taken
-      that are called like an image and not hidden, by name; patterns of either, as
-      'photos/**/*.jpg'.
+      that are called like an image or are one, and are not hidden, by name, while a
+      line says how many others there are; patterns of either, as 'photos/**/*.jpg'.
     leave_out: a folder, whose files are not taken as part of another.
 
   Raises:
@@ -51,9 +54,7 @@ def find(inputs: Iterable[str], *, leave_out: str | os.PathLike) -> list[ImageFi
   for text in inputs:
     files = list(_files(text, left_out))
     if not files:
-      raise UserError(
-        f'no image in {text}: files that end in {", ".join(sorted(SUFFIXES))} are taken'
-      )
+      raise UserError(f'no image in {text}')
     for path, name in files:
       if path.resolve() not in found:
         found[path.resolve()] = ImageFile(path, _unused(name, names))
@@ -71,16 +72,44 @@ def _files(text: str, left_out: pathlib.Path) -> Iterator[tuple[pathlib.Path, st
     if not path.is_dir():
       yield path, path.stem
       continue
+    others = []
     for file in sorted(path.rglob('*')):
       inside = file.relative_to(path)
       hidden = any(part.startswith('.') for part in inside.parts)
       ours = file.resolve().is_relative_to(left_out)
-      if file.suffix.lower() in SUFFIXES and file.is_file() and not hidden | ours:
-        folders = (
-          f'{part}_' if part.lower().endswith(PICTURE_SUFFIX) else part
-          for part in inside.parent.parts
-        )
-        yield file, pathlib.PurePosixPath(*folders, file.stem).as_posix()
+      if hidden or ours or not file.is_file():
+        continue
+      if not _is_image(file):
+        others.append(inside.as_posix())
+        continue
+      folders = (
+        f'{part}_' if part.lower().endswith(PICTURE_SUFFIX) else part
+        for part in inside.parent.parts
+      )
+      yield file, pathlib.PurePosixPath(*folders, file.stem).as_posix()
+    if others:
+      names = ', '.join(others[:3]) + (', ...' if len(others) > 3 else '')
+      _LOG.info('%s: %d files are no images, passed over: %s', path, len(others), names)
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+  Image.init()
+  known = Image.registered_extensions().items()
+  return frozenset(
+    suffix for suffix, kind in known if kind in Image.OPEN and kind not in _NO_PICTURES
+  )
+
+
+def _is_image(file: pathlib.Path) -> bool:
+  """Whether it is called like an image, damaged or not, or begins like one."""
+  if file.suffix.lower() in _suffixes():
+    return True
+  try:
+    with Image.open(file) as image:
+      return image.format not in _NO_PICTURES
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    return False
 
 
 def _unused(name: str, names: set[str]) -> str:

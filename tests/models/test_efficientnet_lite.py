@@ -64,7 +64,7 @@ def test_images_of_a_batch_do_not_mix():
   ('setting', 'message'),
   [
     ({'norm': 'batch_norm'}, "backbone.norm='batch_norm' is not one of"),
-    ({'norm': 'group_norm', 'norm_groups': 32}, 'num_groups=32 must divide'),
+    ({'norm': 'group_norm', 'norm_groups': 32}, 'norm_groups=32 must divide'),
     ({'frozen_stages': 5}, 'backbone.frozen_stages=5 must be 0 to 4'),
   ],
 )

@@ -70,7 +70,7 @@ def test_max_pooling_has_a_gradient_in_bfloat16():
     ({'norm': 'batch_norm'}, "backbone.norm='batch_norm' is not one of"),
     ({'frozen_stages': 5}, 'backbone.frozen_stages=5 must be 0 to 4'),
     ({'widths': (8, 8)}, r'backbone.widths=\(8, 8\): one width for each'),
-    ({'norm_groups': 3}, 'num_groups=3 must divide the 4 channels'),
+    ({'norm_groups': 3}, 'norm_groups=3 must divide the 4 channels'),
     ({'groups': 32}, 'backbone.groups=32, group_width=64: depth=10 has no bottlenecks'),
     ({'depth': 50, 'group_width': 8}, 'group_width=8, widths=.* must be at least 1'),
   ],
