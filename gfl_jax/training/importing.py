@@ -76,8 +76,10 @@ def import_detector(
       another order.
   """
   check_config(config)
-  begin = _of_ours if isinstance(stored, Trained) else _of_mmdet
-  start = begin(stored, config, new_head)
+  if isinstance(stored, Trained):
+    start = _of_ours(stored, config, new_head)
+  else:
+    start = _of_mmdet(stored, config, new_head)
   if start.category_ids and not class_names:
     names, category_ids = start.class_names, start.category_ids
   else:
