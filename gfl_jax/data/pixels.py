@@ -23,7 +23,6 @@ _EXIF_ORIENTATION = 0x0112
 _WHITE = (255, 255, 255, 255)
 _SWAPPED = (5, 6, 7, 8)  # orientations that swap width and height
 _USED_BITS = (8, 12, 16)
-_IGNORE_EXIF = cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def open_image(encoded: bytes) -> Image.Image:
@@ -63,8 +62,7 @@ def file_to_rgb(image: Image.Image, encoded: bytes) -> UInt8[np.ndarray, 'h w 3'
   """
   # Of several channels of 16 bits Pillow keeps the upper 8 alone.
   if _is_deep(image, encoded) and image.mode in ('RGB', 'RGBA', 'LA'):
-    flags = cv2.IMREAD_UNCHANGED | _IGNORE_EXIF
-    values = _to_8_bits(cv2.imdecode(np.frombuffer(encoded, np.uint8), flags))
+    values = _to_8_bits(_imdecode(encoded, cv2.IMREAD_UNCHANGED))
     order = cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
     image = Image.fromarray(cv2.cvtColor(values, order))
   return to_rgb(image)
@@ -96,11 +94,7 @@ def decode(encoded: bytes, orientation: int = 1) -> UInt8[np.ndarray, 'h w 3']:
   Raises:
     ValueError: OpenCV cannot decode it.
   """
-  flags = cv2.IMREAD_COLOR_RGB | _IGNORE_EXIF
-  image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-  if image is None:
-    raise UserError('it cannot be decoded')
-  return turn(image, orientation)
+  return turn(_imdecode(encoded, cv2.IMREAD_COLOR_RGB), orientation)
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -125,6 +119,14 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
   mirrored = orientation in (2, 3, 6, 7)
   image = image[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
   return np.ascontiguousarray(image)
+
+
+def _imdecode(encoded: bytes, flags: int) -> np.ndarray:
+  flags |= cv2.IMREAD_IGNORE_ORIENTATION
+  image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+  if image is None:
+    raise UserError('it cannot be decoded')
+  return image
 
 
 def _is_deep(image: Image.Image, encoded: bytes) -> bool:

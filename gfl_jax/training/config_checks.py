@@ -187,7 +187,7 @@ def check_config(config: Any) -> None:
     decode.check_choices(config)
     optimizer.make_optimizer(config, optimizer.make_schedule(config, 1), {})
     backbones.check_pretrained(config)
-    detector = models.build_detector(config)
+    detector: Any = models.build_detector(config)
     _trace(detector)
 
 
