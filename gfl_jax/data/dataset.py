@@ -385,7 +385,7 @@ def _check_boxes(split: Annotations, wanted: np.ndarray, counters: dict[str, int
     tiny = (split.boxes[:, 2:] > 0).all(-1) & (split.boxes <= 1).all(-1)
   looks = (
     f'{tiny.sum()} of {len(split.boxes)} training boxes lie within the first pixel of'
-    " their image: they look like shares of its size in 0..1, where COCO's are in pixels"
+    " their image: they look like shares of its size in 0..1, and COCO's are in pixels"
   )
   if not wanted.any():
     reason = looks if tiny.any() else 'there is nothing to learn'
