@@ -2,8 +2,9 @@
 
   python scripts/ablate.py --study=beta --base=demo_shapes --seeds=3
 
---list prints the studies and their rows, --summary=FOLDER the results of all studies
-below a folder, in Markdown. Started again, the same command goes on:
+--study and --base may be files of your own, anywhere: configs/ablations/table.py says
+what is in them. --list prints the studies and their rows, --summary=FOLDER the results
+of all studies below a folder, in Markdown. Started again, the same command goes on:
 finished runs are passed over, one that was cut off resumes, one that failed is tried
 again. Runs land in ROOT/runs, the report in ROOT/STUDY/report.html; studies with the
 same ROOT share the runs that they have in common. With fewer rows or seeds than
@@ -31,8 +32,12 @@ from absl import app, flags
 
 from gfl_jax import launch
 
-_STUDY = flags.DEFINE_string('study', None, 'Name of the study; --list shows them.')
-_BASE = flags.DEFINE_string('base', 'demo_shapes', 'A config in configs/.')
+_STUDY = flags.DEFINE_string(
+  'study', None, 'A study, --list shows them; or a file of your own, FILE.py.'
+)
+_BASE = flags.DEFINE_string(
+  'base', 'demo_shapes', 'A config in configs/, or FILE.py of your own.'
+)
 _SEEDS = flags.DEFINE_string('seeds', '3', 'How many (3: 0,1,2), or a list: 0,4,7.')
 _ROWS = flags.DEFINE_string('rows', '*', "Only these: '2,2.5', 'atss_*'.")
 _SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE for the base, as epochs=4')
@@ -89,15 +94,17 @@ def _study():
   from gfl_jax.training import study_file, study_options, study_plan
 
   module = table.load_study(_STUDY.value)
-  table.base_config(_BASE.value)  # an unknown one is an error here
-  root = pathlib.Path(_ROOT.value or f'runs/ablations/{_BASE.value}')
-  base, overrides = _BASE.value, tuple(_SET.value)
+  name, base = table.stem(_STUDY.value), table.resolved(_BASE.value)
+  table.base_config(base)  # an unknown one is an error here
+  root = pathlib.Path(_ROOT.value or f'runs/ablations/{table.stem(base)}')
+  overrides = tuple(_SET.value)
   if _REPORT.value:  # what is not given is as it was
-    recorded = study_file.read(root / _STUDY.value)
+    recorded = study_file.read(root / name)
     base = base if _BASE.present else recorded['base']
     overrides = overrides if _SET.present else tuple(recorded['overrides'])
   return study_plan.Study(
-    name=_STUDY.value,
+    name=name,
+    file=table.file_of(_STUDY.value),
     title=module.TITLE,
     table=module.TABLE,
     question=module.QUESTION,
@@ -116,13 +123,15 @@ def _study():
 
 def _command() -> str:
   """The command of the study, whatever share, rows and seeds of it run here."""
+  from configs.ablations import table
+
   root = [f'--root={_ROOT.value}'] if _ROOT.present else []
   return shlex.join(
     [
       'python',
       'scripts/ablate.py',
-      f'--study={_STUDY.value}',
-      f'--base={_BASE.value}',
+      f'--study={table.resolved(_STUDY.value)}',
+      f'--base={table.resolved(_BASE.value)}',
       *root,
       *(f'--set={text}' for text in _SET.value),
     ]

@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.ablations import changes, table
+from gfl_jax.errors import UserError
 from gfl_jax.training.config_checks import check_config
 from tests import tiny
 
@@ -280,6 +281,54 @@ def test_unknown_names_are_errors_that_list_the_known():
     STUDIES['beta'].get_config()
   with pytest.raises(ValueError, match="no base 'coco'; there are: bccd, coco128"):
     STUDIES['beta'].get_config('2@coco')
+
+
+OWN_STUDY = """
+from configs.ablations import table
+TITLE, TABLE, QUESTION, NOTES, BASELINE = 'Mine', '', 'Which?', '', 'a'
+def change(config):
+  config.ema_decay = 0.5
+ROWS = {'a': table.Row('A', None, lambda c: None), 'b': table.Row('B', None, change)}
+def get_config(text=''):
+  return table.row_config(ROWS, text)
+"""
+OWN_BASE = """
+from configs import bccd
+def get_config():
+  config = bccd.get_config()
+  config.epochs = 3.0
+  return config
+"""
+
+
+@pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections, on Python 3.11
+def test_a_study_and_a_base_may_be_files_of_ones_own(tmp_path, monkeypatch):
+  study, base = tmp_path / 'mine.py', tmp_path / 'photos.py'
+  study.write_text(OWN_STUDY)
+  base.write_text(OWN_BASE)
+  monkeypatch.chdir(tmp_path)
+  assert table.load_study('mine.py').TITLE == table.load_study(str(study)).TITLE
+  assert table.base_config('photos.py').epochs == 3.0
+  assert (table.stem('mine.py'), table.stem('beta')) == ('mine', 'beta')
+  assert (table.resolved('photos.py'), table.resolved('bccd')) == (str(base), 'bccd')
+  assert table.file_of('mine.py') == str(study)
+  argv = ['train', f'--config={table.file_of("mine.py")}:b@{base}']
+  found = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=found, sys_argv=argv)
+  found(argv)
+  assert (found.config.ema_decay, found.config.epochs) == (0.5, 3.0)
+
+
+def test_a_file_that_is_no_study_or_base_says_what_it_lacks(tmp_path):
+  file = tmp_path / 'half.py'
+  file.write_text("TITLE = 'Half'\nROWS = {}\n")
+  lacks = 'half.py lacks TABLE, QUESTION, NOTES, BASELINE, get_config'
+  with pytest.raises(UserError, match=lacks):
+    table.load_study(str(file))
+  with pytest.raises(UserError, match='--base=.*half.py lacks get_config'):
+    table.base_config(str(file))
+  with pytest.raises(FileNotFoundError, match='--study=.*gone.py does not exist'):
+    table.load_study(str(tmp_path / 'gone.py'))
 
 
 @pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections, on Python 3.11

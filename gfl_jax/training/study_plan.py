@@ -21,13 +21,14 @@ class Study:
 
   Attributes:
     name: of the study.
+    file: of its table, as --config of one of its runs has it.
     title, table, question, notes: for its report.
     rows: all of its table by name; each has `title`, `paper` (AP, AP50, ... in percent,
       or None), `note`, `baseline` (a row's name, or None: the study's) and
       `change(config)`. See configs/ablations/table.py.
     chosen: names of the rows to be run.
     baseline: the row that others are compared with.
-    base: name of the config that the rows change.
+    base: the config that the rows change: its name, or the path of its file.
     make_base: makes that config.
     overrides: 'FIELD=VALUE' each, set in the base before a row changes it.
     seeds: one run of each chosen row for each.
@@ -36,6 +37,7 @@ class Study:
   """
 
   name: str
+  file: str
   title: str
   table: str
   question: str
@@ -98,7 +100,7 @@ class Study:
       [
         'python',
         'scripts/train.py',
-        f'--config=configs/ablations/{self.name}.py:{row}@{self.base}',
+        f'--config={self.file}:{row}@{self.base}',
         f'--workdir={run.folder}',
         *changed,
       ]

@@ -68,6 +68,7 @@ def make_base(data_file):
 def make_study(data_file, root, *, rows=('1', '2'), seeds=(0, 1), **changes):
   values = dict(
     name='beta',
+    file='configs/ablations/beta.py',
     title='Beta',
     table='1c',
     question='Which?',
@@ -683,12 +684,15 @@ def test_a_report_takes_the_base_and_the_overrides_from_the_study(
   data_file, tmp_path, monkeypatch
 ):
   fake_training(monkeypatch)
-  study.run_study(
-    make_study(data_file, tmp_path, base='bccd', overrides=('ema_decay=0.5',))
-  )
-  (tmp_path / 'beta' / 'report.html').unlink()
-  report = ablate('--study=beta', '--report', f'--root={tmp_path}')
+  own = shutil.copy(ROOT / 'configs' / 'ablations' / 'beta.py', tmp_path / 'mine.py')
+  base = str(tmp_path / 'photos.py')  # needed by runs alone
+  changes = {'name': 'mine', 'base': base, 'overrides': ('ema_decay=0.5',)}
+  study.run_study(make_study(data_file, tmp_path, **changes))
+  (tmp_path / 'mine' / 'report.html').unlink()
+  report = ablate(f'--study={own}', '--report', f'--root={tmp_path}')
   assert report.returncode == 0, report.stderr
-  assert (tmp_path / 'beta' / 'report.html').exists()
-  other = ablate('--study=beta', '--report', f'--root={tmp_path}', '--base=demo_shapes')
+  assert base in (tmp_path / 'mine' / 'report.html').read_text()
+  other = ablate(
+    f'--study={own}', '--report', f'--root={tmp_path}', '--base=demo_shapes'
+  )
   assert other.returncode == 1 and 'another base or other --set' in other.stderr
