@@ -1,5 +1,6 @@
 """What scripts say before they begin: help, errors of flags, lines of libraries."""
 
+import logging
 import os
 import pathlib
 import subprocess
@@ -129,6 +130,29 @@ def test_a_terminal_that_is_gone_ends_nothing():
 
   stream = launch._Unread(Gone())
   assert stream.write('a line') == 6 and stream.encoding == 'utf-8'
+
+
+@pytest.mark.parametrize('watcher', ['IPython', 'a tracer', 'nobody'])
+def test_a_second_start_would_lose_a_notebook_or_a_debugger(monkeypatch, watcher):
+  starts = []
+  monkeypatch.setattr(os, 'execv', lambda *arguments: starts.append(arguments))
+  monkeypatch.setattr(os, 'environ', {'PATH': '', 'XLA_FLAGS': '--xla_given=1'})
+  monkeypatch.setattr(sys, 'stderr', sys.stderr)
+  monkeypatch.setattr(sys, 'orig_argv', ['python', '-X', 'dev', 'scripts/train.py'])
+  logger = logging.getLogger('gfl_jax')
+  monkeypatch.setattr(logger, 'handlers', [])
+  monkeypatch.setattr(logger, 'propagate', True)
+  monkeypatch.setattr(logger, 'level', logger.level)
+  monkeypatch.setattr(launch, '_is_traced', lambda: watcher == 'a tracer')
+  if watcher == 'IPython':
+    monkeypatch.setitem(sys.modules, 'IPython', os)
+  else:
+    monkeypatch.delitem(sys.modules, 'IPython', raising=False)
+  launch.prepare_process()
+  command = [sys.executable, '-X', 'dev', 'scripts/train.py']
+  assert starts == ([(sys.executable, command)] if watcher == 'nobody' else [])
+  assert os.environ['XLA_FLAGS'].endswith(' --xla_given=1')
+  assert ('MPLBACKEND' in os.environ) == (watcher != 'IPython')
 
 
 def test_flags_of_the_compiler_are_those_it_knows(monkeypatch):
