@@ -30,6 +30,10 @@ def test_configs_as_they_are_and_as_json_keeps_them_can_run():
     ('seed', -1),
     ('batch_size', 0),
     ('batch_size', 2.5),
+    ('accumulate', 0),
+    ('log_every_steps', 0),
+    ('epochs', 0.0),
+    ('eval_every_epochs', -1.0),
     ('epochs', float('nan')),
     ('ema_decay', 1.0),
     ('tensorboard', 1),
@@ -42,10 +46,20 @@ def test_configs_as_they_are_and_as_json_keeps_them_can_run():
     ('data.flip', 1.5),
     ('data.std', (58.0, 0.0, 57.0)),
     ('data.mean', 'imagenet'),
+    ('data.max_boxes', 0),
     ('data.max_boxes', 1000),  # more than positives
     ('assignment.top_k', 0),
     ('assignment.positive_iou', 0.3),  # below negative_iou
     ('class_loss.beta', 0.5),
+    ('class_loss.weight', -1.0),
+    ('class_loss.kind', 'focus'),
+    ('score.weight', float('inf')),
+    ('box_loss.weight', float('nan')),
+    ('box_loss.min_weight_sum', 0.0),
+    ('edge_loss.weight', -0.5),
+    ('box.kind', 'direct'),
+    ('box.kind', 'dirac'),  # has no distribution for edge_loss
+    ('box.scale', 0.0),
     ('class_loss.gamma', -1.0),
     ('box.stop', -1.0),
     ('box.num_bins', 1),
@@ -57,9 +71,14 @@ def test_configs_as_they_are_and_as_json_keeps_them_can_run():
     ('model.head.prior_probability', 1.0),
     ('model.remat', 'head'),
     ('optimizer.learning_rate', 0.0),
+    ('optimizer.learning_rate', float('inf')),
+    ('optimizer.learning_rate', float('nan')),
     ('optimizer.kind', 'adam'),
     ('schedule.decay_epochs', (11, 8)),
     ('decode.nms', 'soft'),
+    ('decode.nms', 'iou_guided'),  # has no branch to go by
+    ('decode.nms_iou', 2.0),
+    ('decode.variance_voting', -0.1),
   ],
 )
 def test_values_that_cannot_run_are_named(field, value):

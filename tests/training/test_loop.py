@@ -489,39 +489,10 @@ def test_a_class_count_that_differs_is_refused_and_spoils_nothing(data_file, tmp
   assert run_folder.load_config(tmp_path).model.num_classes == 3
 
 
-@pytest.mark.parametrize(
-  'field, value, named',
-  [
-    ('accumulate', 0, 'accumulate=0 must be at least 1'),
-    ('log_every_steps', 0, 'log_every_steps=0 must be at least 1'),
-    ('epochs', 0.0, 'epochs=0.0 must be above 0'),
-    ('eval_every_epochs', -1.0, 'eval_every_epochs=-1.0 must be above 0'),
-    ('decode.nms_iou', 2.0, 'decode.nms_iou=2.0 must be from 0 to 1'),
-    ('data.max_boxes', 0, 'data.max_boxes=0 must be at least 1'),
-    ('box.scale', 0.0, 'box.scale=0.0 must be above 0'),
-    ('box_loss.min_weight_sum', 0.0, 'box_loss.min_weight_sum=0.0 must be above 0'),
-    ('optimizer.learning_rate', float('inf'), 'learning_rate=inf must be above 0 and'),
-    ('optimizer.learning_rate', float('nan'), 'learning_rate=nan must be above 0 and'),
-    ('class_loss.weight', -1.0, 'class_loss.weight=-1.0 must be at least 0'),
-    ('score.weight', float('inf'), 'score.weight=inf must be at least 0 and finite'),
-    ('box_loss.weight', float('nan'), 'box_loss.weight=nan must be at least 0'),
-    ('edge_loss.weight', -0.5, 'edge_loss.weight=-0.5 must be at least 0'),
-    ('data.canvas', (512,), r'data.canvas=\(512,\) must be 2 numbers'),
-    ('class_loss.kind', 'focus', "class_loss.kind='focus' is not one of"),
-    ('optimizer.kind', 'adam', "optimizer.kind='adam' is not one of"),
-    ('box.kind', 'direct', "box.kind='direct' is not one of"),
-    ('box.kind', 'dirac', 'this loss needs a box of kind general'),
-    ('assignment.top_k', 0, 'top_k=0 must be at least 1'),
-    ('decode.nms', 'iou_guided', "ranks by a quality branch, which score.kind='joint'"),
-    ('decode.variance_voting', -0.1, 'variance_voting=-0.1 must be'),
-  ],
-)
-def test_a_number_that_cannot_be_meant_is_refused_at_once(
-  data_file, tmp_path, field, value, named
-):
-  c = config(data_file)
-  c.update_from_flattened_dict({field: value})
-  with pytest.raises(ValueError, match=named):
+def test_a_number_that_cannot_be_meant_is_refused_before_a_folder_is_made(tmp_path):
+  c = tiny.config()
+  c.epochs = 0.0
+  with pytest.raises(UserError, match=r'epochs=0\.0'):
     loop.train(c, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
