@@ -13,9 +13,15 @@ NAMES = ('coco/2017', 'coco_folder', 'ambiguous_shapes', 'file')
 
 
 def check_name(config: Any) -> None:
-  """Raises a ValueError if config.data has a name that no data set has."""
+  """Raises a ValueError if config.data names no data set, or a path not used by it."""
   if config.name not in NAMES:
     raise UserError(f'config.data.name={config.name!r} must be one of {NAMES}')
+  if config.name == 'ambiguous_shapes' and config.path:
+    raise UserError(
+      f"config.data.path={config.path!r}, but the scenes of 'ambiguous_shapes' are"
+      " drawn: a folder of photographs needs config.data.name='coco_folder', a file of"
+      " scripts/prepare_data.py 'file'"
+    )
 
 
 def load(config: Any) -> Dataset:

@@ -95,7 +95,8 @@ def _common_categories(splits: dict[str, Split], source: Any) -> list[dict[str, 
   """The categories of all splits, in the order of the training split's json.
 
   Without the root of Roboflow's exports: a category that nothing is of, and whose name
-  the others have as their supercategory.
+  another one has as its supercategory. Tools that know no supercategories give each
+  category its own name.
 
   Raises:
     ValueError: the splits differ in ids or names.
@@ -111,8 +112,10 @@ def _common_categories(splits: dict[str, Split], source: Any) -> list[dict[str, 
         f' {sorted(expected - found)}, of {name} alone {sorted(found - expected)}'
       )
   used = {a['category_id'] for s in splits.values() for a in s.content['annotations']}
-  parents = {category.get('supercategory') for category in categories}
-  roots = [c for c in categories if c['id'] not in used and c['name'] in parents]
+  is_parent = lambda root: any(
+    c['id'] != root['id'] and c.get('supercategory') == root['name'] for c in categories
+  )
+  roots = [c for c in categories if c['id'] not in used and is_parent(c)]
   for root in roots:
     _LOG.info('Left out: category %r, no object but the root of others.', root['name'])
   return [category for category in categories if category not in roots]
@@ -132,13 +135,13 @@ def _told(builder: Any, config: Any) -> Any:
   for split, count in metadata.get('degenerate_boxes', {}).items():
     if count:
       _LOG.warning('left out of %s: %d boxes without area in the image', split, count)
-  for split, count in metadata.get('outside_boxes', {}).items():
-    if count > _MANY_OUTSIDE:
+  for split, outside in metadata.get('boxes_outside', {}).items():
+    if outside['count'] > _MANY_OUTSIDE:
       _LOG.warning(
-        '%s: %d boxes reach far beyond their image and are cut at its border. Are they'
-        " corners (x0, y0, x1, y1), where COCO's are (x, y, width, height)? Or of"
-        ' images of another size?',
-        *(split, count),
+        '%s: %d boxes reach far beyond their image and are cut at its border, as %s.'
+        " Are they corners (x0, y0, x1, y1), where COCO's are (x, y, width, height)? Or"
+        ' of images of another size?',
+        *(split, outside['count'], outside['example']),
       )
   return builder
 
@@ -150,20 +153,22 @@ def prepare_2017(config: Any) -> Any:
     config: config.data; its path is a folder with train2017, val2017 and, if wanted,
       test2017, each as the zip that COCO gives or unpacked, and with the annotations:
       annotations_trainval2017.zip, for test2017 image_info_test2017.zip, or
-      annotations/. max_bad_images holds for the training images.
+      annotations/. max_bad_images holds for the training images. The path may also be
+      what was prepared, or empty where that is below data_dir.
 
   Returns:
     The data set as a builder of TFDS.
 
   Raises:
     FileNotFoundError: one of these is missing.
-    ValueError: what `prepare_folder` raises it for, an unsafe or damaged zip, or
-      categories that are not COCO's.
+    ValueError: what `prepare_folder` raises it for, an unsafe or damaged zip,
+      categories that are not COCO's, or what is prepared is of other annotations.
   """
   identity = 'coco', '2017', COCO_VERSION
   done = epath.Path(config.data_dir).joinpath(*identity)
-  if done.exists() and not config.path:
-    return _told(tfds.builder_from_directory(done), config)
+  prepared = epath.Path(config.path or done)
+  if (prepared / 'dataset_info.json').exists():
+    return _told(tfds.builder_from_directory(prepared), config)
   if not config.path:
     raise MissingFileError(
       f'{done} does not exist, and config.data.path names no folder with the zips of'
@@ -171,12 +176,29 @@ def prepare_2017(config: Any) -> Any:
     )
   root = pathlib.Path(config.path)
   if not root.is_dir():
-    raise MissingFileError(f'{root} (config.data.path) is no folder')
+    raise MissingFileError(
+      f'{root} (config.data.path) is no folder'
+      + (f'; {done} is used if it is named instead' if done.exists() else '')
+    )
   found = _files_of_2017(root)
   if done.exists():
     builder = tfds.builder_from_directory(done)
-    _check_source(builder, {name: files[:2] for name, files in found.items()}, root)
-    return _told(builder, config)
+    digests = {
+      split: hashlib.sha256(annotations.read(json)).hexdigest()
+      for split, (annotations, json, _) in found.items()
+    }
+  else:
+    splits = _read_2017(found, root)
+    digests = {name: split.sha256 for name, split in splits.items()}
+    # Another process, with another path, may have been the first.
+    builder = _prepare(identity, splits, config, root)
+  _check_source(builder, digests, root)
+  return _told(builder, config)
+
+
+def _read_2017(
+  found: dict[str, tuple[Files, str, Files]], root: pathlib.Path
+) -> dict[str, Split]:
   splits = {
     split: _read_json(annotations, json, images, annotated=split != 'test')
     for split, (annotations, json, images) in found.items()
@@ -191,7 +213,7 @@ def prepare_2017(config: Any) -> Any:
     )
   for split in splits.values():
     split.content['categories'].sort(key=lambda category: category['id'])
-  return _told(_prepare(identity, splits, config, root), config)
+  return splits
 
 
 def _files_of_2017(root: pathlib.Path) -> dict[str, tuple[Files, str, Files]]:
@@ -213,12 +235,16 @@ def _files_of_2017(root: pathlib.Path) -> dict[str, tuple[Files, str, Files]]:
   return found
 
 
-def _check_source(
-  builder: Any, jsons: dict[str, tuple[Files, str]], root: pathlib.Path
-) -> None:
+def _check_source(builder: Any, digests: dict[str, str], root: pathlib.Path) -> None:
   """Raises a UserError if a data set was prepared from other annotations than `root`'s.
 
-  That of TFDS's own code, or of older code, does not tell: a warning says so.
+  That of TFDS's own code, or of older code, does not tell: a warning says so. A split
+  that only one of the two has, as test, is not compared.
+
+  Args:
+    builder: of what is prepared.
+    digests: SHA-256 of the json of each split of root.
+    root: for messages.
   """
   metadata: Any = builder.info.metadata or {}
   known = metadata.get('annotations_sha256')
@@ -228,11 +254,8 @@ def _check_source(
       *(builder.data_path, root),
     )
     return
-  now = {
-    split: hashlib.sha256(files.read(name)).hexdigest()
-    for split, (files, name) in jsons.items()
-  }
-  if differing := [split for split in known if known[split] != now.get(split)]:
+  common = sorted(known.keys() & digests.keys())
+  if differing := [split for split in common if known[split] != digests[split]]:
     raise UserError(
       f'{builder.data_path} was prepared from other annotations than those of {root}'
       f' ({", ".join(differing)}): give another --config.data.data_dir, or delete that'
@@ -267,11 +290,17 @@ def _prepare(identity, splits: dict[str, Split], config: Any, source: Any) -> An
     if len(bad) == len(splits['train'].content['images']):
       raise UserError(f'{source}: not one training image can be read: {"; ".join(bad)}')
     metadata['bad_images'] = bad
-    for name in ('degenerate_boxes', 'outside_boxes'):
-      metadata[name] = {
-        split: sum(getattr(shard, name) for shard in done)
-        for split, done in facts.items()
+    metadata['degenerate_boxes'] = {
+      split: sum(shard.degenerate_boxes for shard in done)
+      for split, done in facts.items()
+    }
+    metadata['boxes_outside'] = {
+      split: {
+        'count': sum(shard.outside_boxes for shard in done),
+        'example': next(filter(None, (shard.outside_example for shard in done)), ''),
       }
+      for split, done in facts.items()
+    }
 
   if epath.Path(info.data_dir).exists():
     return tfds.builder_from_directory(info.data_dir)
@@ -299,8 +328,10 @@ def _make(splits, annotations, labels, name: str, image: dict[str, Any]) -> shar
     return shards.Made(None, str(error))
   of_image = annotations[name][image['id']]
   example, degenerate = coco_json.make_example(image, of_image, read, labels)
-  outside = sum(coco_json.is_far_outside(a['bbox'], read.size) for a in of_image)
-  return shards.Made(example, degenerate_boxes=degenerate, outside_boxes=outside)
+  boxes = [a['bbox'] for a in of_image]
+  outside = [box for box in boxes if coco_json.is_far_outside(box, read.size)]
+  told = f'{outside[0]} of {image["file_name"]}, {read.size} (w, h)' if outside else ''
+  return shards.Made(example, '', degenerate, len(outside), told)
 
 
 def _read_image(files: Files, image: dict[str, Any]):

@@ -140,9 +140,7 @@ class Dataset:
       self._train.boxes, self._train.sizes[self._train.owner]
     )
     self._wanted &= ~self._train.is_crowd
-    _check_boxes(self._train, self._wanted, self.counters)
-    if not self._wanted_for_evaluation().any():
-      _LOG.warning('No evaluation image has a box: there is no AP to compute.')
+    self._check_boxes()
 
   num_train = property(lambda self: len(self._train))
   num_eval = property(lambda self: len(self._eval))
@@ -295,6 +293,20 @@ class Dataset:
     scale = (resized / sizes)[owner, ::-1]
     return (boxes[:, 2:] - boxes[:, :2]) * scale
 
+  def _check_boxes(self) -> None:
+    """Raises a UserError if no box is left to train on; says what looks wrong."""
+    as_shares, looks = _look_like_shares(self._train, 'training')
+    if not (self._wanted & ~as_shares).any():
+      reason = looks or 'there is nothing to learn'
+      raise UserError(
+        f'no box is left to train on: {reason}; counters: {self.counters}'
+      )
+    _, looks_too = _look_like_shares(self._eval, 'evaluation')
+    for text in filter(None, (looks, looks_too)):
+      _LOG.warning('%s.', text)
+    if not self._wanted_for_evaluation().any():
+      _LOG.warning('No evaluation image has a box: there is no AP to compute.')
+
   def _wanted_for_evaluation(self) -> np.ndarray:
     """[M] bool: the boxes that batches of `eval_batches` hold."""
     degenerate = transforms.is_degenerate(
@@ -379,19 +391,16 @@ def _check_labels(split: Annotations, num_classes: int):
     )
 
 
-def _check_boxes(split: Annotations, wanted: np.ndarray, counters: dict[str, int]):
-  """Raises a UserError if no box is left to train on; warns of boxes in 0..1."""
+def _look_like_shares(split: Annotations, name: str) -> tuple[np.ndarray, str]:
+  """[M] bool: boxes within the first pixel of their image; and what to say of them."""
   with np.errstate(invalid='ignore'):  # of nan
-    tiny = (split.boxes[:, 2:] > 0).all(-1) & (split.boxes <= 1).all(-1)
+    # 1 px may come back from TFDS as a little more.
+    tiny = np.all(split.boxes[:, 2:] > 0, -1) & np.all(split.boxes <= 1 + 1e-3, -1)
   looks = (
-    f'{tiny.sum()} of {len(split.boxes)} training boxes lie within the first pixel of'
-    " their image: they look like shares of its size in 0..1, and COCO's are in pixels"
+    f'{tiny.sum()} of {len(tiny)} {name} boxes lie within the first pixel of their'
+    " image: they look like shares of its size in 0..1, and COCO's are in pixels"
   )
-  if not wanted.any():
-    reason = looks if tiny.any() else 'there is nothing to learn'
-    raise UserError(f'no box is left to train on; {reason}; counters: {counters}')
-  if tiny.any():
-    _LOG.warning('%s.', looks)
+  return tiny, looks if tiny.any() else ''
 
 
 def _training_filter(split: Annotations, max_boxes: int, keep_empty: bool):

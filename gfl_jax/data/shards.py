@@ -44,12 +44,14 @@ class Made(NamedTuple):
     problem: why it is left out.
     degenerate_boxes: how many of its boxes are left out.
     outside_boxes: how many reach far beyond it.
+    outside_example: one of these, in a user's words; empty without any.
   """
 
   example: dict[str, Any] | None
   problem: str = ''
   degenerate_boxes: int = 0
   outside_boxes: int = 0
+  outside_example: str = ''
 
 
 class Facts(NamedTuple):
@@ -60,6 +62,7 @@ class Facts(NamedTuple):
   num_bytes: int
   degenerate_boxes: int
   outside_boxes: int
+  outside_example: str
   problems: list[str]
   sha256: str
 
@@ -193,11 +196,13 @@ def _serialize(features, make, split: str, entry) -> tuple[bytes | None, Made]:
 def _write_shard(folder: pathlib.Path, name: str, made) -> Facts:
   path, part = folder / 'data' / name, folder / 'facts' / f'{name}.part'
   problems, degenerate_boxes, outside_boxes, count = [], 0, 0, 0
+  outside_example = ''
   try:
     with tf.io.TFRecordWriter(str(part)) as writer:
       for record, one in made:
         degenerate_boxes += one.degenerate_boxes
         outside_boxes += one.outside_boxes
+        outside_example = outside_example or one.outside_example
         if record is None:
           problems.append(one.problem)
           continue
@@ -207,7 +212,14 @@ def _write_shard(folder: pathlib.Path, name: str, made) -> Facts:
     raise StorageError(f'{part} cannot be written: {error.message}') from error
   size = part.stat().st_size
   facts = Facts(
-    name, count, size, degenerate_boxes, outside_boxes, problems, _sha256(part)
+    name,
+    count,
+    size,
+    degenerate_boxes,
+    outside_boxes,
+    outside_example,
+    problems,
+    _sha256(part),
   )
   part.replace(path)
   files.write_whole(folder / 'facts' / f'{name}.json', json.dumps(facts._asdict()))

@@ -103,10 +103,12 @@ class Experiment:
       for name, count in self.dataset.counters.items()
       if count
     )
+    beyond, _ = self.beyond_the_bins()
+    sides = f' {beyond:.1%} of box sides beyond the bins;' if beyond else ''
     return (
       f'{self.dataset.num_train} training and {self.dataset.num_eval} evaluation'
       f' images ({counters or "nothing dropped"}), which cover'
-      f' {self.dataset.canvas_covered:.0%} of their canvas;'
+      f' {self.dataset.canvas_covered:.0%} of their canvas;{sides}'
       f' {len(self.dataset.class_names)} classes; {count(state.params):,} parameters;'
       f' {self.num_steps} steps of {self.config.batch_size} images,'
       f' {min(self.config.schedule.warmup_steps, self.num_steps)} of them warm-up, on'

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -364,6 +365,7 @@ def test_corners_for_sizes_are_suspected(folder, caplog):
   sets.write_folder(folder, change=change)
   data.load(_config(folder))
   assert 'train: 6 boxes reach far beyond' in caplog.text and 'corners' in caplog.text
+  assert re.search(r'\[\d+, .*\] of \d\.jpg, \((96, 64|64, 80)\)', caplog.text)
 
 
 def test_the_order_of_categories_and_an_unused_root_do_no_harm(folder):
@@ -384,3 +386,21 @@ def test_the_order_of_categories_and_an_unused_root_do_no_harm(folder):
   assert changed.category_ids == expected.category_ids
   labels = [next(d.eval_batches(3))['labels'] for d in (changed, expected)]
   np.testing.assert_array_equal(*labels)
+
+
+def test_a_class_that_is_its_own_supercategory_is_no_root(folder):
+  """As tools write it that know no supercategories, and COCO for its persons."""
+
+  def change(contents):
+    unused = [
+      {'id': 40, 'name': 'third'},
+      {'id': 50, 'name': 'fourth', 'supercategory': ['fourth', None]},
+    ]
+    for split in contents.values():
+      for category in [*split['categories'], unused[0]]:
+        category['supercategory'] = category['name']
+      split['categories'] += unused
+
+  sets.write_folder(folder, train=1, validation=1, change=change)
+  dataset = data.load(_config(folder))
+  assert dataset.class_names == ('even', 'odd', 'third', 'fourth')

@@ -21,6 +21,7 @@ from tensorflow_datasets.object_detection import coco as tfds_coco
 
 from gfl_jax import data
 from gfl_jax.data import archives, coco_classes, pipeline, shards
+from gfl_jax.errors import UserError
 from tests.data import sets
 
 IDS, NAMES = coco_classes.COCO_CATEGORY_IDS, coco_classes.COCO_NAMES
@@ -266,6 +267,24 @@ def test_a_second_process_waits_for_the_first(zips, tmp_path):
   assert (folder / '1.1.0').exists()
 
 
+def test_what_another_process_prepared_meanwhile_is_compared(
+  coco, tmp_path, monkeypatch
+):
+  other = shutil.copytree(coco, tmp_path / 'other')
+  file = other / 'annotations' / 'instances_train2017.json'
+  file.write_text(file.read_text() + ' ')
+  prepare = shards.prepare
+
+  def after_another(*arguments, **keywords):
+    monkeypatch.setattr(shards, 'prepare', prepare)
+    pipeline.prepare(_config(other, tmp_path / 'out'))
+    prepare(*arguments, **keywords)
+
+  monkeypatch.setattr(shards, 'prepare', after_another)
+  with pytest.raises(UserError, match=r'other annotations than .*train'):
+    pipeline.prepare(_config(coco, tmp_path / 'out'))
+
+
 def test_checksums_find_what_is_damaged_later(zips, tmp_path):
   config = _config(zips, tmp_path)
   assert pipeline.prepare(config).endswith('1.1.0: 7 files verified')
@@ -447,6 +466,11 @@ def test_what_is_prepared_is_used_for_what_it_was_prepared_from(coco, tmp_path, 
     assert data.load(_config(path, prepared)).num_eval == 3
   with pytest.raises(FileNotFoundError, match='nowhere'):
     data.load(_config(tmp_path / 'nowhere', prepared))
+  # Where COCO's own files are no more, and where those of its test split are not.
+  alone, partly = prepared / 'coco/2017/1.1.0', tmp_path / 'partly'
+  shutil.copytree(coco, partly, ignore=shutil.ignore_patterns('*test2017*'))
+  for path, data_dir in ((alone, tmp_path / 'none'), (partly, prepared)):
+    assert data.load(_config(path, data_dir)).num_eval == 3
   other = tmp_path / 'other'
   shutil.copytree(coco, other)
   file = other / 'annotations' / 'instances_val2017.json'

@@ -316,12 +316,14 @@ def test_nothing_but_crowds_is_nothing_to_learn():
 
 def test_boxes_as_shares_of_the_image_are_told(caplog):
   share = (0.1, 0.2, 0.6, 0.9)
-  shares = sets.annotations([(64, 64)] * 2, [[share], [share]])
+  # That of a whole image is large enough to be a box.
+  shares = sets.annotations([(64, 64)] * 2, [[share], [(0, 0, 1, 1)]])
   with pytest.raises(UserError, match='2 of 2 .*0..1'):
     sets.memory_set(shares).dataset(sets.config())
   mixed = sets.annotations([(64, 64)] * 2, [[share], [BOX]])
   sets.memory_set(mixed).dataset(sets.config())
   assert '1 of 2 training boxes' in caplog.text
+  assert '1 of 2 evaluation boxes' in caplog.text
   caplog.clear()
   _square_set().dataset(sets.config())
   assert not caplog.text

@@ -21,6 +21,7 @@ from gfl_jax.training import (
   loop,
   monitor,
   run_folder,
+  step,
 )
 from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.evaluate import evaluate_run
@@ -576,6 +577,10 @@ def test_boxes_beyond_the_bins_are_said_before_training(data_file, caplog):
   assert share == pytest.approx(0.25) and needed == pytest.approx(20 / 32)
   run.warn_of_the_bins()
   assert '25%' in caplog.text and 'box.stop=1 ' in caplog.text
+  state = step.TrainState(0, {}, {}, {}, {})
+  assert '25.0% of box sides beyond the bins' in run.description(state)
+  c.box.stop = 1.0
+  assert 'bins' not in run.description(state)
   c.box.kind = 'dirac'
   assert experiment_of(c, run.dataset).beyond_the_bins() == (0.0, 0.0)
 
