@@ -237,7 +237,12 @@ class Checkpoints:
       )
 
   def _problem_of_reading(self, save: _Save) -> str:
-    """Why a save that is on disk cannot be restored from; empty if it can."""
+    """Why a save that is on disk cannot be restored from; empty if it can.
+
+    The first host alone looks: the others may not see the folder yet.
+    """
+    if jax.process_index() > 0:
+      return ''
     try:
       tree = self._manager.item_metadata(save.step)['state'].tree
       expected = checksums.read(self._folder / str(save.step))
@@ -249,9 +254,19 @@ class Checkpoints:
     return f'wrong checksums of {wrong[:3]}' if wrong else ''
 
   def _read(self, step: int, wanted: Any) -> Any:
-    """Leaves of a stored state as numpy arrays; `wanted`: a part of its metadata."""
+    """Leaves of a stored state as numpy arrays, read by this host without the others.
+
+    Args:
+      step: a stored one.
+      wanted: a part of its metadata's tree.
+    """
     as_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'process{me}'
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
       return reader.restore(
         self._folder / str(step) / 'state',
         args=ocp.args.PyTreeRestore(
