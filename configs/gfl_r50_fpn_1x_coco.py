@@ -82,7 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
     weight=2.0,
     weighting='class_score',  # of the positives: 'centerness', 'iou', 'uniform'
     min_weight_sum=1.0,  # on 8 GPUs the authors' clamp of the mean is one of 8
-    max_positives_per_image=2048,  # of a device's whole batch, in the mean
+    max_positives_per_image=1024,  # in the mean over a device's batch
   )
 
   c.points = dict(offset=0.0, anchor_scale=8)

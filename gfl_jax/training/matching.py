@@ -62,49 +62,38 @@ def assign(
 
   matched = jax.vmap(one_image)(batch['boxes'], batch['valid'], on_image)
   num_positives = (matched >= 0).sum()
-  capacity = _capacity(matched, config)
-  matched = jax.lax.cond(
-    num_positives > capacity,
-    lambda matched: _best_of_each_box(
-      matched, jnp.asarray(batch['boxes']), points, capacity
-    ),
-    lambda matched: matched,
-    matched,
-  )
+  matched = _within(_capacity(matched, config), matched, batch, points)
   return matched, num_positives - (matched >= 0).sum()
 
 
-def _best_of_each_box(
-  matched: Int[Array, 'b a'],
-  batch_boxes: Float[Array, 'b g 4'],
-  points: point_ops.Points,
+def _within(
   capacity: int,
+  matched: Int[Array, 'b a'],
+  batch: Mapping[str, Any],
+  points: point_ops.Points,
 ) -> Int[Array, 'b a']:
-  """Ignores the worst anchors of every box, by IoU, until the rest fit.
+  """Ignores, as long as there are more positives than `capacity`, the worst anchor (by
+  IoU) of each of the boxes that have the most anchors.
 
-  Args:
-    matched: from an assigner, with more than `capacity` positives.
-    batch_boxes: [B, G, 4] in px.
-    points: of the canvas.
-    capacity: at least the number of boxes; a smaller one leaves no positive.
+  Where all fit, as is usual, this costs a sum.
   """
-  num_images, num_boxes = batch_boxes.shape[:2]
+  num_images, num_boxes = batch['valid'].shape
   image = jnp.arange(num_images, dtype=jnp.int32)[:, None]
-  positive = matched >= 0
-  safe = jnp.maximum(matched, 0)
-  of_image = lambda its_boxes: boxes.iou(points.anchors, its_boxes)
-  iou = jax.vmap(of_image)(batch_boxes[image, safe])
-  box = jnp.where(positive, image * num_boxes + safe, num_images * num_boxes)
-  # Box by box, the best anchor first: the place behind the box's first is the rank.
-  order = jnp.lexsort((-iou.reshape(-1), box.reshape(-1)))
-  place = jnp.arange(len(order), dtype=jnp.int32)
-  sorted_box = box.reshape(-1)[order]
-  is_first = jnp.concatenate([jnp.array([True]), sorted_box[1:] != sorted_box[:-1]])
-  rank_in_order = place - jax.lax.cummax(jnp.where(is_first, place, 0))
-  rank = jnp.zeros_like(place).at[order].set(rank_in_order).reshape(matched.shape)
-  rank = jnp.where(positive, rank, len(order))
-  first_to_go = jnp.sort(rank.reshape(-1))[capacity]
-  return jnp.where(positive & (rank >= first_to_go), assignment.IGNORED, matched)
+
+  def without_worst(matched):
+    positive, safe = matched >= 0, jnp.maximum(matched, 0)
+    of_image = lambda its_boxes: boxes.iou(points.anchors, its_boxes)
+    iou = jax.vmap(of_image)(jnp.asarray(batch['boxes'])[image, safe])
+    box = jnp.where(positive, image * num_boxes + safe, num_images * num_boxes)
+    empty = jnp.zeros(num_images * num_boxes + 1, jnp.float32)
+    counts = empty.at[box].add(positive)
+    worst = (empty + jnp.inf).at[box].min(iou)
+    goes = positive & (counts[box] == counts.max()) & (iou == worst[box])
+    return jnp.where(goes, assignment.IGNORED, matched)
+
+  return jax.lax.while_loop(
+    lambda matched: (matched >= 0).sum() > capacity, without_worst, matched
+  )
 
 
 def gather_positives(

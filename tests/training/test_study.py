@@ -187,7 +187,7 @@ def test_the_command_of_a_run_is_exact(tmp_path):
     None,
     tmp_path,
     make_base=lambda: table.base_config('demo_shapes'),
-    overrides=('epochs=3', 'batch_size=32', 'data.canvas=(64, 64)', 'box.stop=4'),
+    overrides=('epochs=3', 'batch_size=32', 'data.canvas=(160, 160)', 'box.stop=4'),
   )
   run = asked.runs()['2', 1]
   command = asked.run_command('2', run)
