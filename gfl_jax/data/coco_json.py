@@ -14,8 +14,6 @@ from gfl_jax.errors import UserError
 
 MAX_ID = 2**31 - 1  # batches carry int32
 MAX_ANNOTATION_ID = 2**63 - 1  # of COCO's own, some need more than 32 bits
-# What Pillow raises for a file that is no image, damaged, or too large to be meant.
-_BAD_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 # Control characters, line and paragraph separators, halves of characters.
 _NOT_IN_A_LINE = {'Cc', 'Zl', 'Zp', 'Cs'}
 # Polygons and the rest are dropped while the json is parsed: gigabytes of COCO's.
@@ -174,26 +172,28 @@ def checked_image(encoded: bytes, entry: dict[str, Any], where: str) -> CheckedI
     ValueError: it cannot be decoded, or is not of the size that the json says.
   """
   try:
-    image = pixels.open_image(encoded)
-    orientation = pixels.orientation_of(image)
-    if not pixels.is_plain(image, encoded):
+    opened = pixels.open_file(encoded)
+    if not pixels.is_plain(opened):
       file = io.BytesIO()
-      Image.fromarray(pixels.file_to_rgb(image, encoded)).save(file, 'png')
+      Image.fromarray(pixels.file_to_rgb(opened)).save(file, 'png')
       encoded = file.getvalue()
-  except _BAD_IMAGE as error:
+  except MemoryError:
+    raise
+  except Exception as error:  # Pillow's decoders raise of many kinds
     raise UserError(f'{where} {file_problem(error)}') from error
   stated = entry.get('width'), entry.get('height')
-  upright = pixels.turned_size(image.size, orientation)
+  stored, orientation = opened.size, opened.orientation
+  upright = pixels.turned_size(stored, orientation)
 
   def fits(size):
     return all(s in (None, side) for s, side in zip(stated, size, strict=True))
 
   if fits(upright):
     return CheckedImage(encoded, upright, orientation)
-  if fits(image.size):
-    return CheckedImage(encoded, image.size, 1)
-  turned = f', upright (by its EXIF) {upright}' if upright != image.size else ''
-  raise UserError(f'{where} is {image.size} (w, h){turned}, the json says {stated}')
+  if fits(stored):
+    return CheckedImage(encoded, stored, 1)
+  turned = f', upright (by its EXIF) {upright}' if upright != stored else ''
+  raise UserError(f'{where} is {stored} (w, h){turned}, the json says {stated}')
 
 
 def make_example(
@@ -262,10 +262,12 @@ def _example_object(annotation: dict[str, Any], size, labels) -> dict[str, Any] 
   # Comparisons with NaN are False.
   if not (x1 > x0 and y1 > y0 and math.isfinite(x + y + box_width + box_height)):
     return None
-  # An area that nothing in the image can have (NaN is one) is not known; nor is 0, as
-  # tools write it that do not compute areas: a large object would count as small.
+  # An area that no mask of this box can have (NaN is one) is not known; nor is 0, as
+  # tools write it that do not compute areas: a large object would count as small. A
+  # mask may have one pixel more each way, where the box is rounded or ends within it.
   area = annotation.get('area')
-  if area is None or not 0 < area <= width * height:
+  largest = min((box_width + 1) * (box_height + 1), width * height)
+  if area is None or not 0 < area <= largest:
     area = round((x1 - x0) * width * (y1 - y0) * height)
   return {
     'area': int(area),

@@ -71,7 +71,7 @@ def _make_index(builder, paths, num_images: int, split: str) -> dict[str, np.nda
   columns: dict[str, list] = collections.defaultdict(list)
   progress = quiet.bar(num_images, f'indexing {split}', 'image')
   decoders = {'image': tfds.decode.SkipDecoding()}
-
+  as_stored = 0
   cores = records.num_cores()
 
   def parse(record):
@@ -88,6 +88,11 @@ def _make_index(builder, paths, num_images: int, split: str) -> dict[str, np.nda
         # Data that TFDS or an older version has prepared is as it is stored.
         orientation = int(example.get('image/orientation', 1))
         width, height = pixels.turned_size(image.size, orientation)
+        as_stored += (
+          orientation == 1
+          and image.format in ('JPEG', 'MPO')
+          and pixels.orientation_of(image) > 1
+        )
       objects = example['objects']
       count = len(objects['label'])
       columns['image_ids'].append(example['image/id'])
@@ -109,6 +114,11 @@ def _make_index(builder, paths, num_images: int, split: str) -> dict[str, np.nda
       unknown = np.full((count, 4), -1)
       columns['edge_kind'].append(objects.get('edge_kind', unknown))
       offset += RECORD_HEADER + len(record) + RECORD_FOOTER
+  if as_stored:
+    _LOG.info(
+      '%s: %d photographs are used as they are stored, not turned as their EXIF says.',
+      *(split, as_stored),
+    )
   return _index_arrays(columns)
 
 

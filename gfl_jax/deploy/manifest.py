@@ -243,7 +243,8 @@ def _preprocessing(config: Any) -> dict[str, Any]:
     'short_side': config.data.short_side[1],
     'max_long_side': config.data.max_long_side,
     'steps': [
-      'turn the image upright by its EXIF orientation and convert it to 8-bit RGB',
+      'turn the image upright by its EXIF orientation, put what is transparent over'
+      ' white, and convert it to 8-bit RGB',
       'of two canvases [height, width] take the one that is wider or higher as the'
       ' image is; the first for a square image',
       'scale = min(short_side / min(h, w), max_long_side / max(h, w)); the resized h'

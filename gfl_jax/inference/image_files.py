@@ -38,7 +38,8 @@ def find(inputs: Iterable[str], *, leave_out: str | os.PathLike) -> list[ImageFi
   Args:
     inputs: files, whatever they are called; folders, of which all files below are taken
       that are called like an image or are one, and are not hidden, by name, while a
-      line says how many others there are; patterns of either, as 'photos/**/*.jpg'.
+      line says what is passed over; patterns of either, as 'photos/**/*.jpg', where
+      leading folders that exist are no pattern.
     leave_out: a folder, whose files are not taken as part of another.
 
   Raises:
@@ -63,7 +64,11 @@ def find(inputs: Iterable[str], *, leave_out: str | os.PathLike) -> list[ImageFi
 
 def _files(text: str, left_out: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
   """Paths with the names that they would have if they were the only ones."""
-  paths = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
+  known = text  # the longest part at the front that exists
+  while known and not os.path.exists(known):
+    known = os.path.dirname(known)
+  pattern = glob.escape(known) + text[len(known) :]
+  paths = [text] if os.path.exists(text) else sorted(glob.glob(pattern, recursive=True))
   if not paths:
     raise MissingFileError(
       f'no file fits {text!r}' if glob.has_magic(text) else f'{text} does not exist'
@@ -72,12 +77,10 @@ def _files(text: str, left_out: pathlib.Path) -> Iterator[tuple[pathlib.Path, st
     if not path.is_dir():
       yield path, path.stem
       continue
-    others = []
-    for file in sorted(path.rglob('*')):
-      inside = file.relative_to(path)
-      hidden = any(part.startswith('.') for part in inside.parts)
-      ours = file.resolve().is_relative_to(left_out)
-      if hidden or ours or not file.is_file():
+    below, others, hidden = _below(path)
+    for inside in below:
+      file = path / inside
+      if file.resolve().is_relative_to(left_out):
         continue
       if not _is_image(file):
         others.append(inside.as_posix())
@@ -87,9 +90,28 @@ def _files(text: str, left_out: pathlib.Path) -> Iterator[tuple[pathlib.Path, st
         for part in inside.parent.parts
       )
       yield file, pathlib.PurePosixPath(*folders, file.stem).as_posix()
-    if others:
-      names = ', '.join(others[:3]) + (', ...' if len(others) > 3 else '')
-      _LOG.info('%s: %d files are no images, passed over: %s', path, len(others), names)
+    for kind, names in (('files are no images', others), ('are hidden', hidden)):
+      if names:
+        shown = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+        _LOG.info('%s: %d %s, passed over: %s', path, len(names), kind, shown)
+
+
+def _below(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str], list[str]]:
+  """All below a folder, relative to it: files, folders that cannot be read, and what is
+  hidden. Links to folders are followed, but no folder is entered twice."""
+  files, unreadable, hidden = [], [], []
+  entered: set[str] = set()
+  failed = lambda error: unreadable.append(os.path.relpath(error.filename, folder))
+  for root, folders, names in os.walk(folder, followlinks=True, onerror=failed):
+    real, inside = os.path.realpath(root), pathlib.Path(root).relative_to(folder)
+    if real in entered:
+      folders.clear()
+      continue
+    entered.add(real)
+    hidden += [(inside / n).as_posix() for n in folders + names if n.startswith('.')]
+    files += [inside / name for name in names if not name.startswith('.')]
+    folders[:] = sorted(name for name in folders if not name.startswith('.'))
+  return sorted(files), unreadable, hidden
 
 
 @functools.cache
@@ -103,12 +125,14 @@ def _suffixes() -> frozenset[str]:
 
 def _is_image(file: pathlib.Path) -> bool:
   """Whether it is called like an image, damaged or not, or begins like one."""
+  if not file.is_file():  # a pipe, a link to nothing
+    return False
   if file.suffix.lower() in _suffixes():
     return True
   try:
     with Image.open(file) as image:
       return image.format not in _NO_PICTURES
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+  except Exception:  # Pillow raises of many kinds
     return False
 
 

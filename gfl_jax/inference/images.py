@@ -125,15 +125,13 @@ def _image_to_rgb(image: Image.Image) -> np.ndarray:
   """The array of a Pillow image; raises what Pillow raises where it cannot."""
   if not all(image.size):
     raise UserError(f'a Pillow image without pixels: (width, height) {image.size}')
-  return pixels.turn(pixels.to_rgb(image), pixels.orientation_of(image))
+  return pixels.image_to_rgb(image)
 
 
 def _read(path: pathlib.Path) -> np.ndarray:
   try:
-    encoded = path.read_bytes()
-    image = pixels.open_image(encoded)
-    stored = pixels.file_to_rgb(image, encoded)
-    return pixels.turn(stored, pixels.orientation_of(image))
+    file = pixels.open_file(path.read_bytes())
+    return pixels.turn(pixels.file_to_rgb(file), file.orientation)
   except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
     raise
   except UnidentifiedImageError as error:

@@ -2,11 +2,13 @@
 
 import io
 import json
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from gfl_jax import data
 from gfl_jax.data import coco_json, pixels
@@ -30,13 +32,36 @@ def saved(image, format, **options):
   return file.getvalue()
 
 
-def deep(values):
-  """A PNG of 16 bits in each channel, as OpenCV writes it."""
+def deep(values, suffix='.png'):
+  """A file of 16 bits in each channel, as OpenCV writes it."""
   channels = values.shape[-1]
   order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
-  return cv2.imencode('.png', cv2.cvtColor(values.astype(np.uint16), order))[
-    1
-  ].tobytes()
+  bgr = cv2.cvtColor(values.astype(np.uint16), order)
+  return cv2.imencode(suffix, bgr)[1].tobytes()
+
+
+def png(values, bits, kind, *, key=()):
+  """A PNG of [h, w, c] values of some bits, with a value that is transparent.
+
+  kind: 0 for grey, 2 for RGB, 4 for grey and opacity.
+  """
+  chunk = lambda name, content: (
+    struct.pack('>I', len(content))
+    + (name + content)
+    + struct.pack('>I', zlib.crc32(name + content))
+  )
+  height, width = values.shape[:2]
+  each = (values.reshape(height, -1, 1) >> np.arange(bits)[::-1]) & 1
+  rows = np.packbits(each.reshape(height, -1).astype(np.uint8), axis=1)
+  header = struct.pack('>IIBBBBB', width, height, bits, kind, 0, 0, 0)
+  return b''.join(
+    (
+      b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header),
+      chunk(b'tRNS', struct.pack(f'>{len(key)}H', *key)) if key else b'',
+      chunk(b'IDAT', zlib.compress(b''.join(b'\0' + row.tobytes() for row in rows))),
+      chunk(b'IEND', b''),
+    )
+  )
 
 
 def exif(orientation):
@@ -51,8 +76,10 @@ def stored_as(orientation, picture=COLOURS):
   return Image.fromarray(pixels.turn(picture, back))
 
 
+GRAY = RAMP[..., None].astype(int)
 first, rest = Image.fromarray(COLOURS), [Image.fromarray(GRAYS)]
 LA = Image.fromarray(np.stack([RAMP, OPACITY.astype(np.uint8)], -1))
+SIXTEEN_OVER_WHITE = np.where(GRAYS == 16, 255, GRAYS)
 # Name, file, and what it shows; None where that is not exact.
 KINDS = [
   ('rgb.png', saved(first, 'png'), COLOURS),
@@ -81,6 +108,25 @@ KINDS = [
   ('32.tiff', saved(Image.fromarray(RAMP.astype(np.int32) * 256), 'tiff'), GRAYS),
   ('16_rgb.png', deep(COLOURS.astype(int) * 256 + 77), COLOURS),
   ('12_rgb.png', deep(COLOURS.astype(int) * 16), COLOURS),
+  # Colours of 12 bits, opacity of 16.
+  ('12_alpha.png', deep(RGBA * [16, 16, 16, 257]), OVER_WHITE),
+  (
+    '12_gray_alpha.png',
+    png(np.concatenate([GRAY * 16, OPACITY[..., None].astype(int) * 257], -1), 16, 4),
+    GRAY_OVER_WHITE,
+  ),
+  ('12_rgb.tiff', deep(COLOURS.astype(int) * 16, '.tiff'), COLOURS),
+  ('16_transparent.png', png(GRAY * 256, 16, 0, key=[4096]), SIXTEEN_OVER_WHITE),
+  (
+    '12_rgb_transparent.png',
+    png(GRAYS.astype(int) * 16, 16, 2, key=[256] * 3),
+    SIXTEEN_OVER_WHITE,
+  ),
+  (
+    '4_bits_transparent.png',
+    png(GRAY // 16, 4, 0, key=[1]),
+    np.where(GRAYS // 16 == 1, 255, GRAYS // 16 * 17),
+  ),
   ('16_alpha.png', deep(RGBA.astype(int) * 257), OVER_WHITE),
   ('cmyk.jpg', saved(first.convert('CMYK'), 'jpeg', quality=100), None),
   ('gray.jpg', saved(Image.fromarray(RAMP), 'jpeg'), None),
@@ -93,6 +139,8 @@ KINDS = [
   ),
   ('turned.jpg', saved(stored_as(6), 'jpeg', exif=exif(6)), None),
   ('odd.jpg', saved(stored_as(8, COLOURS[:31]), 'jpeg', exif=exif(8)), None),
+  ('turned.tiff', saved(stored_as(6), 'tiff', exif=exif(6)), COLOURS),
+  ('phone.mpo', saved(first, 'mpo', save_all=True, append_images=rest), None),
   ('turned.webp', saved(stored_as(6), 'webp', lossless=True, exif=exif(6)), COLOURS),
 ]  # fmt: skip
 
@@ -127,10 +175,13 @@ def trained(tmp_path_factory):
 def test_training_and_use_see_the_same_pixels(trained, number):
   folder, shown = trained
   name, _, expected = KINDS[number]
-  in_use = used.to_rgb(folder / 'images' / name)
+  path = folder / 'images' / name
+  in_use = used.to_rgb(path)
   if expected is not None:
     np.testing.assert_array_equal(in_use, expected)
   np.testing.assert_array_equal(shown[number], in_use)
+  with Image.open(path) as image:
+    np.testing.assert_array_equal(used.to_rgb(image), in_use)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -160,6 +211,63 @@ def test_square_photographs_are_upright():
   encoded = saved(stored_as(8, COLOURS[:24]), 'jpeg', exif=exif(8))
   found = coco_json.checked_image(encoded, {'width': 24, 'height': 24}, 'a.jpg')
   assert found.orientation == 8
+
+
+@pytest.mark.parametrize('stated, size', [((24, 32), (24, 32)), ((32, 24), (32, 24))])
+def test_a_tiff_is_turned_as_the_json_says_too(stated, size):
+  file = saved(stored_as(6), 'tiff', exif=exif(6))
+  entry = dict(zip(('width', 'height'), stated, strict=True))
+  found = coco_json.checked_image(file, entry, 'a.tiff')
+  picture = pixels.decode(found.encoded, found.orientation)
+  expected = COLOURS if size == (24, 32) else np.asarray(stored_as(6))
+  assert found.size == size
+  np.testing.assert_array_equal(picture, expected)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (33, 47), (64, 16)])
+@pytest.mark.parametrize('sampling', ['4:4:4', '4:2:2', '4:2:0', '4:1:1', 'grey'])
+@pytest.mark.parametrize('progressive', [False, True])
+def test_jpegs_are_decoded_alike(size, sampling, progressive):
+  noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+  image, options = Image.fromarray(noise), {'subsampling': sampling}
+  if sampling == 'grey':
+    image, options = image.convert('L'), {}
+  encoded = saved(image, 'jpeg', progressive=progressive, **options)
+  file = pixels.open_file(encoded)
+  assert pixels.is_plain(file)
+  np.testing.assert_array_equal(pixels.decode(encoded), pixels.file_to_rgb(file))
+
+
+@pytest.mark.parametrize(
+  'name, content',
+  [(b'gAMA', struct.pack('>I', 22222)), (b'sRGB', b'\0'), (b'sBIT', b'\5\6\5')],
+)
+def test_gamma_and_the_like_change_nothing(name, content):
+  encoded = saved(first, 'png')
+  chunk = struct.pack('>I', len(content)) + name + content
+  chunk += struct.pack('>I', zlib.crc32(name + content))
+  file = pixels.open_file(encoded[:33] + chunk + encoded[33:])
+  assert pixels.is_plain(file)
+  np.testing.assert_array_equal(pixels.decode(file.encoded), COLOURS)
+  np.testing.assert_array_equal(pixels.file_to_rgb(file), COLOURS)
+
+
+def test_what_pillow_misreads_is_refused():
+  planes = saved(Image.fromarray(GRAYS), 'tiff')  # 8 bits, said to be 16 in planes
+  file = pixels.open_file(planes)
+  file.image.tag_v2[258], file.image.tag_v2[284] = (16, 16, 16), 2
+  with pytest.raises(UserError, match='16 bits'):
+    pixels.file_to_rgb(file)
+
+
+@pytest.mark.parametrize('kind', [RuntimeError, TypeError, NotImplementedError])
+def test_whatever_pillow_raises_is_of_the_image(kind, monkeypatch):
+  def load(self):
+    raise kind('Failed to decode frame 0')
+
+  monkeypatch.setattr(ImageFile.ImageFile, 'load', load)
+  with pytest.raises(UserError, match=r'a.png cannot be read: Failed'):
+    coco_json.checked_image(saved(first, 'png'), {}, 'a.png')
 
 
 def test_a_size_that_is_neither_names_both():
@@ -206,7 +314,9 @@ def test_a_side_that_is_none_is_refused(value):
 
 
 @pytest.mark.parametrize(
-  'area, kept', [(0, 600), (-3, 600), (None, 600), (float('nan'), 600), (150, 150)]
+  'area, kept',
+  [(0, 600), (-3, 600), (None, 600), (float('nan'), 600), (150, 150)]
+  + [(640, 640), (700, 600)],
 )
 def test_an_area_that_is_not_known_is_that_of_the_box(area, kept):
   read = coco_json.CheckedImage(b'', (100, 50), 1)

@@ -110,6 +110,15 @@ def test_storage_that_fails_for_a_moment_is_asked_again(folder, monkeypatch, fai
   np.testing.assert_array_equal(batch['images'], wanted['images'])
 
 
+def test_photographs_that_are_used_as_stored_are_said(folder, caplog):
+  caplog.set_level('INFO', logger='gfl_jax')
+  _dataset(folder)
+  for index in folder.parent.glob('datasets/**/gfl_index_*'):
+    index.unlink()
+  _dataset(folder)
+  assert 'train: 12 photographs are used as they are stored' in caplog.text
+
+
 def test_what_is_no_image_is_an_error():
   with pytest.raises(ValueError, match='cannot be decoded'):
     pixels.decode(b'<html>')

@@ -62,6 +62,26 @@ def test_a_folder_gives_every_kind_of_image_and_says_what_it_passed_over(
   assert '2 files are no images' in caplog.text and 'notes.txt' in caplog.text
 
 
+def test_what_is_hidden_is_said_and_links_to_folders_are_followed(
+  photos, tmp_path, caplog
+):
+  caplog.set_level('INFO', logger='gfl_jax')
+  save(tmp_path / 'other/o.jpg')
+  (photos / 'linked').symlink_to(tmp_path / 'other')
+  (photos / 'deep/loop').symlink_to(photos)
+  (photos / 'gone.jpg').symlink_to(photos / 'nothing.jpg')
+  found = image_files.find([str(photos)], leave_out=tmp_path / 'out')
+  assert names(found) == ['a', 'b', 'deep/er/b', 'linked/o']
+  assert '2 are hidden, passed over: .hidden, .d.jpg' in caplog.text
+  assert '2 files are no images, passed over: gone.jpg, notes.txt' in caplog.text
+
+
+def test_folders_that_exist_are_no_pattern(tmp_path):
+  save(tmp_path / 'lr[0.1]' / 'a.jpg')
+  found = image_files.find([f'{tmp_path}/lr[0.1]/*.jpg'], leave_out=tmp_path / 'out')
+  assert names(found) == ['a']
+
+
 def test_patterns_reach_files_and_folders(photos, tmp_path):
   found = image_files.find([f'{photos}/**/*.jpg'], leave_out=tmp_path / 'out')
   assert names(found) == ['b', 'b-2']
