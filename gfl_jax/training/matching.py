@@ -89,6 +89,9 @@ def _within(
     counts = empty.at[box].add(positive)
     worst = (empty + jnp.inf).at[box].min(iou)
     goes = positive & (counts[box] == counts.max()) & (iou == worst[box])
+    # Of several that are equal one goes, or a box could lose all at once.
+    number = jnp.where(goes, jnp.arange(matched.shape[1], dtype=jnp.int32), -1)
+    goes &= number == jnp.full_like(counts, -1, jnp.int32).at[box].max(number)[box]
     return jnp.where(goes, assignment.IGNORED, matched)
 
   return jax.lax.while_loop(

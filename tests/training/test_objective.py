@@ -187,7 +187,7 @@ def test_positives_beyond_the_capacity_of_a_batch_are_left_out_fairly_and_counte
 
   config.box_loss.max_positives_per_image = 4  # as many as an image has boxes
   kept = np.asarray(matching.assign(batch, anchors, config)[0]) >= 0
-  assert 32 - 8 * 4 < kept.sum() <= 32 < positive.sum()
+  assert kept.sum() <= 32 < positive.sum()
   numbers = []  # of the anchors that each box keeps, and whether it had more
   for image, box in sorted({(i, matched[i, a]) for i, a in np.argwhere(positive)}):
     (mine,) = np.nonzero(matched[image] == box)
@@ -196,11 +196,11 @@ def test_positives_beyond_the_capacity_of_a_batch_are_left_out_fairly_and_counte
       np.asarray(boxes.iou(anchors.anchors[mine], its_box)),
       kept[image, mine],
     )
-    assert stays.any() and iou[stays].min() > iou[~stays].max(initial=0)  # its best
+    assert stays.any() and iou[stays].min() >= iou[~stays].max(initial=0)  # its best
     numbers.append((stays.sum(), stays.all()))
   most = max(number for number, _ in numbers)
-  # Those that had more keep as many as the others; two of the same IoU go together.
-  assert all(number >= most - 2 for number, had_no_more in numbers if not had_no_more)
+  # Those that had more keep as many as the others.
+  assert {number for number, had_no_more in numbers if not had_no_more} == {most}
 
   def loss(predictions):
     return objective.detection_loss(predictions, batch, anchors, config)
