@@ -297,9 +297,13 @@ class Dataset:
     """Raises a UserError if no box is left to train on; says what looks wrong."""
     as_shares, looks = _look_like_shares(self._train, 'training')
     if not (self._wanted & ~as_shares).any():
-      reason = looks or 'there is nothing to learn'
+      crowds = self._train.is_crowd.sum()
+      reason = looks or (
+        f'{crowds} of {len(self._train.boxes)} are crowds (iscrowd: 1), which nothing'
+        ' learns'
+      )
       raise UserError(
-        f'no box is left to train on: {reason}; counters: {self.counters}'
+        f'no box is left to train on: {reason}. Left out: {self.counters}'
       )
     _, looks_too = _look_like_shares(self._eval, 'evaluation')
     for text in filter(None, (looks, looks_too)):
