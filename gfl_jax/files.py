@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -65,8 +66,11 @@ class GrowingFile:
 
 
 # What patterns are made of: epath, through which orbax and TFDS read folders, takes a
-# path that holds one for a pattern, and finds nothing or another folder.
-_OF_PATTERNS = '*?[\\'
+# path that holds one for a pattern, and finds nothing or another folder. It takes /s3
+# and the like, and tensorstore gs:, for a bucket; and neither can what is not UTF-8.
+_UNUSABLE = re.compile(
+  r'[*?\[\\\udc80-\udcff]|^/(?:gs|s3|az|hf)(?=/|$)|(?<=/)gs:(?=/|$)'
+)
 
 
 def check_folder(path: str | os.PathLike, name: str) -> None:
@@ -77,11 +81,11 @@ def check_folder(path: str | os.PathLike, name: str) -> None:
     name: of the flag or the field of the config.
   """
   whole = str(Path(path).absolute())
-  found = [character for character in _OF_PATTERNS if character in whole]
+  found = sorted(set(_UNUSABLE.findall(whole)))
   if found:
     raise UserError(
       f'{name}={path}: the whole path is {whole}, and orbax and TFDS cannot work in a'
-      f' folder whose path holds {" or ".join(found)}: give another'
+      f' folder whose path holds {" or ".join(found)}: give another, or a link to it'
     )
 
 

@@ -78,7 +78,10 @@ def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch, caplog):
     assert held and 'No locks available' in caplog.text
 
 
-@pytest.mark.parametrize('name', ['lr[0.1]', 'a*', 'b?', 'back\\slash', '[x]/run'])
+@pytest.mark.parametrize(
+  'name',
+  ['lr[0.1]', 'a*', 'b?', 'back\\slash', '[x]/run', 'gs:/x', os.fsdecode(b'f\xfcr')],
+)
 def test_a_path_that_is_a_pattern_is_refused(tmp_path, monkeypatch, name):
   with pytest.raises(UserError, match='--workdir'):
     check_folder(tmp_path / name, '--workdir')
@@ -86,3 +89,11 @@ def test_a_path_that_is_a_pattern_is_refused(tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path / name)  # what lies above counts as well
   with pytest.raises(UserError, match='--workdir'):
     check_folder('run', '--workdir')
+
+
+def test_a_mount_that_looks_like_a_bucket_is_refused():
+  for path in ('/s3/runs', '/gs', '/hf/a'):
+    with pytest.raises(UserError, match=path[:3]):
+      check_folder(path, '--workdir')
+  for path in ('/s3x/runs', '/mnt/s3/runs', 's3/runs', 's3:/x'):
+    check_folder(path, '--workdir')

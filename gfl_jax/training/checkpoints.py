@@ -5,9 +5,11 @@ are kept.
 """
 
 import contextlib
+import itertools
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,7 @@ from gfl_jax.training import checksums, store_errors
 # A save that takes longer is given up: hosts wait so long for one whose store failed.
 # On CPUs the collective in which that one waits meanwhile may take longer: launch.py.
 _SAVE_SECONDS = 120
+_LEFTOVER = '.orbax-checkpoint-tmp'  # in names of what orbax removes when it opens
 _LOGGERS = ('absl', 'asyncio')  # by which orbax logs
 _LOG = logging.getLogger(__name__)
 
@@ -55,8 +58,8 @@ class Checkpoints:
       folder: of the checkpoints.
       aps: of the steps that are evaluated, as `run_folder.evaluated_aps` has them: the
         best is kept. None stands for an AP of data without boxes.
-      read_only: nothing is made or removed, so that a run that is training now, and
-        may be in the middle of a save, can be read.
+      read_only: nothing is made, moved or removed, so that a run that is training now,
+        and may be in the middle of a save, can be read.
     """
     self._folder = pathlib.Path(folder).absolute()
     self._aps = dict(aps or {})
@@ -109,7 +112,7 @@ class Checkpoints:
   @property
   def steps(self) -> list[int]:
     """Steps that are stored, oldest first."""
-    return sorted(self._manager.all_steps())
+    return sorted(map(int, self._manager.all_steps()))  # numpy's, of several hosts
 
   @property
   def best_step(self) -> int | None:
@@ -221,15 +224,12 @@ class Checkpoints:
           self._manager.close()
       store_errors.end_waiting_threads()
       self._open()
-    if save.step in self.steps:
+    if stored := save.step in self.steps:
       problems = _on_all_hosts(self._problem_of_reading(save))
-      if any(problems):
-        self._manager.delete(save.step)
-    self._refused = None if save.step in self.steps else save
-    if self._refused is None:
-      for step in save.old_steps:
-        self._manager.delete(step)
-    else:
+      stored = not any(problems)
+      self._remove(save.old_steps if stored else [save.step])
+    self._refused = None if stored else save
+    if not stored:
       self._failed.add(save.step)
       _LOG.warning(
         'Step %d could not be saved (%s); %s. Training goes on: make space in %s.',
@@ -250,7 +250,7 @@ class Checkpoints:
         return 'it lacks leaves of the state'
       wrong = checksums.wrong(named_leaves(self._read(save.step, tree)), expected)
     except Exception as error:
-      return f'it cannot be read back: {str(error).splitlines()[0]}'
+      return f'it cannot be read back: {store_errors.reason(error)}'
     return f'wrong checksums of {wrong[:3]}' if wrong else ''
 
   def _read(self, step: int, wanted: Any) -> Any:
@@ -275,6 +275,20 @@ class Checkpoints:
           partial_restore=True,
         ),
       )
+
+  def _remove(self, steps: Sequence[int]) -> None:
+    """Removes stored steps, each at once; what is left over goes at the next start."""
+    if not steps:
+      return
+    if jax.process_index() == 0:
+      for step in steps:
+        leftover = self._folder / f'{step}-removed{_LEFTOVER}'
+        try:
+          (self._folder / str(step)).rename(leftover)
+          shutil.rmtree(leftover)
+        except OSError as error:
+          _LOG.warning('Step %d cannot be removed: %s', step, error)
+    self._manager.reload()  # what the first host sees
 
   def _problem(self) -> str:
     """Why the save failed, as far as this host knows; empty if it did not."""
@@ -351,7 +365,8 @@ class Checkpoints:
     A damaged checkpoint is named in a warning, moved to `damaged/` beside the
     checkpoints, and the one before it is taken. One whose leaves are not the target's
     is damaged too if those of an older one are: a folder holds one model. Steps beyond
-    the one that is returned will be trained anew: their APs are forgotten.
+    the one that is returned will be trained anew: their APs are forgotten. Of a folder
+    that is only read nothing is moved.
 
     Raises:
       ValueError: the checkpoints belong to another model or optimiser.
@@ -366,7 +381,8 @@ class Checkpoints:
         continue
       for damaged, error in problems.items():
         _LOG.warning('Damaged checkpoint, going back to step %d: %s', step, error)
-        self._put_aside(damaged)
+        if not self._read_only:
+          self._put_aside(damaged)
       self._forget_beyond(step)
       return state, step
     for error in problems.values():
@@ -387,8 +403,9 @@ class Checkpoints:
     if jax.process_index() == 0:
       aside = self._folder.parent / 'damaged'
       aside.mkdir(exist_ok=True)
-      number = len(list(aside.glob(f'{step}.*')))
-      (self._folder / str(step)).rename(aside / f'{step}.{number}')
+      places = (aside / f'{step}.{number}' for number in itertools.count())
+      place = next(place for place in places if not place.exists())
+      (self._folder / str(step)).rename(place)
     ocp.multihost.sync_global_processes(f'put_aside_{step}')
     self._manager.reload()
 

@@ -95,7 +95,7 @@ def import_detector(
     )
   folder = pathlib.Path(workdir)
   with run_folder.hold(folder):
-    if any(path.name.isdigit() for path in folder.glob('checkpoints/*')):
+    if run_folder.has_checkpoints(folder):
       raise UserError(f'{folder} holds a run already: take another --workdir')
     run_folder.open_run(folder, config)
     run_folder.write_classes(folder, names, category_ids)

@@ -61,13 +61,15 @@ def _train(
     if checkpoints.steps:
       run_folder.check_classes(workdir, run.dataset.class_names)
       run_folder.check_data(workdir, dataset.checksum)
-    run_folder.write_data(workdir, dataset.checksum)
-    run_folder.write_classes(workdir, run.dataset.class_names, run.dataset.category_ids)
     state = run.initial_state(pretrained=not checkpoints.steps)
     _LOG.info('%s', run.description(state))
     run.warn_of_the_bins()
     restored = checkpoints.restore_newest(state)
     state, first_step = restored or (state, 0)
+    # Not before it is known that this start is right.
+    run_folder.write_config(workdir, config)
+    run_folder.write_data(workdir, dataset.checksum)
+    run_folder.write_classes(workdir, run.dataset.class_names, run.dataset.category_ids)
     if restored:
       _LOG.info('Going on from step %d of %d.', first_step, run.num_steps)
     with StopRequests() as stop:

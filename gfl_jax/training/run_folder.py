@@ -64,10 +64,11 @@ def hold(workdir: str | os.PathLike) -> Iterator[None]:
 def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> None:
   """Makes the folder of a new run, or checks that it belongs to the same config.
 
-  Call it within `hold`. Writes `config.json` and `env.json` (process 0 alone). How
-  often the run logs, evaluates and saves may change from start to start, and where its
-  data lie, see `check_data`. A folder without a checkpoint holds nothing that another
-  config could spoil: it is taken as new.
+  Call it within `hold`. How often the run logs, evaluates and saves may change from
+  start to start, and where its data lie, see `check_data`. A folder without a
+  checkpoint and without a line of numbers holds nothing that another config could
+  spoil: it is taken as new, and gets its config. What another one holds stays as it is
+  until the start is known to be right: then `write_config` follows.
 
   Raises:
     ValueError: the folder holds a run of another config, or the processes were started
@@ -78,13 +79,13 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
   stored_file = folder / 'config.json'
   if jax.process_index() == 0:
     _open_as_first(folder, stored_file, now)
-  hosts.wait_for_all()
+  first = hosts.from_first(lambda: now)
   if not stored_file.exists():
     raise UserError(
       f'{folder} is not there for process {jax.process_index()}: --workdir must be on a'
       ' file system that all hosts share'
     )
-  if differing := differences(json.loads(stored_file.read_text()), now):
+  if differing := differences(first, now):
     raise UserError(
       f'process {jax.process_index()} was started with another config than process 0.'
       ' They differ in:\n  ' + '\n  '.join(differing)
@@ -94,24 +95,41 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> N
 def _open_as_first(
   folder: pathlib.Path, stored_file: pathlib.Path, now: dict[str, Any]
 ) -> None:
-  if stored_file.exists() and any(folder.glob('checkpoints/[0-9]*')):
+  numbers = has_checkpoints(folder) or files.read_json_lines(folder / 'metrics.jsonl')
+  if not stored_file.exists() or not numbers:
+    _write_config(folder, now)
+    return
+  with _whole(stored_file):
     stored = completed(json.loads(stored_file.read_text()))
-    allowed = bookkeeping(now) | {'data': stored['data'] | _places(now)}
-    differing = differences(stored | allowed | _extension(stored, now), now)
-    if differing:
-      more = now['epochs'] > stored['epochs']
-      advice = (
-        '. For more epochs alone, see --extend in train.py --help' if more else ''
-      )
-      raise UserError(
-        f'{folder} holds a run of another config, whose numbers these would not'
-        ' continue: take another --workdir, or give the same config to go on with'
-        f' it{advice}. They differ in:\n  ' + '\n  '.join(differing)
-      )
+  allowed = bookkeeping(now) | {'data': stored['data'] | _places(now)}
+  differing = differences(stored | allowed | _extension(stored, now), now)
+  if differing:
+    more = now['epochs'] > stored['epochs']
+    advice = '. For more epochs alone, see --extend in train.py --help' if more else ''
+    raise UserError(
+      f'{folder} holds a run of another config, whose numbers these would not continue:'
+      ' take another --workdir, or give the same config to go on with'
+      f' it{advice}. They differ in:\n  ' + '\n  '.join(differing)
+    )
+
+
+def has_checkpoints(workdir: str | os.PathLike) -> bool:
+  """Whether a step is stored in a run's folder, which need not exist."""
+  there = pathlib.Path(workdir).glob('checkpoints/*')
+  return any(path.name.isdigit() for path in there)
+
+
+def write_config(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> None:
+  """Writes `config.json` and `env.json` (process 0 alone)."""
+  if jax.process_index() == 0:
+    _write_config(pathlib.Path(workdir), json.loads(config.to_json()))
+
+
+def _write_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
   with storage_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
     files.write_whole(folder / 'env.json', json.dumps(_environment(), indent=2))
-    files.write_whole(stored_file, json.dumps(now, indent=2))
+    files.write_whole(folder / 'config.json', json.dumps(config, indent=2))
 
 
 def _extension(stored: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

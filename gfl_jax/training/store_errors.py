@@ -34,7 +34,8 @@ def reason(error: object) -> str:
   by_system = re.search(rf'([^:]+) \[{_OF_SYSTEM}', str(error))
   if by_system:
     return by_system[1].strip()
-  return getattr(error, 'strerror', None) or str(error).splitlines()[0]
+  told = getattr(error, 'strerror', None) or str(error) or repr(error)
+  return told.splitlines()[0]
 
 
 class Untold(logging.Filter):

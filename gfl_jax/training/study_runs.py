@@ -98,7 +98,7 @@ class Run:
     Nothing is copied into a run that has checkpoints of its own.
     """
     checkpoints, step = self.folder / 'checkpoints', str(read_record(other)['step'])
-    if any(checkpoints.glob('[0-9]*')):
+    if run_folder.has_checkpoints(self.folder):
       return
     lines = read_json_lines(other / 'metrics.jsonl')
     trained = [line for line in lines if line['kind'] == 'train']

@@ -8,6 +8,7 @@ import pytest
 
 from gfl_jax.errors import StorageError
 from gfl_jax.files import check_folder
+from gfl_jax.training import checksums
 from gfl_jax.training.checkpoints import Checkpoints, DamagedCheckpointError
 
 # Of several leaves that cannot be read, orbax waits for the first one's error alone.
@@ -209,3 +210,48 @@ def test_older_steps_stay_until_the_newest_is_read_back(tmp_path, monkeypatch):
     ckpt.save(4, state(4))
     ckpt.wait()
     assert ckpt.steps == [0, 2, 4]
+
+
+def names_in(folder):
+  return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_step_that_cannot_be_removed_ends_no_training(tmp_path, monkeypatch, caplog):
+  def busy(path):
+    raise OSError('busy')
+
+  with Checkpoints(tmp_path) as ckpt:
+    with monkeypatch.context() as patch:
+      patch.setattr(shutil, 'rmtree', busy)
+      for step in (1, 2, 3):
+        ckpt.save(step, state(step))
+      ckpt.wait()
+    assert ckpt.steps == [2, 3] and len(names_in(tmp_path)) == 3
+  assert 'Step 1 cannot be removed: busy' in caplog.text
+  with Checkpoints(tmp_path) as ckpt:
+    assert ckpt.steps == [2, 3]
+    ckpt.save(4, state(4))
+  assert names_in(tmp_path) == ['3', '4']
+
+
+def test_an_error_without_a_text_is_told_too(tmp_path, monkeypatch, caplog):
+  def fail(folder):
+    raise KeyError
+
+  monkeypatch.setattr(checksums, 'read', fail)
+  with pytest.raises(StorageError, match='step 1 could not be saved'):
+    save(tmp_path / 'run', [None, None])
+  assert 'cannot be read back: KeyError' in caplog.text
+
+
+def test_of_a_folder_that_is_only_read_nothing_is_moved(tmp_path):
+  folder = tmp_path / 'checkpoints'
+  save(folder, [None, None])
+  (folder / '2.orbax-checkpoint-tmp').mkdir()  # being saved now
+  for file in data_files(folder / '1'):
+    file.write_bytes(b'')
+  stats = lambda: {x: x.stat().st_mtime_ns for x in tmp_path.rglob('*')}
+  before = stats()
+  with Checkpoints(folder, read_only=True) as ckpt:
+    assert ckpt.restore_newest(state(0))[1] == 0
+  assert stats() == before

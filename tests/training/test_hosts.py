@@ -270,7 +270,9 @@ def test_a_process_that_hangs_before_the_first_step_is_named(tmp_path):
 def test_hosts_with_different_configs_or_folders_are_refused(tmp_path, monkeypatch):
   c = tiny.config()
   run_folder.open_run(tmp_path / 'run', c)
+  first = json.loads(c.to_json())
   monkeypatch.setattr(jax, 'process_index', lambda: 3)
+  monkeypatch.setattr(hosts, 'from_first', lambda read: first)
   run_folder.open_run(tmp_path / 'run', c)
   with pytest.raises(ValueError, match='is not there for process 3: --workdir must'):
     run_folder.open_run(tmp_path / 'elsewhere', c)

@@ -322,6 +322,12 @@ def test_data_may_move_and_may_not_change(straight, data_file, programs, tmp_pat
   shutil.copy(data_file, moved)
   assert loop.train(config(moved), run, programs)['AP'] == straight[1]['AP']
   assert run_folder.load_config(run).data.path == moved
+  before = contents(run) | {run / 'lock': None}
+  tiny.save_data(tmp_path / 'other.npz', num_train=NUM_IMAGES, num_eval=9)
+  with pytest.raises(ValueError, match='are not those that .*run was trained with'):
+    loop.train(config(str(tmp_path / 'other.npz')), run, programs)
+  # It still says where its data lie.
+  assert contents(run) | {run / 'lock': None} == before
   tiny.save_data(moved, num_train=NUM_IMAGES, num_eval=9)
   for use in (lambda: loop.train(config(moved), run), lambda: evaluate_run(run, '6')):
     with pytest.raises(ValueError, match='are not those that .*run was trained with'):
@@ -381,6 +387,7 @@ def test_only_a_finished_run_goes_on_for_more_epochs(straight, longer, tmp_path)
   c = extension.extended(longer, run, 'new_schedule')
   c.schedule.warmup_steps += 1
   run_folder.open_run(run, c)
+  run_folder.write_config(run, c)
   with pytest.raises(ValueError, match='the last by --extend=new_schedule'):
     extension.extended(longer, run, 'keep_rate')
   run_folder.open_run(run, extension.extended(c, run, 'new_schedule'))
@@ -560,6 +567,21 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path):
       loop.train(tiny.config(), tmp_path)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'lock']
   assert (tmp_path / 'config.json').read_text() == 'of the other'
+
+
+def test_numbers_of_another_config_are_kept_without_a_checkpoint(data_file, tmp_path):
+  c, other = config(data_file), config(data_file)
+  other.seed = 3
+  run_folder.open_run(tmp_path, c)
+  (tmp_path / 'metrics.jsonl').write_text('')  # of one that came to no step
+  (tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp').mkdir(parents=True)
+  run_folder.open_run(tmp_path, other)
+  run_folder.open_run(tmp_path, c)
+  (tmp_path / 'metrics.jsonl').write_text('{"kind": "train", "step": 1}\n')
+  with pytest.raises(UserError, match='seed: stored 0, given 3'):
+    loop.train(other, tmp_path)
+  assert run_folder.load_config(tmp_path).seed == 0
+  run_folder.open_run(tmp_path, c)
 
 
 def test_training_in_a_path_that_is_a_pattern_is_refused(tmp_path):
