@@ -224,16 +224,24 @@ class Checkpoints:
           self._manager.close()
       store_errors.end_waiting_threads()
       self._open()
+    advice = 'make space in'
     if stored := save.step in self.steps:
       problems = _on_all_hosts(self._problem_of_reading(save))
+      advice = 'look at the disk of'
       stored = not any(problems)
       self._remove(save.old_steps if stored else [save.step])
     self._refused = None if stored else save
     if not stored:
       self._failed.add(save.step)
       _LOG.warning(
-        'Step %d could not be saved (%s); %s. Training goes on: make space in %s.',
-        *(save.step, store_errors.by_host(problems), self._newest(), self._folder),
+        'Step %d could not be saved (%s); %s. Training goes on: %s %s.',
+        *(
+          save.step,
+          store_errors.by_host(problems),
+          self._newest(),
+          advice,
+          self._folder,
+        ),
       )
 
   def _problem_of_reading(self, save: _Save) -> str:
