@@ -16,7 +16,7 @@ from typing import Any
 from gfl_jax.errors import UserError, storage_errors
 
 _LOG = logging.getLogger(__name__)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str) -> None:

@@ -139,6 +139,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
   except (AttributeError, KeyError) as error:
     # ml_collections hands on the text of a KeyError, quotes and escapes included.
     text = str(error.args[0]) if error.args else ''
+    if 'ml_collections' not in traceback.extract_tb(error.__traceback__)[-1].filename:
+      raise  # of the code of a config file
     if suggestion := re.search('Did you mean "(.*)" instead of "(.*)"', text):
       right, wrong = suggestion.groups()
       text = f'{wrong!r}: did you mean {right!r}?'

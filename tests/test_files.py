@@ -65,13 +65,14 @@ def test_a_lock_is_held_by_one_that_others_are_told_of(tmp_path):
   assert holder(path) == 'another process'
 
 
-def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS])
+def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch, caplog, number):
   (tmp_path / 'file').write_text('')
   with pytest.raises(StorageError, match='file'), lock(tmp_path / 'file/x', wait=False):
     pass
 
   def no_locks(file, kind):
-    raise OSError(errno.ENOLCK, 'No locks available')
+    raise OSError(number, 'No locks available')
 
   monkeypatch.setattr(fcntl, 'flock', no_locks)
   with lock(tmp_path / 'lock', wait=False) as held:

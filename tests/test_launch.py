@@ -59,6 +59,7 @@ def test_a_config_that_does_not_exist_is_named(more):
     ("open('/no/such file')", "No such file or directory: '/no/such file'"),
     ('def get_config(): return 1 / 0', 'ZeroDivisionError: division by zero'),
     ('x = 1', 'no function get_config'),
+    ('import os\ndef get_config(): return os.no_such_thing', 'in get_config'),
     ('def get_config(): return {}', 'returns a dict'),
   ],
 )

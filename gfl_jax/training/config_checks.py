@@ -28,7 +28,8 @@ class _Rule(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-  return type(value) in (int, float) and math.isfinite(value)
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_number and math.isfinite(value)
 
 
 def _whole(least: int) -> _Rule:

@@ -94,7 +94,7 @@ def import_detector(
       f'{count}: give {advice}, one name for each'
     )
   folder = pathlib.Path(workdir)
-  with run_folder.hold(folder):
+  with run_folder.hold(workdir):
     if run_folder.has_checkpoints(folder):
       raise UserError(f'{folder} holds a run already: take another --workdir')
     run_folder.open_run(folder, config)

@@ -93,7 +93,7 @@ def test_values_that_cannot_run_are_named(field, value):
     config_checks.check_config(config)
   assert name in str(error.value) and '\n' not in str(error.value)
   shown = value[0] if isinstance(value, tuple) else value
-  assert str(shown).rstrip('.0') in str(error.value)
+  assert f'{shown}' in str(error.value)
 
 
 def test_fields_that_do_not_exist_or_are_missing_are_named():
