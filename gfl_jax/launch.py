@@ -138,14 +138,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
     raise UserError(f'--config{file} cannot be loaded: {reason}') from error
   except (AttributeError, KeyError) as error:
     # ml_collections hands on the text of a KeyError, quotes and escapes included.
-    text = str(error.args[0]) if error.args else ''
     if 'ml_collections' not in traceback.extract_tb(error.__traceback__)[-1].filename:
       raise  # of the code of a config file
+    text = str(error.args[0]).strip('\'"') if error.args else ''
     if suggestion := re.search('Did you mean "(.*)" instead of "(.*)"', text):
       right, wrong = suggestion.groups()
       text = f'{wrong!r}: did you mean {right!r}?'
     elif looked_up := re.search('Attempting to lookup: (.*)', text):
       text = repr(looked_up[1])
+    else:
+      text = repr(text)
     if 'get_config' in text:
       raise UserError(f'{_config_flag(argv)} has no function get_config()') from error
     raise UserError(f'the config has no field {text}') from error

@@ -240,6 +240,7 @@ def test_training_is_started_again_while_it_gets_on(tmp_path, status, steps, sta
     ('--config.modle.num_classes=1', "'modle': did you mean 'model'?"),
     ('--config.model.num_clases=1', "'num_clases': did you mean 'num_classes'?"),
     ('--config.seed.x=1', "'seed.x'"),
+    ('--config.model.x=1', "no field 'x'"),
   ],
 )
 def test_a_field_that_does_not_exist_is_one_line(flag, words):

@@ -7,17 +7,18 @@ import contextlib
 import difflib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gfl_jax import models
+from gfl_jax import data, models
 from gfl_jax.deploy import backbones
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation import decode
 from gfl_jax.training import optimizer, terms
+from gfl_jax.training.parallel import MODES
 
 
 class _Rule(NamedTuple):
@@ -35,6 +36,10 @@ def _is_number(value: Any) -> bool:
 def _whole(least: int) -> _Rule:
   words = f'a whole number from {least} on'
   return _Rule(words, lambda value: type(value) is int and value >= least)
+
+
+def _one_of(names: Sequence[str]) -> _Rule:
+  return _Rule(f'one of {list(names)}', lambda value: value in names)
 
 
 def _several(rule: _Rule, count: int | None = None, *, rising: bool = False) -> _Rule:
@@ -65,11 +70,16 @@ _INSIDE = _Rule('a number above 0 and below 1', lambda x: _is_number(x) and 0 < 
 _EXPONENT = _Rule(
   '0, or a number from 1 on', lambda x: _is_number(x) and (x == 0 or x >= 1)
 )
+# Of larger ones the random numbers of JAX take the last 32 bits alone.
+_SEED = _Rule(
+  'a whole number from 0 on, below 2**32',
+  lambda x: type(x) is int and 0 <= x < 2**32,
+)
 _ANY = _Rule('', lambda value: True)
 
 _FIELDS: dict[str, _Rule] = {
-  'seed': _whole(0),
-  'parallel': _TEXT,
+  'seed': _SEED,
+  'parallel': _one_of(MODES),
   'batch_size': _whole(1),
   'accumulate': _whole(1),
   'epochs': _POSITIVE,
@@ -78,7 +88,7 @@ _FIELDS: dict[str, _Rule] = {
   'eval_every_epochs': _POSITIVE,
   'checkpoint_every_steps': _whole(1),
   'tensorboard': _FLAG,
-  'data.name': _TEXT,
+  'data.name': _one_of(data.NAMES),
   'data.path': _TEXT,
   'data.data_dir': _TEXT,
   'data.num_train': _whole(0),
@@ -220,11 +230,24 @@ def _misfits(config: Any) -> Iterator[str]:
       f'box_loss.max_positives_per_image={config.box_loss.max_positives_per_image} must'
       f' be at least data.max_boxes={config.data.max_boxes}'
     )
-  smallest = min(config.data.short_side[0], config.data.max_long_side)
+  if config.batch_size % config.accumulate:
+    yield (
+      f'batch_size={config.batch_size} must be a multiple of accumulate='
+      f'{config.accumulate}'
+    )
+  # The longer side of any image is at least this when it is evaluated.
+  smallest = min(config.data.short_side[1], config.data.max_long_side)
   if max(config.data.canvas) < smallest:
     yield (
       f'data.canvas={tuple(config.data.canvas)} cannot hold images of'
-      f' data.short_side={tuple(config.data.short_side)}'
+      f' data.short_side={tuple(config.data.short_side)} and data.max_long_side='
+      f'{config.data.max_long_side}: enlarge it, or lower data.short_side'
+    )
+  drawn = config.data.num_train, config.data.num_validation
+  if config.data.name == 'ambiguous_shapes' and not all(drawn):
+    yield (
+      f'data.num_train={drawn[0]} and data.num_validation={drawn[1]} must be at least 1'
+      " where data.name='ambiguous_shapes'"
     )
 
 
@@ -236,10 +259,18 @@ def _trace(detector: Any) -> None:  # of one that was seen before nothing is tra
 
 @contextlib.contextmanager
 def _as_user_errors() -> Iterator[None]:
-  """A number that a function of `ops` refuses is one of the config here."""
+  """Names the field of a number that a function of `ops` refuses, as 'alpha=0.5 ...'.
+
+  Any other error, as one of a new loss, stays what it is and shows its traceback.
+  """
   try:
     yield
   except UserError:
     raise
   except ValueError as error:
-    raise UserError(f'the config cannot run: {error}') from error
+    number = str(error).partition('=')[0]
+    fields = [name for name in _FIELDS if name.rpartition('.')[2] == number]
+    if len(fields) != 1:
+      raise
+    section = fields[0].removesuffix(number)
+    raise UserError(f'the config cannot run: {section}{error}') from error

@@ -7,7 +7,7 @@ import pytest
 
 from configs import bccd, demo_shapes, gfl_r50_fpn_1x_coco
 from gfl_jax.errors import UserError
-from gfl_jax.training import config_checks
+from gfl_jax.training import config_checks, terms
 from tests import tiny
 
 
@@ -28,9 +28,13 @@ def test_configs_as_they_are_and_as_json_keeps_them_can_run():
   'field, value',
   [
     ('seed', -1),
+    ('seed', 2**32),
+    ('parallel', 'threads'),
+    ('data.name', 'coco'),
     ('batch_size', 0),
     ('batch_size', 2.5),
     ('accumulate', 0),
+    ('accumulate', 3),  # does not divide the batch
     ('log_every_steps', 0),
     ('epochs', 0.0),
     ('eval_every_epochs', -1.0),
@@ -111,3 +115,35 @@ def test_a_section_may_be_given_anew():
   config.box = dict(config.box.to_dict(), kind='dirac')
   config.edge_loss = dict(kind='none', weight=0.0)
   config_checks.check_config(config)
+
+
+def test_the_canvas_holds_what_evaluation_resizes():
+  config = tiny.config()
+  config.data.update(short_side=(48, 80), max_long_side=80)
+  with pytest.raises(UserError, match=r'data.canvas=\(64, 64\) cannot hold'):
+    config_checks.check_config(config)
+
+
+def test_scenes_to_draw_are_counted():
+  config = demo_shapes.get_config()
+  config.data.num_validation = 0
+  with pytest.raises(UserError, match='data.num_validation=0'):
+    config_checks.check_config(config)
+
+
+def test_only_a_number_of_the_config_hides_where_an_error_came_from(monkeypatch):
+  config = tiny.config()
+  config.class_loss.update(kind='gaussian_focal', alpha=0.5)
+  config.score.kind = 'none'
+  with pytest.raises(UserError, match=r'class_loss\.alpha=0\.5 must be'):
+    config_checks.check_config(config)
+
+  def mistaken(logits, targets):
+    raise ValueError('of a loss of my own')
+
+  own = terms.ClassLoss(mistaken, (), 'soft')
+  monkeypatch.setitem(terms.CLASS_LOSSES, 'own', own)
+  config.class_loss.kind = 'own'
+  with pytest.raises(ValueError, match='of a loss of my own') as error:
+    config_checks.check_config(config)
+  assert not isinstance(error.value, UserError)
