@@ -6,6 +6,7 @@ if TYPE_CHECKING:
   from gfl_jax.inference.predictor import load
 
 __all__ = ['load']
+__version__ = '0.1.0'  # pyproject.toml reads it; nothing need be installed
 
 
 def __getattr__(name: str) -> Any:

@@ -46,6 +46,7 @@ _TRANSIENT = frozenset(
 # How jax tells that another process, or the way to it, is gone.
 _LOST_PEER = re.compile(
   r'\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b|Gloo|Connection (closed|reset) by peer'
+  r'|remote process exited'  # NCCL
 )
 _OF_JAX = ('JaxRuntimeError', 'XlaRuntimeError')
 

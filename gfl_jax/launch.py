@@ -1,6 +1,7 @@
 """What a script does around its main function: settings before jax, errors after."""
 
 import contextlib
+import errno
 import importlib.util
 import logging
 import mmap
@@ -9,7 +10,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
 from gfl_jax.errors import EXIT_RETRYABLE, UserError, is_transient
@@ -117,8 +118,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if 'config' in values:
       _check_is_config(values.config, argv)
     return arguments
-  except BrokenPipeError:  # of --help, whose reader has seen enough
-    sys.exit(0)
   except flags.Error as error:
     flag, is_config, _ = str(error).partition(f': {_IN_CONFIG}')
     if not is_config:
@@ -198,9 +197,6 @@ def prepare_process() -> None:
   if 'IPython' in sys.modules or hasattr(sys, 'ps1'):  # %run, a notebook, a prompt
     os.environ['XLA_FLAGS'] = settings['XLA_FLAGS']
     return
-  # Scripts draw into files alone. A notebook's own backend may not be installed here,
-  # and then matplotlib cannot be imported.
-  settings['MPLBACKEND'] = 'agg'
   os.environ.update(settings)
   os.environ.setdefault('GLIBC_TUNABLES', _TUNABLE)
   if sys.executable and not _is_traced():
@@ -208,17 +204,23 @@ def prepare_process() -> None:
 
 
 def _is_traced() -> bool:
-  """Whether a debugger, a profiler or a measurement of coverage is at work."""
+  """Whether a debugger, a profiler or a measurement of coverage is at work.
+
+  A debugger that goes on to the end without a breakpoint traces no more, but is still
+  what called this program.
+  """
+  callers = [frame.f_globals.get('__name__') for frame, _ in traceback.walk_stack(None)]
   monitoring = getattr(sys, 'monitoring', None)  # of Python 3.12 and newer
   tools = [monitoring.get_tool(number) for number in range(6)] if monitoring else []
-  return any((sys.gettrace(), sys.getprofile(), *tools))
+  return any((sys.gettrace(), sys.getprofile(), 'bdb' in callers, *tools))
 
 
 def _xla_flags(given: str) -> str:
   """Our flags that the installed jaxlib knows, and after them those of the user.
 
-  One that it does not know would end the process. Flags are registered by name, so the
-  name is in the library.
+  One that it does not know would end the process. Flags are registered by name: in the
+  library it is a string of C, which a zero byte ends. Names of options that are fields
+  of a message, but no flags, do not end so.
   """
   package = importlib.util.find_spec('jaxlib')
   assert package is not None and package.origin is not None
@@ -228,7 +230,7 @@ def _xla_flags(given: str) -> str:
       library.open('rb') as file,
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-      known = [name for name in _XLA_FLAGS if content.find(name.encode()) >= 0]
+      known = [name for name in _XLA_FLAGS if content.find(name.encode() + b'\0') >= 0]
   return ' '.join([*(f'--{name}={_XLA_FLAGS[name]}' for name in known), given]).strip()
 
 
@@ -246,26 +248,42 @@ def _open_standard_streams() -> None:
   for name, number in (('stdout', 1), ('stderr', 2)):
     if getattr(sys, name) is None:
       setattr(sys, name, os.fdopen(number, 'w'))
+  sys.stdout = _Unread(sys.stdout, only_if_gone=True)
   sys.stderr = _Unread(sys.stderr)
 
 
 class _Unread:
-  """A text stream whose reader may be gone."""
+  """A text stream whose reader may be gone, which ends nothing."""
 
-  def __init__(self, stream: TextIO):
-    self._stream = stream
+  def __init__(self, stream: TextIO, *, only_if_gone: bool = False):
+    """Wraps `stream`.
+
+    Args:
+      stream: what is written to.
+      only_if_gone: other errors, as of a full disk that results are written to, are
+        raised.
+    """
+    self._stream, self._only_if_gone = stream, only_if_gone
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self._stream, name)
 
   def write(self, text: str) -> int:
-    with contextlib.suppress(OSError):
-      return self._stream.write(text)
+    with self._passing_over():
+      self._stream.write(text)
     return len(text)
 
   def flush(self) -> None:
-    with contextlib.suppress(OSError):
+    with self._passing_over():
       self._stream.flush()
+
+  @contextlib.contextmanager
+  def _passing_over(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      if self._only_if_gone and error.errno not in (errno.EPIPE, errno.EIO):
+        raise
 
 
 def _expand_home(argument: str) -> str:

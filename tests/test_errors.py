@@ -39,6 +39,7 @@ def caused_by(cause):
     errors.LateProcessError('process 1 did not come'),
     ConnectionResetError(errno.ECONNRESET, 'reset'),
     jax.errors.JaxRuntimeError('UNAVAILABLE: the coordinator cannot be reached'),
+    jax.errors.JaxRuntimeError('INTERNAL: NCCL: remote process exited or there was'),
     jax.errors.JaxRuntimeError('Gloo all-reduce failed: Connection closed by peer'),
   ],
 )

@@ -23,7 +23,7 @@ import numpy as np
 from gfl_jax.data import transforms
 from gfl_jax.data.dataset import Annotations, Dataset
 from gfl_jax.data.transforms import Plan
-from gfl_jax.errors import MissingFileError, UserError
+from gfl_jax.errors import MissingFileError, UserError, storage_errors
 
 FORMAT = 'gfl_jax data set'
 VERSION = 2
@@ -148,8 +148,9 @@ class MemoryDataset:
       arrays |= {f'{name}/{k}': v for k, v in vars(annotations).items()}
       arrays |= {f'{name}/pixels/{k}': v for k, v in vars(pixels).items()}
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_arrays(path, arrays)
+    with storage_errors(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      write_arrays(path, arrays)
 
 
 def write_arrays(path: Any, arrays: dict[str, Any]):

@@ -21,7 +21,7 @@ from gfl_jax.data.dataset import Annotations, Dataset
 from gfl_jax.data.index import read_split
 from gfl_jax.data.memory import MemoryDataset, MemoryPixels
 from gfl_jax.data.records import RecordPixels
-from gfl_jax.errors import UserError
+from gfl_jax.errors import UserError, storage_errors
 
 with quiet.starting():  # TFDS itself imports it only when it is used
   import tensorflow as tf
@@ -98,7 +98,8 @@ def _builder(config) -> tuple[Any, dict[str, Any]]:
   files.check_folder(config.data_dir, 'config.data.data_dir')
   if config.name in ('coco/2017', 'coco_folder'):
     whole = config.name == 'coco/2017'
-    builder = coco.prepare_2017(config) if whole else coco.prepare_folder(config)
+    with storage_errors(config.data_dir):
+      builder = coco.prepare_2017(config) if whole else coco.prepare_folder(config)
     metadata: Any = builder.info.metadata or {}
     # TFDS's own coco/2017 does not keep the ids.
     ids = metadata.get('category_ids', coco_classes.COCO_CATEGORY_IDS)
@@ -110,7 +111,7 @@ def _builder(config) -> tuple[Any, dict[str, Any]]:
   shapes_config = shapes.ShapesConfig(
     num_train=config.num_train, num_validation=config.num_validation
   )
-  with quiet.builders():
+  with quiet.builders(), storage_errors(config.data_dir):
     builder = shapes.AmbiguousShapes(
       data_dir=config.data_dir, config=shapes_config, file_format='tfrecord'
     )

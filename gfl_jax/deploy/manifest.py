@@ -7,14 +7,15 @@ file of the folder is named with its SHA-256.
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gfl_jax import files
+import jax
+
+from gfl_jax import __version__, files
 from gfl_jax.deploy import checks
 from gfl_jax.deploy.trained import NOT_WHOLE, Trained, stored_config
 from gfl_jax.errors import MissingFileError, UserError
@@ -192,7 +193,7 @@ def read(folder: str | os.PathLike) -> Manifest:
 
 def head() -> dict[str, Any]:
   """What everything exported begins with: its kind and the versions it was made by."""
-  versions = {name: importlib.metadata.version(name) for name in ('gfl-jax', 'jax')}
+  versions = {'gfl-jax': __version__, 'jax': jax.__version__}
   return {'kind': _KIND, 'format_version': VERSION, 'versions': versions}
 
 

@@ -59,6 +59,11 @@ def _several(rule: _Rule, count: int | None = None, *, rising: bool = False) -> 
 
 
 _TEXT = _Rule('text', lambda value: isinstance(value, str))
+# Where it is no flag nobody expands it, and a folder of that name would be made.
+_PATH = _Rule(
+  'a path without ~, which only flags know: in a file write os.path.expanduser(...)',
+  lambda value: isinstance(value, str) and not value.startswith('~'),
+)
 _FLAG = _Rule('True or False', lambda value: isinstance(value, bool))
 _FINITE = _Rule('a number', _is_number)
 _POSITIVE = _Rule('a number above 0', lambda x: _is_number(x) and x > 0)
@@ -89,8 +94,8 @@ _FIELDS: dict[str, _Rule] = {
   'checkpoint_every_steps': _whole(1),
   'tensorboard': _FLAG,
   'data.name': _one_of(data.NAMES),
-  'data.path': _TEXT,
-  'data.data_dir': _TEXT,
+  'data.path': _PATH,
+  'data.data_dir': _PATH,
   'data.num_train': _whole(0),
   'data.num_validation': _whole(0),
   'data.canvas': _several(_whole(1), 2),
@@ -144,7 +149,7 @@ _FIELDS: dict[str, _Rule] = {
   'model.backbone.norm': _TEXT,
   'model.backbone.norm_groups': _whole(1),
   'model.backbone.frozen_stages': _whole(0),
-  'model.backbone.pretrained': _TEXT,
+  'model.backbone.pretrained': _PATH,
   'model.neck.channels': _whole(1),
   'model.neck.num_levels': _whole(1),
   'model.head.channels': _whole(1),

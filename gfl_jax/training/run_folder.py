@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from gfl_jax import files
+from gfl_jax import __version__, files
 from gfl_jax.deploy import checks
 from gfl_jax.deploy.trained import NOT_WHOLE, completed, stored_config
 from gfl_jax.errors import MissingFileError, UserError, storage_errors
@@ -24,7 +24,7 @@ from gfl_jax.training import hosts
 from gfl_jax.training.checkpoints import Checkpoints
 
 _LOG = logging.getLogger(__name__)
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'gfl-jax')
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 @contextlib.contextmanager
@@ -379,17 +379,10 @@ def _environment() -> dict[str, Any]:
     'cpu_count': os.cpu_count(),
     'devices': f'{len(devices)} x {devices[0].device_kind} ({devices[0].platform})',
     'processes': jax.process_count(),
-    'versions': {name: _version(name) for name in PACKAGES},
+    'versions': {name: importlib.metadata.version(name) for name in PACKAGES}
+    | {'gfl-jax': __version__},
     'git': _git_revision(),
   }
-
-
-def _version(package: str) -> str:
-  """Of an installed package; gfl-jax itself may run from a checkout alone."""
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return 'not installed'
 
 
 def _git_revision() -> str:

@@ -11,7 +11,7 @@ from gfl_jax import data
 from gfl_jax.data import memory
 from gfl_jax.data.memory import MemoryDataset
 from gfl_jax.data.transforms import Plan
-from gfl_jax.errors import UserError
+from gfl_jax.errors import StorageError, UserError
 from tests.data import sets
 
 
@@ -94,7 +94,7 @@ def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(np, 'savez', full_disk)
-  with pytest.raises(OSError, match='No space'):
+  with pytest.raises(StorageError, match='No space'):
     _rectangle_set().save(path)
   assert path.read_bytes() == before
   assert [p.name for p in tmp_path.iterdir()] == ['set.npz']

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.object_detection import coco as tfds_coco
 
-from gfl_jax import data
+from gfl_jax import data, errors
 from gfl_jax.data import coco_classes, scenes
 from tests.data import sets
 
@@ -284,6 +284,16 @@ def test_preparing_shows_our_bars_alone(tmp_path, name, capfd, caplog):
   first = 'drawing scenes' if name == 'ambiguous_shapes' else 'preparing'
   assert bars == {first, 'indexing train', 'indexing validation'}
   assert '\n' not in err  # nothing is left on the screen
+
+
+def test_where_nothing_can_be_prepared_is_a_mistake_of_the_user(folder, tmp_path):
+  (tmp_path / 'file').write_text('')
+  place = {'data_dir': str(tmp_path / 'file' / 'datasets')}
+  drawn = sets.config(name='ambiguous_shapes', num_train=1, num_validation=1, **place)
+  photographs = sets.config(name='coco_folder', path=str(folder), **place)
+  for config in (drawn, photographs):
+    with pytest.raises(errors.UserError, match='datasets'):
+      data.load(config)
 
 
 def test_no_scenes_at_all_is_an_error(tmp_path):

@@ -61,6 +61,9 @@ def test_configs_as_they_are_and_as_json_keeps_them_can_run():
     ('box_loss.weight', float('nan')),
     ('box_loss.min_weight_sum', 0.0),
     ('edge_loss.weight', -0.5),
+    ('data.path', '~/coco'),
+    ('data.data_dir', '~'),
+    ('model.backbone.pretrained', '~/resnet50.pth'),
     ('box.kind', 'direct'),
     ('box.kind', 'dirac'),  # has no distribution for edge_loss
     ('box.scale', 0.0),

@@ -1,5 +1,6 @@
 """Whole runs: a run that was stopped equals one that was not; faults are named."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gfl_jax
 from gfl_jax import files
+from gfl_jax.deploy import manifest
 from gfl_jax.errors import UserError
 from gfl_jax.training import (
   checksums,
@@ -555,9 +558,18 @@ def test_tensorboard_events_hold_the_scalars(tmp_path):
   assert b'train/loss' in events.read_bytes()
 
 
-def test_the_version_of_a_package_that_is_not_installed_is_said():
-  assert run_folder._version('jax') == jax.__version__
-  assert run_folder._version('gfl-jax-that-is-not-there') == 'not installed'
+def test_a_checkout_that_is_not_installed_knows_its_version(monkeypatch):
+  installed = importlib.metadata.version
+
+  def version(package):
+    if package == 'gfl-jax':
+      raise importlib.metadata.PackageNotFoundError(package)
+    return installed(package)
+
+  monkeypatch.setattr(importlib.metadata, 'version', version)
+  wanted = {'gfl-jax': gfl_jax.__version__, 'jax': jax.__version__}
+  assert run_folder._environment()['versions'].items() >= wanted.items()
+  assert manifest.head()['versions'] == wanted
 
 
 def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path):
