@@ -1,6 +1,9 @@
 import html.parser
 import json
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -300,6 +303,21 @@ def test_step_axes_start_at_zero(monkeypatch):
 def test_a_folder_that_is_no_run(tmp_path):
   with pytest.raises(FileNotFoundError, match='not the folder of a run'):
     write_report(tmp_path)
+
+
+@pytest.mark.parametrize('backend', ['inline', 'svg'])
+def test_the_backend_of_a_notebook_is_not_needed_and_not_changed(backend):
+  code = (
+    'import gfl_jax.reports.plots, matplotlib, os\n'
+    'print(os.environ["MPLBACKEND"], dict.get(matplotlib.rcParams, "backend") == "svg")'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env=os.environ | {'MPLBACKEND': backend},
+    capture_output=True,
+    text=True,
+  )
+  assert done.stdout.split() == [backend, str(backend == 'svg')], done.stderr
 
 
 def test_figures_leave_matplotlibs_settings_alone():
