@@ -13,7 +13,7 @@ work, too.
 
 From EfficientNet-Lite0 with ImageNet weights. Measured: AP 0.599, AP50 0.906 (seed 0).
 Cost: 592 steps, 20 min on the same cores, with other work, too. Without torch give the
-weights as a file, --config.model.backbone.pretrained=lite0.npz: deploy/backbones.py
+weights as a file, --config.model.backbone.pretrained=lite0.npz: weights/pretrained.py
 says how to make it.
 
 FOLDER holds images/ and annotations/instances_{train,val}.json; give

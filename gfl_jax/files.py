@@ -19,7 +19,17 @@ _LOG = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
+# What a file raises that is not what was written, where its content is taken apart.
+MALFORMED = (
+  json.JSONDecodeError,
+  UnicodeDecodeError,
+  KeyError,
+  TypeError,
+  AttributeError,
+)
+
+
+def atomic_write(path: str | os.PathLike, content: bytes | str) -> None:
   """Writes a file so that a reader sees the old one or the new one, never a part.
 
   The content goes to PATH.part first, which a killed process may leave behind.
@@ -34,7 +44,7 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
   part.replace(path)
 
 
-class GrowingFile:
+class AppendLog:
   """A file that lines are added to, though the disk may be full for a while."""
 
   def __init__(self, path: str | os.PathLike):
@@ -160,4 +170,4 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def write_json_lines(path: str | os.PathLike, lines: Iterable[dict[str, Any]]) -> None:
   """Writes what `read_json_lines` reads, whole."""
-  write_whole(path, ''.join(json.dumps(line) + '\n' for line in lines))
+  atomic_write(path, ''.join(json.dumps(line) + '\n' for line in lines))

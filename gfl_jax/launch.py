@@ -48,7 +48,7 @@ def run(main: Callable[[list[str]], Any], *, several_processes: bool = False) ->
     flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
 
   def joined_main(argv: list[str]) -> Any:
-    from gfl_jax.training import hosts
+    from gfl_jax.multihost import hosts
 
     values = flags.FLAGS
     hosts.connect(values.coordinator, values.num_processes, values.process_id)
@@ -65,13 +65,13 @@ def run(main: Callable[[list[str]], Any], *, several_processes: bool = False) ->
 
 def _end(error: BaseException) -> NoReturn:
   """Ends the process as the error asks; as one of several it takes the others along."""
-  hosts = sys.modules.get('gfl_jax.training.hosts')
+  hosts = sys.modules.get('gfl_jax.multihost.hosts')
   if hosts and not hosts.connected():
     hosts = None
   if isinstance(error, KeyboardInterrupt):
-    text, code = str(error) or 'Stopped.', getattr(error, 'exit_code', None)
+    text, code = str(error) or 'Preempted.', getattr(error, 'exit_code', None)
     if hosts and code is None:
-      hosts.leave(text, 130, again=True)
+      hosts.leave(text, 130, retryable=True)
     # All have stopped at the same step; one says so.
     if not hosts or hosts.finish() == 0:
       print(text, file=sys.stderr)
@@ -81,7 +81,7 @@ def _end(error: BaseException) -> NoReturn:
   if isinstance(error, UserError) and _TRACEBACK not in os.environ:
     text, advice = f'error: {error}', f'({_TRACEBACK}=1 in the environment shows where)'
     if hosts:
-      hosts.leave(text, status, again=retryable, advice=advice)
+      hosts.leave(text, status, retryable=retryable, advice=advice)
     print(f'\n{text}\n{advice}', file=sys.stderr)
     sys.exit(status)
   if hosts:

@@ -70,20 +70,20 @@ def main(argv: list[str]) -> int:
     _print_studies()
     return 0
   if _SUMMARY.value is not None:
-    from gfl_jax.reports import study_report
+    from gfl_jax.reports.study import page
 
-    print(study_report.summary_table(_SUMMARY.value), end='')
+    print(page.summary_table(_SUMMARY.value), end='')
     return 0
   if _STUDY.value is None:
     raise app.UsageError('--study=NAME is needed; --list shows the studies')
-  from gfl_jax.training import study, study_options
+  from gfl_jax.studies import options, runner
 
   asked = _study()
   launch.use_compilation_cache(asked.root)
   if _REPORT.value:
-    print(study.write_report(asked))
+    print(runner.write_report(asked))
     return 0
-  failed = study.run_study(asked, job=study_options.parse_jobs(_JOBS.value))
+  failed = runner.run_study(asked, job=options.parse_jobs(_JOBS.value))
   if failed:
     print(f'\n{len(failed)} failed:', *failed, sep='\n  ')
   return 1 if failed else 0
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
 
 def _study():
   from configs.ablations import table
-  from gfl_jax.training import study_file, study_options, study_plan
+  from gfl_jax.studies import options, plan, record
 
   module = table.load_study(_STUDY.value)
   name, base = table.stem(_STUDY.value), table.resolved(_BASE.value)
@@ -99,10 +99,10 @@ def _study():
   root = pathlib.Path(_ROOT.value or f'runs/ablations/{table.stem(base)}')
   overrides = tuple(_SET.value)
   if _REPORT.value:  # what is not given is as it was
-    recorded = study_file.read(root / name)
+    recorded = record.read(root / name)
     base = base if _BASE.present else recorded['base']
     overrides = overrides if _SET.present else tuple(recorded['overrides'])
-  return study_plan.Study(
+  return plan.Study(
     name=name,
     file=table.file_of(_STUDY.value),
     title=module.TITLE,
@@ -110,12 +110,12 @@ def _study():
     question=module.QUESTION,
     notes=module.NOTES,
     rows=module.ROWS,
-    chosen=study_options.select_rows(module.ROWS, _ROWS.value),
+    chosen=options.select_rows(module.ROWS, _ROWS.value),
     baseline=module.BASELINE,
     base=base,
     make_base=lambda: table.base_config(base),
     overrides=overrides,
-    seeds=study_options.parse_seeds(_SEEDS.value),
+    seeds=options.parse_seeds(_SEEDS.value),
     root=root,
     command=_command(),
   )

@@ -65,23 +65,19 @@ def select(words: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
   """Checks the words, runs their cases and prints."""
-  import benchmark_cases
-  import benchmark_exports
-  import benchmark_host
-  import benchmark_input
-  import machine
+  from scripts.benchmarks import cases, exports, host, inputs, machine
 
-  modules = benchmark_cases, benchmark_exports, benchmark_input, benchmark_host
-  cases = {name: case for module in modules for name, case in module.CASES.items()}
-  names = select(argv[1:], list(cases))
-  options = benchmark_cases.Options(
+  modules = cases, exports, inputs, host
+  functions = {name: case for module in modules for name, case in module.CASES.items()}
+  names = select(argv[1:], list(functions))
+  options = cases.Options(
     _REPEATS.value, _DTYPE.value, _ORACLE.value, _PHOTOGRAPHS.value
   )
   if _OUT.value:
     open(_OUT.value, 'w').close()
   for name in ['machine', *names]:
     print(f'{name} ...', file=sys.stderr)
-    case = cases[name] if name != 'machine' else benchmark_cases.machine
+    case = functions[name] if name != 'machine' else cases.machine
     for line in case(options):
       machine.print_line({'case': name, **line}, _OUT.value)
 

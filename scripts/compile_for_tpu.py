@@ -52,14 +52,14 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   if _TABLE.value:
-    import tpu_tables
+    from scripts.tpu import tables
 
     if not os.path.exists(_TABLE.value):
       raise MissingFileError(f'--table={_TABLE.value} does not exist')
     lines = files.read_json_lines(_TABLE.value)
     if not lines:
       raise UserError(f'--table={_TABLE.value} holds no lines of this script')
-    print(tpu_tables.table(lines))
+    print(tables.table(lines))
     return
   if _CONFIG.value is None or _TOPOLOGY.value is None:
     raise app.UsageError('--config and --topology say what to compile for what')
@@ -68,20 +68,18 @@ def main(argv: list[str]) -> None:
   if _TEXT.value and len(_PROGRAMS.value) != 1:
     raise app.UsageError('--text takes one program: give --programs=train or evaluate')
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  import tpu_chips
-  import tpu_programs
-  import tpu_tables
+  from scripts.tpu import chips, programs, tables
 
-  where = tpu_chips.describe(_TOPOLOGY.value)
+  where = chips.describe(_TOPOLOGY.value)
   config = _CONFIG.value
   if _IMAGES.value:
     config.batch_size = _IMAGES.value * len(where.devices)
-  options = tpu_programs.parsed_options(_OPTIONS.value)
+  options = programs.parsed_options(_OPTIONS.value)
   does_not_fit = []
   for name in _PROGRAMS.value:
     print(f'Compiling {name} for {where.name}, in minutes ...', file=sys.stderr)
-    line, text = tpu_programs.compiled(name, config, where, options)
-    print(tpu_tables.report(line), flush=True)
+    line, text = programs.compiled(name, config, where, options)
+    print(tables.report(line), flush=True)
     if _OUT.value:
       with open(_OUT.value, 'a') as file:
         file.write(json.dumps(line) + '\n')
@@ -89,7 +87,7 @@ def main(argv: list[str]) -> None:
       with open(_TEXT.value, 'w') as file:
         file.write(text)
     if not line['memory']['fits']:
-      does_not_fit.append(f'{name}: {tpu_tables.shortage(line)}')
+      does_not_fit.append(f'{name}: {tables.shortage(line)}')
   if does_not_fit:
     raise UserError(
       f'does not fit on {where.name}: {"; ".join(does_not_fit)}. Take fewer images per'

@@ -42,11 +42,11 @@ def main(argv: list[str]) -> None:
   """Loads the run, exports it and prints what was compared."""
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  from gfl_jax.inference import export, runs
+  from gfl_jax.inference import exporting, runs
 
   launch.use_compilation_cache(_RUN.value)
   trained = runs.load_run(_RUN.value, _STEP.value, _WEIGHTS.value)
-  result = export.export(trained, _FORMAT.value, _OUT.value, images=_IMAGES.value)
+  result = exporting.export(trained, _FORMAT.value, _OUT.value, images=_IMAGES.value)
   folder = pathlib.Path(_OUT.value)
   size = sum(path.stat().st_size for path in folder.iterdir())
   print(f'{folder}: {_FORMAT.value}, {size / 2**20:.1f} MiB')

@@ -41,7 +41,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from gfl_jax import launch
-from gfl_jax.deploy.state_dicts import read_state_dict
+from gfl_jax.weights.state_dicts import read_state_dict
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',

@@ -2,7 +2,7 @@
 
 The weights of the whole models are drawn again instead of stored: each entry has its
 own random stream, seeded by its name. The formula is the one that the arrays were
-made with; tests/deploy/test_weights.py compares the sums of every entry.
+made with; tests/weights/test_mmdet.py compares the sums of every entry.
 """
 
 import functools
@@ -17,8 +17,8 @@ import ml_collections
 import numpy as np
 
 from configs import gfl_r50_fpn_1x_coco
-from gfl_jax.deploy import weights
 from gfl_jax.models import build_detector
+from gfl_jax.weights import mmdet
 from tests import golden
 
 _FOLDER = pathlib.Path(__file__).parent / 'golden'
@@ -49,14 +49,14 @@ def variables(name: str) -> dict:
   """
   experiment = config(name)
   if name != 'head':
-    return weights.from_mmdet(state_dict(name), experiment)
+    return mmdet.from_mmdet(state_dict(name), experiment)
   image = jnp.zeros((1, 32, 32, 3))
   shapes = jax.eval_shape(build_detector(experiment).init, jax.random.key(0), image)
-  entries = weights.to_mmdet(jax.tree.map(lambda s: np.zeros(s.shape), shapes))
+  entries = mmdet.to_mmdet(jax.tree.map(lambda s: np.zeros(s.shape), shapes))
   for key, value in golden.load('head').items():
     if key.startswith('params/'):
       entries[key.replace('params/', 'bbox_head.')] = value
-  return weights.from_mmdet(entries, experiment)
+  return mmdet.from_mmdet(entries, experiment)
 
 
 @functools.cache

@@ -1,5 +1,4 @@
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -8,21 +7,15 @@ from absl import app, flags
 
 from gfl_jax.models import Predictions, make_anchors
 from gfl_jax.training import objective
+from scripts import benchmark
+from scripts.benchmarks import cases, naive
 from tests import tiny
 
 KEYS = {'case', 'variant', 'median_ms', 'min_ms', 'p90_ms', 'repeats', 'load'}
 
 
 @pytest.fixture
-def scripts(monkeypatch):
-  """The scripts folder is first on the path, as for a script that is run."""
-  monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / 'scripts')
-
-
-@pytest.fixture
-def run(scripts, capsys, tmp_path):
-  import benchmark
-
+def run(capsys, tmp_path):
   def call(*words):
     out = tmp_path / 'lines.jsonl'
     flags.FLAGS(['benchmark.py', '--repeats=2', f'--out={out}'])
@@ -48,10 +41,9 @@ def test_a_case_prints_json_lines_with_the_documented_keys(run):
 def test_exports_are_timed_beside_the_jitted_model(run, monkeypatch):
   pytest.importorskip('onnx')
   pytest.importorskip('onnxruntime')
-  import benchmark_cases
 
-  network = lambda name, dtype: benchmark_cases.Network(tiny.config(), 64, 2)
-  monkeypatch.setattr(benchmark_cases, 'network', network)
+  network = lambda name, dtype: cases.Network(tiny.config(), 64, 2)
+  monkeypatch.setattr(cases, 'network', network)
   _, *lines = run('export/demo')
   variants = [line['variant'].split(',')[0] for line in lines]
   assert variants == ['jitted', 'stablehlo', 'onnx']
@@ -67,17 +59,13 @@ def test_an_unknown_case_is_an_error_that_names_the_cases(run):
 
 
 def test_a_word_stands_for_all_cases_that_begin_with_it(scripts):
-  import benchmark
-
   names = ['step/r50', 'step/demo', 'nms']
   assert benchmark.select(['step'], names) == ['step/r50', 'step/demo']
   assert benchmark.select(['nms', 'step/demo'], names) == ['step/demo', 'nms']
   assert benchmark.select([], names) == names
 
 
-def test_the_dense_form_it_compares_with_is_the_same_loss(scripts):
-  import benchmark_naive
-
+def test_the_dense_form_it_compares_with_is_the_same_loss():
   config, batch = tiny.config(), tiny.batch()
   anchors = make_anchors(config, (64, 64))
   rng = np.random.default_rng(0)
@@ -89,7 +77,7 @@ def test_the_dense_form_it_compares_with_is_the_same_loss(scripts):
 
   def both(predictions):
     ours, _ = objective.detection_loss(predictions, batch, anchors, config)
-    return ours, benchmark_naive.dense_loss(predictions, batch, anchors, config)
+    return ours, naive.dense_loss(predictions, batch, anchors, config)
 
   (ours, gradient), (dense, dense_gradient) = jax.jit(
     lambda p: [jax.value_and_grad(lambda p, i=i: both(p)[i])(p) for i in range(2)]

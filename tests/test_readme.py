@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from gfl_jax.reports import study_report
+from gfl_jax.reports.study import page
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -14,7 +14,7 @@ def test_the_tables_of_studies_are_those_that_the_command_prints():
   (found,) = re.findall(between, README, re.DOTALL)
   command, tables = found
   assert command == 'python scripts/ablate.py --summary=results'
-  assert tables == study_report.summary_table(ROOT / 'results')
+  assert tables == page.summary_table(ROOT / 'results')
 
 
 def test_what_the_readme_links_to_is_there():

@@ -9,24 +9,17 @@ import pytest
 from configs import gfl_r50_fpn_1x_coco
 from gfl_jax.models import build_detector
 from gfl_jax.training import parallel
+from scripts.tpu import chips, costs, hlo, programs, tables
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-  """The scripts folder is first on the path, as for a script that is run."""
-  monkeypatch.syspath_prepend(ROOT / 'scripts')
-
-
 def forward_macs(config, canvas):
-  import tpu_costs
-
   detector = build_detector(config)
   images = jax.ShapeDtypeStruct((1, *canvas, 3), jnp.float32)
   variables = jax.eval_shape(detector.init, jax.random.key(0), images)
-  return tpu_costs.conv_macs(jax.make_jaxpr(detector.apply)(variables, images))
+  return costs.conv_macs(jax.make_jaxpr(detector.apply)(variables, images))
 
 
 def test_the_published_count_of_the_recipe():
@@ -39,8 +32,6 @@ def test_the_published_count_of_the_recipe():
   ('stride', 'groups', 'size'), [(1, 1, 3), (2, 1, 3), (2, 2, 3), (1, 8, 3), (2, 1, 1)]
 )
 def test_each_gradient_of_a_convolution_costs_what_it_costs(stride, groups, size):
-  import tpu_costs
-
   images, kernel = (
     jnp.zeros((2, 16, 12, 8)),
     jnp.zeros((size, size, 8 // groups, 4 * 8)),
@@ -58,14 +49,12 @@ def test_each_gradient_of_a_convolution_costs_what_it_costs(stride, groups, size
     ).sum()
 
   forward = 2 * (16 // stride) * (12 // stride) * 32 * size**2 * (8 // groups)
-  assert tpu_costs.conv_macs(jax.make_jaxpr(conv)(images, kernel)) == forward
+  assert costs.conv_macs(jax.make_jaxpr(conv)(images, kernel)) == forward
   both = jax.make_jaxpr(jax.grad(conv, argnums=(0, 1)))(images, kernel)
-  assert tpu_costs.conv_macs(both) == pytest.approx(3 * forward, rel=0.35 / min(16, 12))
+  assert costs.conv_macs(both) == pytest.approx(3 * forward, rel=0.35 / min(16, 12))
 
 
 def test_loops_count_each_trip_and_functions_what_is_in_them():
-  import tpu_costs
-
   def conv(x):
     kernel = jnp.zeros((1, 1, 4, 4))
     return jax.lax.conv_general_dilated(
@@ -77,31 +66,27 @@ def test_loops_count_each_trip_and_functions_what_is_in_them():
     return jax.jit(conv)(again)
 
   jaxpr = jax.make_jaxpr(loop)(jnp.zeros((1, 8, 8, 4)))
-  assert tpu_costs.conv_macs(jaxpr) == 6 * 64 * 16
+  assert costs.conv_macs(jaxpr) == 6 * 64 * 16
 
 
 def test_training_is_three_forward_passes_less_what_is_frozen():
-  import tpu_programs
-
   config = tiny.config()
   config.batch_size = 2
   devices = parallel.DataParallel('jit', jax.devices()[:2])
-  plain = tpu_programs.model_flops('train', config, devices)
+  plain = programs.model_flops('train', config, devices)
   forward = 2 * 2 * forward_macs(config, (64, 64))
   first = 2 * 2 * 16 * 16 * 48 * 8  # no gradient of the images
   assert plain == pytest.approx(3 * forward - first, rel=0.02)
   config.batch_size, config.accumulate, config.model.remat = 4, 2, ('stage2', 'head')
-  assert tpu_programs.model_flops('train', config, devices) == 2 * plain
+  assert programs.model_flops('train', config, devices) == 2 * plain
   config.model.backbone.frozen_stages = 4
-  assert tpu_programs.model_flops('train', config, devices) < 2 * plain
-  assert tpu_programs.model_flops('evaluate', config, devices) == 2 * forward
+  assert programs.model_flops('train', config, devices) < 2 * plain
+  assert programs.model_flops('evaluate', config, devices) == 2 * forward
 
 
 def test_the_abstract_batch_is_the_pipelines():
-  import tpu_programs
-
   config, real = tiny.config(), tiny.batch()
-  abstract = tpu_programs.abstract_batch(config)
+  abstract = programs.abstract_batch(config)
   assert {k: (v.shape, v.dtype) for k, v in abstract.items()} == {
     k: (v.shape, v.dtype) for k, v in real.items()
   }
@@ -139,9 +124,7 @@ ENTRY %main (x: bf16[8,10,12,64]) -> f32[100] {
 
 
 def test_the_schedule_of_a_program():
-  import tpu_hlo
-
-  items, unknown_loops = tpu_hlo.schedule(TEXT)
+  items, unknown_loops = hlo.schedule(TEXT)
   assert not unknown_loops
   assert [(i.instruction.kind, i.group, i.times, i.cycles) for i in items] == [
     ('fusion', 'convolution', 1, 1500),
@@ -152,48 +135,42 @@ def test_the_schedule_of_a_program():
     ('sort', 'sort', 10, 300),
   ]
   assert items[0].instruction.source == 'jit(step)/shard_map/jvp(Detector)/head/conv'
-  assert tpu_hlo.output_bytes(items[1]) == 84
+  assert hlo.output_bytes(items[1]) == 84
   # 12 rows of 64 lie in tiles of 8 x 128.
-  (array,) = tpu_hlo.arrays(items[0].instruction.output)
+  (array,) = hlo.arrays(items[0].instruction.output)
   assert array == ('bf16[8,10,12,64]', 8 * 10 * 12 * 64 * 2, 8 * 10 * 16 * 128 * 2)
   with pytest.raises(ValueError, match='no ENTRY'):
-    tpu_hlo.schedule('HloModule nothing')
+    hlo.schedule('HloModule nothing')
 
 
 def test_trips_are_read_from_the_condition_if_the_compiler_does_not_note_them():
-  import tpu_hlo
-
   unknown = TEXT.replace('"known_trip_count":{"n":"10"}', '')
   sorts = lambda items: [i.times for i in items if i.group == 'sort']
-  items, unknown_loops = tpu_hlo.schedule(unknown)
+  items, unknown_loops = hlo.schedule(unknown)
   assert sorts(items) == [1] and unknown_loops == 1
   counted = unknown.replace(
     '  ROOT %compare.1 = pred[]{:T(128)} compare(%state.1, %state.1)',
     '  %constant.4 = s32[]{:T(128)} constant(4), metadata={op_name="jit(step)"}\n'
     '  ROOT %compare.1 = pred[]{:T(128)} compare(%state.1, %constant.4)',
   )
-  items, unknown_loops = tpu_hlo.schedule(counted)
+  items, unknown_loops = hlo.schedule(counted)
   assert sorts(items) == [4] and not unknown_loops
   backwards = counted.replace('direction=LT', 'direction=NE')
-  assert tpu_hlo.schedule(backwards)[1] == 1
+  assert hlo.schedule(backwards)[1] == 1
 
 
 def test_what_the_schedule_costs():
-  import tpu_chips
-  import tpu_costs
-  import tpu_hlo
-
-  chip, items = tpu_chips.CHIPS['v5e'], tpu_hlo.schedule(TEXT)[0]
-  groups = tpu_costs.groups(items, chip)
+  chip, items = chips.CHIPS['v5e'], hlo.schedule(TEXT)[0]
+  groups = costs.groups(items, chip)
   assert list(groups)[:2] == ['convolution', 'sort']
   assert groups['convolution'] == {'ms': 1e-3, 'count': 1, 'without_estimate': 0}
-  assert tpu_costs.collectives(items) == {'count': 1, 'bytes': 84}
-  assert [i['group'] for i in tpu_costs.largest(items, chip)] == [
+  assert costs.collectives(items) == {'count': 1, 'bytes': 84}
+  assert [i['group'] for i in costs.largest(items, chip)] == [
     'sort',
     'element-wise',
   ]
-  assert [i['group'] for i in tpu_costs.without_estimate(items)] == ['gather']
-  worst = tpu_costs.padding(items)['worst'][0]
+  assert [i['group'] for i in costs.without_estimate(items)] == ['gather']
+  worst = costs.padding(items)['worst'][0]
   assert worst['array'] == 'bf16[8,10,12,64]'
   assert worst['source'] == 'jvp(Detector)/head/conv'
 
@@ -219,22 +196,15 @@ class Compiled:
 
 
 def test_memory_fits_or_does_not():
-  import tpu_chips
-  import tpu_costs
-
-  chip = tpu_chips.CHIPS['v5e']
-  fits = tpu_costs.memory(Compiled(14 * 10**9), chip)
+  chip = chips.CHIPS['v5e']
+  fits = costs.memory(Compiled(14 * 10**9), chip)
   assert fits['peak'] == 17.1e9 and fits['fits']
-  assert not tpu_costs.memory(Compiled(14.2e9), chip)['fits']
+  assert not costs.memory(Compiled(14.2e9), chip)['fits']
 
 
 def test_the_prediction_is_never_below_the_roofline_and_counts_the_links():
-  import tpu_chips
-  import tpu_costs
-  import tpu_hlo
-
-  chip, items = tpu_chips.CHIPS['v5e'], tpu_hlo.schedule(TEXT)[0]
-  ms = tpu_costs.time(Compiled(0), items, chip, model_flops=1.97e12)
+  chip, items = chips.CHIPS['v5e'], hlo.schedule(TEXT)[0]
+  ms = costs.time(Compiled(0), items, chip, model_flops=1.97e12)
   assert ms['memory'] == pytest.approx(10) and ms['compute'] == pytest.approx(10)
   assert ms['optimal'] == -1000
   assert ms['all_reduce'] == pytest.approx(2 * 84 / 200e9 * 1e3)
@@ -243,65 +213,54 @@ def test_the_prediction_is_never_below_the_roofline_and_counts_the_links():
 
 
 def test_the_compilers_refusal_is_read():
-  import tpu_chips
-  import tpu_programs
-  import tpu_tables
-
   message = (
     'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total'
     ' memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G). HLO'
     ' module: jit_train_step.'
   )
-  found = tpu_programs.refused_memory(message, tpu_chips.CHIPS['v5e'])
+  found = programs.refused_memory(message, chips.CHIPS['v5e'])
   assert found['peak'] == 20.5 * 2**30 and not found['fits']
-  assert tpu_tables.shortage({'memory': found}) == (
+  assert tables.shortage({'memory': found}) == (
     'needs 22.01 GB of 16.91 GB that a chip has'
   )
-  assert tpu_programs.refused_memory('?', tpu_chips.CHIPS['v5e'])['peak'] is None
+  assert programs.refused_memory('?', chips.CHIPS['v5e'])['peak'] is None
 
 
 def test_options_of_the_compiler_are_read():
-  import tpu_programs
-
   texts = ['xla_a=false', '--xla_b=3', 'xla_c=auto=1']
-  options = tpu_programs.parsed_options(texts)
+  options = programs.parsed_options(texts)
   assert options == {'xla_a': False, 'xla_b': 3, 'xla_c': 'auto=1'}
   with pytest.raises(ValueError, match='--option=xla_a must be NAME=VALUE'):
-    tpu_programs.parsed_options(['xla_a'])
+    programs.parsed_options(['xla_a'])
 
 
 def test_a_report_and_a_row_of_the_table():
-  import tpu_chips
-  import tpu_costs
-  import tpu_hlo
-  import tpu_tables
-
-  chip, items = tpu_chips.CHIPS['v5e'], tpu_hlo.schedule(TEXT)[0]
-  ms = tpu_costs.time(Compiled(0), items, chip, model_flops=1.97e12)
+  chip, items = chips.CHIPS['v5e'], hlo.schedule(TEXT)[0]
+  ms = costs.time(Compiled(0), items, chip, model_flops=1.97e12)
   what = {
     **dict(program='train', backbone='resnet 50', dtype='bfloat16', canvas=[800, 1344]),
     **dict(images_per_chip=8, remat=['head'], accumulate=1, topology='v5e:16x16'),
     **dict(chips=256, jax='1', libtpu='2', options={'xla_x': False}),
   }
   line = what | {
-    'memory': tpu_costs.memory(Compiled(10**9), chip),
+    'memory': costs.memory(Compiled(10**9), chip),
     'ms': {key: value for key, value in ms.items() if key != 'mfu'},
     **dict(mfu=ms['mfu'], images_per_s=204_800, model_tflop_per_image=0.25),
     **dict(compiler_tflop=1.0, compiler_gb=8.19, unknown_loops=2),
-    'collectives': tpu_costs.collectives(items),
-    'groups': tpu_costs.groups(items, chip),
-    'largest': tpu_costs.largest(items, chip),
-    'without_estimate': tpu_costs.without_estimate(items),
-    'padding': tpu_costs.padding(items),
+    'collectives': costs.collectives(items),
+    'groups': costs.groups(items, chip),
+    'largest': costs.largest(items, chip),
+    'without_estimate': costs.without_estimate(items),
+    'padding': costs.padding(items),
   }
-  text = tpu_tables.report(line)
+  text = tables.report(line)
   assert 'memory per chip        4.10 GB of 17.18 GB' in text
   assert '-1000.00 ms, absurd: not to be trusted' in text
   assert 'counted once           2 loops of unknown length' in text
   assert 'MFU 100.0 %' in text and 'x10 sort' in text and 'x1 gather' in text
   refused = what | {'memory': {'peak': None, 'hbm': chip.hbm_bytes, 'fits': False}}
-  assert 'more than 17.18 GB' in tpu_tables.report(refused)
-  *_, fitting, not_fitting = tpu_tables.table([line, refused]).splitlines()
+  assert 'more than 17.18 GB' in tables.report(refused)
+  *_, fitting, not_fitting = tables.table([line, refused]).splitlines()
   assert (
     '| head | 1 | xla_x=false | 4.10 GB | 1.00 GB |' in fitting
     and '| 18 % |' in fitting
@@ -321,25 +280,19 @@ def test_a_report_and_a_row_of_the_table():
   ],
 )
 def test_a_slice_that_is_none_is_an_error_that_names_some(name, message):
-  import tpu_chips
-
   with pytest.raises(ValueError, match=message):
-    tpu_chips.describe(name)
+    chips.describe(name)
 
 
 def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
-  import tpu_chips
-
-  monkeypatch.setattr(tpu_chips, 'find_spec', lambda name: None)
+  monkeypatch.setattr(chips, 'find_spec', lambda name: None)
   with pytest.raises(ValueError, match=r"pip install -e '.\[tpu\]'"):
-    tpu_chips.describe('v5e:2x2')
+    chips.describe('v5e:2x2')
 
 
 def test_the_kept_table_is_that_of_the_kept_lines():
-  import tpu_tables
-
   from gfl_jax import files
 
   folder = ROOT / 'results' / 'tpu'
-  table = tpu_tables.table(files.read_json_lines(folder / 'compiled.jsonl'))
+  table = tables.table(files.read_json_lines(folder / 'compiled.jsonl'))
   assert table in (folder / 'README.md').read_text()

@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from gfl_jax.deploy import weights
 from gfl_jax.evaluation import decode
 from gfl_jax.models import build_detector, frozen_mask, make_anchors
 from gfl_jax.ops import images
 from gfl_jax.training import objective, optimizer
+from gfl_jax.weights import mmdet
 from tests import golden, golden_weights
 
 NAMES = ('model_r18', 'model_r50')
@@ -70,7 +70,7 @@ def trained(name):
     params, state, gradients, scalars = step(params, state)
     history.append([float(scalars[term]) for term in TERMS])
     first_gradients = first_gradients or gradients
-  named = lambda tree: weights.to_mmdet({**variables, 'params': tree})
+  named = lambda tree: mmdet.to_mmdet({**variables, 'params': tree})
   changes = jax.tree.map(lambda a, b: np.asarray(a) - b, params, variables['params'])
   return np.array(history), named(first_gradients), named(changes)
 

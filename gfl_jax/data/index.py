@@ -18,11 +18,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from gfl_jax.data import memory, pixels, quiet, records
+from gfl_jax.data import console, memory, pixels, records
 from gfl_jax.data.dataset import Annotations
 from gfl_jax.errors import UserError
 
-with quiet.starting():  # TFDS itself imports it only when it is used
+with console.suppress_import_noise():  # TFDS itself imports it only when it is used
   import tensorflow as tf
 
 _LOG = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def read_split(builder: Any, split: str) -> tuple[Annotations, records.RecordPix
 def _make_index(builder, paths, num_images: int, split: str) -> dict[str, np.ndarray]:
   """Reads all records once; decodes no image."""
   columns: dict[str, list] = collections.defaultdict(list)
-  progress = quiet.bar(num_images, f'indexing {split}', 'image')
+  progress = console.bar(num_images, f'indexing {split}', 'image')
   decoders = {'image': tfds.decode.SkipDecoding()}
   as_stored = 0
   cores = records.num_cores()
@@ -82,7 +82,7 @@ def _make_index(builder, paths, num_images: int, split: str) -> dict[str, np.nda
     offset = 0
     parsed = tf.data.TFRecordDataset(path).map(parse, num_parallel_calls=cores)
     ready = parsed.prefetch(2).as_numpy_iterator()
-    for record, example in quiet.ticking(ready, progress):
+    for record, example in console.track(ready, progress):
       encoded = example['image']
       with Image.open(io.BytesIO(encoded)) as image:
         # Data that TFDS or an older version has prepared is as it is stored.

@@ -10,8 +10,8 @@ from gfl_jax import files
 from gfl_jax.data import (
   coco,
   coco_classes,
+  console,
   memory,
-  quiet,
   scenes,
   shapes,
   shards,
@@ -23,7 +23,7 @@ from gfl_jax.data.memory import MemoryDataset, MemoryPixels
 from gfl_jax.data.records import RecordPixels
 from gfl_jax.errors import UserError, storage_errors
 
-with quiet.starting():  # TFDS itself imports it only when it is used
+with console.suppress_import_noise():  # TFDS itself imports it only when it is used
   import tensorflow as tf
 
 _LOG = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def load_in_memory(config: Any) -> MemoryDataset:
 def _open(config) -> dict[str, Any]:
   """Both splits, streamed, and what else `Dataset` wants to know."""
   # TensorFlow must not take the memory of the GPU that JAX trains on.
-  with quiet.starting():
+  with console.suppress_import_noise():
     tf.config.set_visible_devices([], 'GPU')
   builder, prepared = _builder(config)
   parts = {name: read_split(builder, name) for name in memory.SPLITS}
@@ -111,7 +111,7 @@ def _builder(config) -> tuple[Any, dict[str, Any]]:
   shapes_config = shapes.ShapesConfig(
     num_train=config.num_train, num_validation=config.num_validation
   )
-  with quiet.builders(), storage_errors(config.data_dir):
+  with console.quiet_builders(), storage_errors(config.data_dir):
     builder = shapes.AmbiguousShapes(
       data_dir=config.data_dir, config=shapes_config, file_format='tfrecord'
     )
@@ -140,8 +140,8 @@ def _decode(
     )
     for row in range(len(sizes))
   )
-  progress = quiet.bar(len(sizes), f'decoding {name}', 'image')
-  images = quiet.ticking(source.images(plans), progress)
+  progress = console.bar(len(sizes), f'decoding {name}', 'image')
+  images = console.track(source.images(plans), progress)
   for start, image in zip(starts, images, strict=True):
     pixels[start : start + image.size] = image.ravel()
   return MemoryPixels(pixels, starts, sizes.astype(np.int32))

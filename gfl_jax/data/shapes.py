@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 import tqdm
 from PIL import Image
 
-from gfl_jax.data import quiet, scenes
+from gfl_jax.data import console, scenes
 from gfl_jax.errors import UserError
 
 
@@ -77,7 +77,7 @@ class AmbiguousShapes(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager) -> dict[str, Any]:
     config = self.builder_config
     total = config.num_train + config.num_validation
-    progress = quiet.bar(total, 'drawing scenes', 'scene')
+    progress = console.bar(total, 'drawing scenes', 'scene')
     return {
       'train': self._generate_examples(0, config.num_train, progress),
       'validation': self._generate_examples(1, config.num_validation, progress),
@@ -87,7 +87,7 @@ class AmbiguousShapes(tfds.core.GeneratorBasedBuilder):
     self, split: int, count: int, progress: tqdm.tqdm
   ) -> Iterator[tuple[int, dict[str, Any]]]:
     config = self.builder_config
-    for index in quiet.ticking(range(count), progress):
+    for index in console.track(range(count), progress):
       scene = scenes.draw_scene((config.seed, split, index), config.size)
       file = io.BytesIO()
       Image.fromarray(scene.image).save(file, 'jpeg', quality=95, subsampling=0)

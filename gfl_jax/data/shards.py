@@ -24,10 +24,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.splits import SplitDict
 
 from gfl_jax import files
-from gfl_jax.data import quiet, records
+from gfl_jax.data import console, records
 from gfl_jax.errors import StorageError, UserError
 
-with quiet.starting():  # TFDS itself imports it only when it is used
+with console.suppress_import_noise():  # TFDS itself imports it only when it is used
   import tensorflow as tf
 
 _LOG = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def verify(folder: Any) -> int:
   if not (folder / SUMS).exists():
     return 0
   lines = (folder / SUMS).read_text().splitlines()
-  for line in quiet.ticking(lines, quiet.bar(len(lines), 'verifying', 'file')):
+  for line in console.track(lines, console.bar(len(lines), 'verifying', 'file')):
     expected, name = line.split('  ', 1)
     path = folder / name
     if not path.exists() or _sha256(path) != expected:
@@ -161,7 +161,7 @@ def _write_shards(info, splits, make, folder, check) -> dict[str, list[Facts]]:
   facts: dict[str, list[Facts]] = {split: [] for split in splits}
   total = sum(len(entries) for entries in splits.values())
   with (
-    quiet.bar(total, 'preparing', 'image') as progress,
+    console.bar(total, 'preparing', 'image') as progress,
     futures.ThreadPoolExecutor(records.num_cores()) as pool,
   ):
     # The smallest first: what is wrong with it shows before hours of work.
@@ -175,7 +175,7 @@ def _write_shards(info, splits, make, folder, check) -> dict[str, list[Facts]]:
         if done is None:
           serialize = functools.partial(_serialize, info.features, make, split)
           made = pool.map(serialize, (entries[row] for row in rows))
-          done = _write_shard(folder, name, quiet.ticking(made, progress))
+          done = _write_shard(folder, name, console.track(made, progress))
         else:
           progress.update(len(rows))
         facts[split].append(done)
@@ -222,7 +222,7 @@ def _write_shard(folder: pathlib.Path, name: str, made) -> Facts:
     _sha256(part),
   )
   part.replace(path)
-  files.write_whole(folder / 'facts' / f'{name}.json', json.dumps(facts._asdict()))
+  files.atomic_write(folder / 'facts' / f'{name}.json', json.dumps(facts._asdict()))
   return facts
 
 
@@ -256,7 +256,7 @@ def _complete(info, facts: dict[str, list[Facts]], data: pathlib.Path) -> None:
   info.write_to_directory(data)
   names = sorted(path.name for path in data.iterdir())
   lines = [f'{_sha256(data / name)}  {name}\n' for name in names]
-  files.write_whole(data / SUMS, ''.join(lines))
+  files.atomic_write(data / SUMS, ''.join(lines))
 
 
 def _sha256(path: Any) -> str:

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gfl_jax.choices import choose
+from gfl_jax.config import choose
 from gfl_jax.errors import UserError
 from gfl_jax.models import Predictions
 from gfl_jax.models.representations import REPRESENTATIONS
 from gfl_jax.models.scores import SCORES
 from gfl_jax.ops import boxes as box_ops
 from gfl_jax.ops import nms
+from gfl_jax.ops.gather_rows import gather_rows
 from gfl_jax.ops.points import Points, level_slices
-from gfl_jax.ops.rows import take_rows
 from gfl_jax.ops.types import ArrayLike
 
 
@@ -206,7 +206,7 @@ def _describe(
 ) -> Candidates:
   """Boxes and scores of one image's pairs."""
   representation = REPRESENTATIONS[config.box.kind]
-  outputs = take_rows(predictions.box_logits, anchors)
+  outputs = gather_rows(predictions.box_logits, anchors)
   std = representation.std(outputs, config.box)
   strides = jnp.asarray(points.strides)[anchors][:, None]
   boxes = box_ops.distances_to_boxes(

@@ -16,8 +16,8 @@ distribution, so the errors are those before variance voting and clipping.
 
 import numpy as np
 
-from gfl_jax.evaluation import densities, ranks
-from gfl_jax.evaluation.observations import Rows
+from gfl_jax.evaluation import rank_statistics, side_distributions
+from gfl_jax.evaluation.diagnostic_rows import Rows
 
 LEVELS = (50, 80, 95)  # per cent, of central intervals
 NUM_BINS = 10  # of the reliability table
@@ -69,10 +69,10 @@ def summarize(rows: Rows, box_kind: str, edge_kinds: list[str]) -> tuple[Scalars
       sides_at_floor: share of the sides whose density is below `DENSITY_FLOOR`.
       constant_std: strides; the one standard deviation that stands in for Dirac's.
     Arrays: `sample` [n, 5] (class score, quality or nan, final score, IoU, 1 if
-      positive), `reliability` (see `ranks.reliability`), `edge_kinds` [K], by rising
-      true spread, `kind_table` [K, 6] (count, mean predicted and mean true deviation,
-      coverage at `LEVELS`), `spread_sample` [n, 3] (true and predicted deviation in px,
-      index of the kind).
+      positive), `reliability` (see `rank_statistics.reliability`), `edge_kinds` [K], by
+      rising true spread, `kind_table` [K, 6] (count, mean predicted and mean true
+      deviation, coverage at `LEVELS`), `spread_sample` [n, 3] (true and predicted
+      deviation in px, index of the kind).
   """
   scalars, arrays = _inconsistency(rows)
   more_scalars, more_arrays = _flexibility(rows, box_kind, edge_kinds)
@@ -84,17 +84,19 @@ def _inconsistency(rows: Rows) -> tuple[Scalars, Rows]:
   class_score, score, iou, centerness = rows['positives'].T
   num_negatives, num_above = rows['negatives'].sum(0, np.float64)
   detection_score, detection_iou = rows['detections'].T
-  table = ranks.reliability(detection_score, detection_iou, NUM_BINS)
+  table = rank_statistics.reliability(detection_score, detection_iou, NUM_BINS)
   scalars = {
     'true_positives': float(len(iou)),
     'true_negatives': float(num_negatives),
     'negatives_above_a_positive': _share(num_above, num_negatives),
     'outranking_negatives': _share(by_score, num_pairs),
     'outranking_negatives_class_score': _share(by_class_score, num_pairs),
-    'score_iou_correlation': ranks.spearman(score, iou),
-    'class_score_iou_correlation': ranks.spearman(class_score, iou),
-    'detection_score_iou_correlation': ranks.spearman(detection_score, detection_iou),
-    'calibration_error': ranks.calibration_error(table),
+    'score_iou_correlation': rank_statistics.spearman(score, iou),
+    'class_score_iou_correlation': rank_statistics.spearman(class_score, iou),
+    'detection_score_iou_correlation': rank_statistics.spearman(
+      detection_score, detection_iou
+    ),
+    'calibration_error': rank_statistics.calibration_error(table),
     'positive_iou_mean': _mean(iou),
     'positive_iou_std': _std(iou),
     'positive_centerness_mean': _mean(centerness),
@@ -112,7 +114,7 @@ def _flexibility(rows: Rows, box_kind: str, edge_kinds) -> tuple[Scalars, Rows]:
   constant_std = None
   if box_kind == 'dirac' and error.size:
     constant_std = float(np.sqrt(np.square(error, dtype=np.float64).mean()))
-    cdf, density, _ = densities.normal(error, constant_std)
+    cdf, density, _ = side_distributions.normal(error, constant_std)
     std = np.full_like(std, np.nan)  # it predicts none
   density = density / px
   nll = -np.log(np.maximum(density, DENSITY_FLOOR))
@@ -125,8 +127,8 @@ def _flexibility(rows: Rows, box_kind: str, edge_kinds) -> tuple[Scalars, Rows]:
   shares = [spread[ambiguous] / extent[ambiguous] for spread in (std, true_std)]
   scalars = {
     'matched_detections': float(len(rows['side_error'])),
-    'spread_correlation': ranks.spearman(std[known], true_std[known]),
-    'spread_correlation_relative': ranks.spearman(*shares),
+    'spread_correlation': rank_statistics.spearman(std[known], true_std[known]),
+    'spread_correlation_relative': rank_statistics.spearman(*shares),
     'side_error': _mean(np.abs(error) * px),
     'side_crps': _mean(crps),
     'side_nll': _mean(nll),

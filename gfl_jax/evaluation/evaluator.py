@@ -17,9 +17,9 @@ from jax.experimental import multihost_utils
 
 from gfl_jax import files
 from gfl_jax.errors import UserError
-from gfl_jax.evaluation import coco_metrics, decode, diagnostics, observations
+from gfl_jax.evaluation import coco_metrics, decode, diagnostic_rows, diagnostics
 from gfl_jax.evaluation.decode import Candidates, Detections
-from gfl_jax.evaluation.observations import Observations, Rows, Sides
+from gfl_jax.evaluation.diagnostic_rows import Observations, Rows, Sides
 from gfl_jax.evaluation.samples import choose_samples, collect_samples, sample_arrays
 from gfl_jax.models import make_anchors, network_input
 from gfl_jax.models.representations import REPRESENTATIONS
@@ -74,7 +74,7 @@ def make_predict(detector, config: Any) -> Callable:
     arguments = predictions, points, batch['image_sizes'], config
     found = decode.decode_detections(*arguments, scale_factors=batch['scales'])
     candidates = decode.strongest_candidates(
-      *arguments, count=observations.NUM_CANDIDATES, scale_factors=batch['scales']
+      *arguments, count=diagnostic_rows.NUM_CANDIDATES, scale_factors=batch['scales']
     )
     gather = jax.vmap(lambda logits, index: logits[index])
     outputs = gather(predictions.box_logits, found.anchor_index)
@@ -177,7 +177,7 @@ def evaluate(
 def _write(folder: Path, contents: dict[str, str | bytes]) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   for name, content in contents.items():
-    files.write_whole(folder / name, content)
+    files.atomic_write(folder / name, content)
 
 
 def _one_ahead(predict, variables, batches) -> Iterator[tuple[dict, PredictOutput]]:
@@ -214,7 +214,7 @@ def _gather_processes(
   return (
     [r for part, _ in lists for r in part],
     [i for _, part in lists for i in part],
-    observations.join(tables),
+    diagnostic_rows.join(tables),
   )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from gfl_jax.evaluation.decode import Detections
-from gfl_jax.evaluation.densities import bin_probabilities
-from gfl_jax.evaluation.observations import Sides
+from gfl_jax.evaluation.diagnostic_rows import Sides
+from gfl_jax.evaluation.side_distributions import bin_probabilities
 from gfl_jax.models import make_anchors
 from gfl_jax.models.representations import bin_grid
 

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from gfl_jax.data import prefetch
-from gfl_jax.deploy import manifest
-from gfl_jax.deploy.trained import Program
 from gfl_jax.errors import MissingFileError, UserError
-from gfl_jax.inference import images as image_forms
-from gfl_jax.inference.images import Placed, Source
+from gfl_jax.export import manifest
+from gfl_jax.inference import inputs as image_forms
+from gfl_jax.inference.inputs import Placed, Source
+from gfl_jax.weights.trained import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,14 +266,14 @@ def root_of(path: str | os.PathLike) -> pathlib.Path:
 # programs need none of the detector's code.
 def _exported_program(folder: pathlib.Path, described: manifest.Manifest) -> Program:
   if described.format == 'params':
-    from gfl_jax.deploy import params
+    from gfl_jax.export import params
     from gfl_jax.inference import runs
 
     return runs.make_program(params.load(folder, described))
   if described.format == 'stablehlo':
-    from gfl_jax.deploy import stablehlo
+    from gfl_jax.export import stablehlo
 
     return stablehlo.load(folder, described)
-  from gfl_jax.deploy import onnx
+  from gfl_jax.export import onnx
 
   return onnx.load(folder, described)

@@ -106,8 +106,8 @@ class Results:
       one for index in sorted(self._detections) for one in self._detections[index]
     ]
     with storage_errors(self._out):
-      files.write_whole(self._out / 'images.json', json.dumps(data_set, indent=1))
-      files.write_whole(self._out / 'detections.json', json.dumps(detections))
+      files.atomic_write(self._out / 'images.json', json.dumps(data_set, indent=1))
+      files.atomic_write(self._out / 'detections.json', json.dumps(detections))
     pictures = (self._out / 'pictures').rglob(f'*{PICTURE_SUFFIX}')
     num_others = sum(path.is_file() for path in pictures) - len(self._images)
     others = f'; {num_others} other pictures were there before' if num_others else ''

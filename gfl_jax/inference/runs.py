@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from gfl_jax.deploy import checks, manifest, params, programs
-from gfl_jax.deploy.trained import Found, Program, Trained
 from gfl_jax.errors import MissingFileError
+from gfl_jax.export import manifest, params, programs
 from gfl_jax.inference import predictor
 from gfl_jax.training import run_folder
+from gfl_jax.weights.trained import Found, Program, Trained, check_trained
 
 
 def load_run(
@@ -49,7 +49,7 @@ def load_run(
     'weights': 'ema' if averaged else 'raw',
   }
   trained = Trained(config, variables, names, category_ids, origin)
-  checks.check_trained(trained, path)
+  check_trained(trained, path)
   return trained
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from gfl_jax import data
-from gfl_jax.deploy import manifest
-from gfl_jax.deploy.trained import Found
 from gfl_jax.errors import UserError
+from gfl_jax.export import manifest
 from gfl_jax.inference import image_files
-from gfl_jax.inference import images as image_forms
-from gfl_jax.inference.images import Placed
+from gfl_jax.inference import inputs as image_forms
+from gfl_jax.inference.inputs import Placed
+from gfl_jax.weights.trained import Found
 
 NUM_IMAGES = 4  # in a batch, and of the data set
 _MOST_FILES = 16  # of the given ones: a folder may hold thousands

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 from jax.typing import DTypeLike
 
-from gfl_jax.choices import choose
+from gfl_jax.config import choose
 from gfl_jax.models.efficientnet_lite import EfficientNetLite0
 from gfl_jax.models.resnet import ResNet
 

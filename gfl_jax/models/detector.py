@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PyTree
 
-from gfl_jax.choices import choose
+from gfl_jax.config import choose
 from gfl_jax.models import stages
 from gfl_jax.models.backbones import build_backbone
 from gfl_jax.models.fpn import FPN

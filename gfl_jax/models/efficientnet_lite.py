@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gfl_jax.models import norms, stages
-from gfl_jax.ops.depthwise import depthwise_conv
+from gfl_jax.ops.convolutions import depthwise_conv
 
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # A filter that one channel alone goes through has as many outputs as inputs.

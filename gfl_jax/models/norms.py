@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from gfl_jax.choices import choose
+from gfl_jax.config import choose
 from gfl_jax.errors import UserError
 
 _EPSILON = 1e-5  # torch's default; Flax's own is 1e-6

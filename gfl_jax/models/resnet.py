@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from gfl_jax.choices import choose
+from gfl_jax.config import choose
 from gfl_jax.errors import UserError
 from gfl_jax.models import norms, stages
-from gfl_jax.ops.phases import image_conv
+from gfl_jax.ops.convolutions import image_conv
 
 # He initialisation by the number of outputs, as torchvision: keeps the scale of the
 # gradients through a stack of ReLU layers.

@@ -82,7 +82,7 @@ def write_report(
     section('Configuration', _configuration(config)),
   ]
   path = (measured if evaluation else workdir) / 'report.html'
-  files.write_whole(path, html_page.page(name, ''.join(body), style=_STYLE))
+  files.atomic_write(path, html_page.page(name, ''.join(body), style=_STYLE))
   return path
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gfl_jax.evaluation.observations import overlaps
+from gfl_jax.evaluation.diagnostic_rows import overlaps
 from gfl_jax.reports import pictures, plots
 from gfl_jax.reports.html_page import NOT_EVALUATED, paragraph, section
 

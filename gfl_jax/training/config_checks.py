@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from gfl_jax import data, models
-from gfl_jax.deploy import backbones
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation import decode
-from gfl_jax.training import optimizer, terms
+from gfl_jax.training import loss_terms, optimizer
 from gfl_jax.training.parallel import MODES
+from gfl_jax.weights import pretrained
 
 
 class _Rule(NamedTuple):
@@ -199,10 +199,10 @@ def check_config(config: Any) -> None:
   if problems:
     raise UserError('the config cannot run: ' + '; '.join(problems))
   with _as_user_errors():
-    terms.check_choices(config)
+    loss_terms.check_choices(config)
     decode.check_choices(config)
     optimizer.make_optimizer(config, optimizer.make_schedule(config, 1), {})
-    backbones.check_pretrained(config)
+    pretrained.check_pretrained(config)
     detector: Any = models.build_detector(config)
     _trace(detector)
 

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 from gfl_jax import data, models
-from gfl_jax.deploy import backbones
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation import evaluator
-from gfl_jax.training import hosts, step
+from gfl_jax.multihost import hosts
 from gfl_jax.training import optimizer as optimizers
+from gfl_jax.training import step
 from gfl_jax.training.parallel import DataParallel
 from gfl_jax.training.programs import Programs
+from gfl_jax.weights.pretrained import load_backbone
 
 _LOG = logging.getLogger(__name__)
 MANY_SIDES_BEYOND = 0.01  # share of sides beyond the bins that a warning tells
@@ -60,7 +61,7 @@ class Experiment:
     )
     variables = models.init_variables(self.detector, jax.random.key(config.seed))
     if pretrained and config.model.backbone.pretrained:
-      variables = backbones.load_backbone(variables, config.model.backbone)
+      variables = load_backbone(variables, config.model.backbone)
     elif pretrained and config.model.backbone.norm == 'frozen_batch_norm':
       _LOG.warning(
         'Training with frozen BatchNorm from random weights will not get far: give'

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gfl_jax import files, models
+from gfl_jax.config import differences
 from gfl_jax.data.coco_classes import COCO_CATEGORY_IDS, COCO_NAMES
-from gfl_jax.deploy import checks
-from gfl_jax.deploy.state_dicts import StateDict
-from gfl_jax.deploy.trained import Trained
-from gfl_jax.deploy.weights import PROJECT_OF_MMDET_1, from_mmdet, to_mmdet
 from gfl_jax.errors import MissingFileError, UserError
 from gfl_jax.training import run_folder, step
 from gfl_jax.training.config_checks import check_config
+from gfl_jax.weights.mmdet import PROJECT_OF_MMDET_1, from_mmdet, to_mmdet
+from gfl_jax.weights.state_dicts import StateDict
+from gfl_jax.weights.trained import Trained
+from gfl_jax.weights.trees import check_same, named_leaves
 
 _LOG = logging.getLogger(__name__)
 _CLASS_BIAS = 'bbox_head.gfl_cls.bias'
@@ -135,9 +136,9 @@ def _of_ours(trained: Trained, config: Any, new_head: bool) -> _Start:
   image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   init = models.build_detector(config).init
   expected = jax.eval_shape(init, jax.random.key(0), image)
-  differing = run_folder.differences(_meaning(trained.config), _meaning(config))
+  differing = differences(_meaning(trained.config), _meaning(config))
   try:
-    checks.check_same(checks.named_leaves(variables), expected, source)
+    check_same(named_leaves(variables), expected, source)
   except UserError as error:
     raise UserError(
       f'{source} is of another detector than the config: '

@@ -7,16 +7,17 @@ from typing import Any
 
 import jax
 
+from gfl_jax.checkpointing.manager import Checkpoints
+from gfl_jax.multihost import hosts
+from gfl_jax.multihost.preemption import Preempted, Preemption
 from gfl_jax.reports import report
-from gfl_jax.training import hosts, run_folder
-from gfl_jax.training.checkpoints import Checkpoints
+from gfl_jax.training import run_folder
 from gfl_jax.training.config_checks import check_config
 from gfl_jax.training.experiment import Experiment
 from gfl_jax.training.monitor import Monitor
 from gfl_jax.training.parallel import DataParallel
 from gfl_jax.training.programs import Programs
 from gfl_jax.training.step import TrainState
-from gfl_jax.training.stop import Stopped, StopRequests
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ def train(
     ValueError: a config that cannot run, another run's folder, or one in which another
       process trains.
     NonFiniteLossError: the loss became nan or infinite.
-    Stopped: a Ctrl-C or SIGTERM came; the step it came in is saved. If that step was to
-      be evaluated, the next start does it.
+    Preempted: a Ctrl-C or SIGTERM came; the step it came in is saved. If that step was
+      to be evaluated, the next start does it.
   """
   check_config(config)
   devices = DataParallel(config.parallel)
@@ -72,7 +73,7 @@ def _train(
     run_folder.write_classes(workdir, run.dataset.class_names, run.dataset.category_ids)
     if restored:
       _LOG.info('Going on from step %d of %d.', first_step, run.num_steps)
-    with StopRequests() as stop:
+    with Preemption() as stop:
       state, metrics = _go_on(run, state, first_step, workdir, checkpoints, stop)
     checkpoints.wait()
   if metrics is None:
@@ -84,7 +85,7 @@ def _train(
     except OSError as error:  # a full disk; the run itself is done
       _LOG.warning('The report is not written: %s', error)
   if stop.number:  # a study must not begin its next run
-    raise Stopped('Stopped after the last step: this run is done.', stop.number)
+    raise Preempted('Preempted after the last step: this run is done.', stop.number)
   return metrics
 
 
@@ -94,7 +95,7 @@ def _go_on(
   step: int,
   workdir: str | os.PathLike,
   checkpoints: Checkpoints,
-  stop: StopRequests,
+  stop: Preemption,
 ) -> tuple[TrainState, dict[str, Any] | None]:
   """From a state after `step` steps to the last, evaluations included.
 
@@ -127,8 +128,9 @@ def _go_on(
           checkpoints.save(number, state)
       if stopped_by:
         checkpoints.wait()
-        raise Stopped(
-          f'Stopped at step {number}: the same command goes on from there.', stopped_by
+        raise Preempted(
+          f'Preempted at step {number}: the same command goes on from there.',
+          stopped_by,
         )
       if due:
         metrics = evaluate_now(state, number)

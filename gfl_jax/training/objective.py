@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gfl_jax.choices import choose
+from gfl_jax.config import choose
 from gfl_jax.models.detector import Predictions
 from gfl_jax.models.representations import bin_grid
 from gfl_jax.models.scores import SCORES
 from gfl_jax.ops import assignment, distributions, losses
 from gfl_jax.ops import points as point_ops
-from gfl_jax.training import terms
-from gfl_jax.training.matching import match_batch, rows_of
+from gfl_jax.training import loss_terms
+from gfl_jax.training.targets import make_targets, rows_of
 
 
 class Normalizers(NamedTuple):
@@ -43,7 +43,7 @@ def local_normalizers(
   config,
 ) -> Normalizers:
   """This batch's own part of the divisors, to be added up over devices or parts."""
-  return _normalizers(match_batch(predictions, batch, points, config))
+  return _normalizers(make_targets(predictions, batch, points, config))
 
 
 def detection_loss(
@@ -117,7 +117,7 @@ def loss_and_sums(
     This part's share of the loss, and sums: over all parts, shares (and so their
     gradients) and sums add up to those of the whole batch.
   """
-  match = match_batch(predictions, batch, points, config)
+  match = make_targets(predictions, batch, points, config)
   if normalizers is None:
     normalizers = _normalizers(match)
     if axis_name:
@@ -188,8 +188,10 @@ def _normalizers(match) -> Normalizers:
 
 def _class_term(logits, match, config):
   """Sum of the class loss over all anchors that are not ignored."""
-  class_loss = choose(terms.CLASS_LOSSES, config.class_loss.kind, 'class_loss.kind')
-  numbers = terms.numbers_of(class_loss, config)
+  class_loss = choose(
+    loss_terms.CLASS_LOSSES, config.class_loss.kind, 'class_loss.kind'
+  )
+  numbers = loss_terms.numbers_of(class_loss, config)
   trained = match.matched != assignment.IGNORED
   if match.heatmap is not None:
     per_entry = class_loss.function(logits, match.heatmap, **numbers)
@@ -214,9 +216,9 @@ def _quality_term(quality_logits, match, label):
 
 def _box_terms(match, config):
   """Weighted sums of box and edge loss."""
-  box_loss = choose(terms.BOX_LOSSES, config.box_loss.kind, 'box_loss.kind')
+  box_loss = choose(loss_terms.BOX_LOSSES, config.box_loss.kind, 'box_loss.kind')
   per_box = box_loss(match.decoded, match.positives.boxes)
-  edge_loss = choose(terms.EDGE_LOSSES, config.edge_loss.kind, 'edge_loss.kind')
+  edge_loss = choose(loss_terms.EDGE_LOSSES, config.edge_loss.kind, 'edge_loss.kind')
   per_side = edge_loss.function(match.outputs, match.distances, config.box)
   return (
     (match.weights * per_box).sum(),

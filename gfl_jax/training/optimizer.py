@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gfl_jax.choices import choose
+from gfl_jax.config import choose
 
 
 def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:

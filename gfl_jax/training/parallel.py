@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gfl_jax.errors import UserError
-from gfl_jax.training import hosts
+from gfl_jax.multihost import hosts
 from gfl_jax.training.step import AXIS
 
 MODES = ('jit', 'pmap')

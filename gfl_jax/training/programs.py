@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from gfl_jax import data, models
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation import evaluator
-from gfl_jax.training import hosts, run_folder, step
+from gfl_jax.multihost import hosts
+from gfl_jax.training import run_folder, step
 from gfl_jax.training.parallel import DataParallel
 
 # Programs are told apart by the parts of a config that they read.

@@ -17,11 +17,11 @@ import jax
 import ml_collections
 
 from gfl_jax import __version__, files
-from gfl_jax.deploy import checks
-from gfl_jax.deploy.trained import NOT_WHOLE, completed, stored_config
+from gfl_jax.checkpointing.manager import Checkpoints
+from gfl_jax.config import checked_classes, completed, differences, stored_config
 from gfl_jax.errors import MissingFileError, UserError, storage_errors
-from gfl_jax.training import hosts
-from gfl_jax.training.checkpoints import Checkpoints
+from gfl_jax.files import MALFORMED
+from gfl_jax.multihost import hosts
 
 _LOG = logging.getLogger(__name__)
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -128,8 +128,8 @@ def write_config(workdir: str | os.PathLike, config: ml_collections.ConfigDict) 
 def _write_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
   with storage_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_whole(folder / 'env.json', json.dumps(_environment(), indent=2))
-    files.write_whole(folder / 'config.json', json.dumps(config, indent=2))
+    files.atomic_write(folder / 'env.json', json.dumps(_environment(), indent=2))
+    files.atomic_write(folder / 'config.json', json.dumps(config, indent=2))
 
 
 def _extension(stored: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def write_classes(
   if jax.process_index() == 0:
     classes = {'names': list(names), 'category_ids': [int(i) for i in category_ids]}
     text = json.dumps(classes, indent=2)
-    files.write_whole(pathlib.Path(workdir) / 'classes.json', text)
+    files.atomic_write(pathlib.Path(workdir) / 'classes.json', text)
 
 
 def load_classes(workdir: str | os.PathLike) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -189,7 +189,7 @@ def load_classes(workdir: str | os.PathLike) -> tuple[tuple[str, ...], tuple[int
     )
   with _whole(file):
     classes = json.loads(file.read_text())
-    return checks.checked_classes(classes['names'], classes['category_ids'])
+    return checked_classes(classes['names'], classes['category_ids'])
 
 
 def check_classes(workdir: str | os.PathLike, names: Sequence[str]) -> None:
@@ -253,7 +253,7 @@ def write_data(workdir: str | os.PathLike, checksum: int) -> None:
   """Writes `data.json`: what `check_data` compares with."""
   if jax.process_index() == 0:
     text = json.dumps(_data_record(checksum))
-    files.write_whole(pathlib.Path(workdir) / 'data.json', text)
+    files.atomic_write(pathlib.Path(workdir) / 'data.json', text)
 
 
 def _data_record(checksum: int) -> dict[str, str]:
@@ -308,7 +308,7 @@ class MetricsLog:
     if file.exists():
       lines = files.read_json_lines(file)
       files.write_json_lines(file, (x for x in lines if x['step'] <= start_step))
-    self._file = files.GrowingFile(file)
+    self._file = files.AppendLog(file)
 
   def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
     """Adds one line; nested values are kept in the file, scalars alone in events."""
@@ -346,28 +346,10 @@ def _whole(file: pathlib.Path) -> Iterator[None]:
   """Names the file in an error of what it holds."""
   try:
     yield
-  except NOT_WHOLE as error:
+  except MALFORMED as error:
     raise UserError(
       f'{file} is not what a run writes ({error!r}): put a whole copy there'
     ) from error
-
-
-def differences(stored: Any, given: Any, name: str = '') -> list[str]:
-  """What differs between two nested dicts: 'field: stored 1, given 2' each.
-
-  Args:
-    stored: a config, or a section of one, as JSON has it.
-    given: another.
-    name: of the section.
-  """
-  if isinstance(stored, dict) and isinstance(given, dict):
-    parts = []
-    for key in sorted(stored.keys() | given.keys()):
-      below = f'{name}.{key}' if name else key
-      missing = '(no such field)'
-      parts += differences(stored.get(key, missing), given.get(key, missing), below)
-    return parts
-  return [] if stored == given else [f'{name}: stored {stored!r}, given {given!r}']
 
 
 def _environment() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile, ImageOps
 from gfl_jax import data
 from gfl_jax.data import coco_json, pixels
 from gfl_jax.errors import UserError
-from gfl_jax.inference import images as used
+from gfl_jax.inference import inputs as used
 from tests.data import sets
 
 RAMP = np.add.outer(np.arange(32), np.arange(0, 256, 8)[:24]).astype(np.uint8)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from gfl_jax.evaluation import diagnostics, observations
+from gfl_jax.evaluation import diagnostic_rows, diagnostics
 from gfl_jax.evaluation.decode import Candidates, Detections
-from gfl_jax.evaluation.observations import Observations, Sides
+from gfl_jax.evaluation.diagnostic_rows import Observations, Sides
 from gfl_jax.models import make_anchors
 from gfl_jax.ops import boxes as box_ops
 
@@ -93,10 +93,10 @@ SHIFTED = {1.0: BOX, 0.6: (15, 10, 35, 30), 0.25: (22, 10, 42, 30), 0.0: (60, 0,
 
 def test_overlaps_by_hand():
   others = np.array([BOX, (0, 0, 20, 20.0)])
-  iou, share = observations.overlaps(np.array([(0, 0, 10, 40.0), BOX]), others)
+  iou, share = diagnostic_rows.overlaps(np.array([(0, 0, 10, 40.0), BOX]), others)
   np.testing.assert_allclose(iou, [[0, 200 / 600], [1, 100 / 700]])
   np.testing.assert_allclose(share, [[0, 0.5], [1, 0.25]])
-  assert np.isfinite(observations.overlaps(np.zeros((1, 4)), np.zeros((2, 4)))).all()
+  assert np.isfinite(diagnostic_rows.overlaps(np.zeros((1, 4)), np.zeros((2, 4)))).all()
 
 
 def test_true_positives_and_negatives_and_who_outranks_whom():
@@ -137,7 +137,7 @@ def test_pairs_are_those_of_one_image_on_many_random_images():
       above.append(any(a > b for b in scores[near == 1]))
       for b in scores[near == 1]:
         total, wins = total + 1, wins + (a > b) + 0.5 * (a == b)
-  scalars, _ = diagnostics.summarize(observations.join(rows), 'general', [])
+  scalars, _ = diagnostics.summarize(diagnostic_rows.join(rows), 'general', [])
   assert scalars['outranking_negatives'] == pytest.approx(wins / total)
   assert scalars['negatives_above_a_positive'] == pytest.approx(np.mean(above))
 
@@ -160,7 +160,7 @@ def test_centerness_is_that_of_the_labels():
   points, boxes = rng.uniform(0, 50, (200, 2)), rng.uniform(0, 25, (200, 4))
   boxes[:, 2:] += 25
   distances = np.concatenate([points - boxes[:, :2], boxes[:, 2:] - points], -1)
-  got = observations._centerness(points, boxes)
+  got = diagnostic_rows._centerness(points, boxes)
   np.testing.assert_allclose(got, box_ops.centerness(distances), atol=1e-6)
   assert 20 < np.count_nonzero(got) < 180
 
@@ -180,8 +180,8 @@ def test_each_true_box_is_matched_once_by_the_best_score():
   truth = np.array([BOX, (50, 10, 70, 30), (14, 10, 34, 30)], float)
   boxes = [SHIFTED[0.6], BOX, BOX, (50, 10, 70, 30), (50, 10, 70, 30)]
   found = detections(boxes, [0.9, 0.8, 0.7, 0.6, 0.04], classes=[0, 0, 0, 1, 0])
-  iou, _ = observations.overlaps(found.boxes, truth)
-  pairs = observations.match(found, iou, np.zeros(3, int))
+  iou, _ = diagnostic_rows.overlaps(found.boxes, truth)
+  pairs = diagnostic_rows.match(found, iou, np.zeros(3, int))
   # The first takes the third box (IoU 0.9), the second the first, none is left for the
   # third; the fourth has the wrong class, the fifth too low a score.
   assert pairs.tolist() == [[0, 2], [1, 0]]
@@ -240,10 +240,10 @@ def synthetic_sides(kind, count=4000):
   std = rng.uniform(0.3, 0.8, shape)
   # Within 3 deviations, so that no density is at the floor.
   errors = std * np.clip(rng.standard_normal(shape), -3, 3)
-  fit = observations.densities.normal(errors, std)
+  fit = diagnostic_rows.densities.normal(errors, std)
   if kind == 'dirac':
-    fit = observations.densities.FITS['dirac'](None, errors, None, None, None)
-  columns = observations._no_rows(observations._IMAGE_COLUMNS)
+    fit = diagnostic_rows.densities.FITS['dirac'](None, errors, None, None, None)
+  columns = diagnostic_rows._no_rows(diagnostic_rows._IMAGE_COLUMNS)
   return columns | {
     'side_error': errors, 'side_std': std, 'side_cdf': fit.cdf,
     'side_density': fit.density, 'side_crps': fit.crps, 'side_px': np.full(shape, 8.0),

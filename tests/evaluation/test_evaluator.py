@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from gfl_jax.evaluation import evaluator, observations, samples
+from gfl_jax.evaluation import diagnostic_rows, evaluator, samples
 from gfl_jax.models import Predictions, make_anchors
 
 CONFIG = ConfigDict({
@@ -206,7 +206,7 @@ def test_no_annotation_at_all(tmp_path):
 
 def half(start, stop):
   """What one process has of 14 images, as it would hand it over."""
-  observed = observations.Observations(ground_truth(14), CONFIG)
+  observed = diagnostic_rows.Observations(ground_truth(14), CONFIG)
   ids = []
   for batch in list(batches(14, 1))[start:stop]:
     output = jax.tree.map(np.asarray, predict(table(14), batch))

@@ -2,9 +2,9 @@
 
 import jax
 
+from gfl_jax.checkpointing.manager import Checkpoints
 from gfl_jax.models import build_detector, init_variables
 from gfl_jax.training import run_folder, step
-from gfl_jax.training.checkpoints import Checkpoints
 from tests import tiny
 
 NAMES, IDS = ('ring', 'disk', 'bår'), (3, 5, 9)

@@ -12,11 +12,11 @@ from PIL import Image
 
 import gfl_jax
 from gfl_jax.data.dataset import Dataset
-from gfl_jax.deploy.trained import Found
 from gfl_jax.evaluation import evaluator
 from gfl_jax.inference import runs
 from gfl_jax.inference.predictor import Predictor, root_of
 from gfl_jax.models import build_detector
+from gfl_jax.weights.trained import Found
 from tests.data import sets
 from tests.inference import small_run
 
@@ -213,7 +213,7 @@ def test_an_export_finds_what_its_run_finds(run, found, format, tmp_path):
   if format == 'onnx':
     pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
-  module = importlib.import_module(f'gfl_jax.deploy.{format}')
+  module = importlib.import_module(f'gfl_jax.export.{format}')
   module.write(runs.load_run(run), tmp_path)
   exported = gfl_jax.load(tmp_path)
   assert exported.class_names == small_run.NAMES
@@ -223,7 +223,7 @@ def test_an_export_finds_what_its_run_finds(run, found, format, tmp_path):
 
 
 def test_parameters_alone_are_enough(run, found, tmp_path):
-  from gfl_jax.deploy import params
+  from gfl_jax.export import params
 
   params.write(runs.load_run(run), tmp_path)
   (file,) = tmp_path.glob('*.safetensors')

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from gfl_jax.checkpointing.manager import Checkpoints, DamagedCheckpointError
 from gfl_jax.evaluation import evaluator
 from gfl_jax.inference import runs
 from gfl_jax.models import build_detector, init_variables
 from gfl_jax.training import run_folder, step
-from gfl_jax.training.checkpoints import Checkpoints, DamagedCheckpointError
 from tests import tiny
 
 NAMES, IDS = ('ring', 'disk', 'bar'), (3, 5, 9)

@@ -7,7 +7,7 @@ import pytest
 
 from configs import bccd, demo_shapes, gfl_r50_fpn_1x_coco
 from gfl_jax.errors import UserError
-from gfl_jax.training import config_checks, terms
+from gfl_jax.training import config_checks, loss_terms
 from tests import tiny
 
 
@@ -144,8 +144,8 @@ def test_only_a_number_of_the_config_hides_where_an_error_came_from(monkeypatch)
   def mistaken(logits, targets):
     raise ValueError('of a loss of my own')
 
-  own = terms.ClassLoss(mistaken, (), 'soft')
-  monkeypatch.setitem(terms.CLASS_LOSSES, 'own', own)
+  own = loss_terms.ClassLoss(mistaken, (), 'soft')
+  monkeypatch.setitem(loss_terms.CLASS_LOSSES, 'own', own)
   config.class_loss.kind = 'own'
   with pytest.raises(ValueError, match='of a loss of my own') as error:
     config_checks.check_config(config)

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gfl_jax.checkpointing.manager import Checkpoints
 from gfl_jax.data.coco_classes import COCO_CATEGORY_IDS, COCO_NAMES
-from gfl_jax.deploy import state_dicts, weights
-from gfl_jax.inference import export, runs
+from gfl_jax.inference import exporting, runs
 from gfl_jax.models import build_detector
 from gfl_jax.training import importing, loop
-from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.evaluate import evaluate_run
+from gfl_jax.weights import mmdet, state_dicts
 from tests import golden_weights, tiny
 from tests.data import sets
 
@@ -43,7 +43,7 @@ def variables():
 @pytest.fixture(scope='module')
 def checkpoint(variables, tmp_path_factory):
   path = tmp_path_factory.mktemp('mmdet') / 'gfl.npz'
-  np.savez(path, **weights.to_mmdet(variables))
+  np.savez(path, **mmdet.to_mmdet(variables))
   return path
 
 
@@ -132,7 +132,7 @@ def test_a_run_or_an_export_is_a_start_for_other_classes(
   checkpoint, variables, tmp_path, caplog
 ):
   ours = import_detector(checkpoint, tmp_path / 'run')
-  export.export(ours, 'params', tmp_path / 'export')
+  exporting.export(ours, 'params', tmp_path / 'export')
   five = tiny_config()
   five.model.num_classes = 5
 
@@ -228,7 +228,7 @@ def test_an_import_that_failed_can_be_repeated(
 
 def with_arrays(path, variables, **changes):
   """The checkpoint with some arrays more or others."""
-  np.savez(path, **weights.to_mmdet(variables) | changes)
+  np.savez(path, **mmdet.to_mmdet(variables) | changes)
   return path
 
 

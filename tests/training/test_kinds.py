@@ -9,7 +9,8 @@ import pytest
 
 from gfl_jax.models import Predictions, make_anchors
 from gfl_jax.ops import assignment
-from gfl_jax.training import matching, objective, terms
+from gfl_jax.training import loss_terms, objective
+from gfl_jax.training.targets import _heatmap, assign, make_targets
 from tests import tiny
 
 # score, class loss, its numbers, box, edge loss, weighting
@@ -154,7 +155,7 @@ def expected_terms(config, predictions, batch, matched, anchors):
   sums = dict(class_=0.0, quality=0.0, box=0.0, edge=0.0, weight=0.0, count=0)
   heatmap = None
   if config.class_loss.kind == 'gaussian_focal':
-    heatmap = np.asarray(matching._heatmap(matched, batch, anchors, 3, config))
+    heatmap = np.asarray(_heatmap(matched, batch, anchors, 3, config))
   for i in range(len(matched)):
     positives = 0
     for a in np.flatnonzero(matched[i] != assignment.IGNORED):
@@ -207,7 +208,7 @@ def expected_terms(config, predictions, batch, matched, anchors):
 def test_anchors_are_matched_by_the_rule_that_the_config_names(case):
   config, batch = config_of(case), tiny.batch()
   points = make_anchors(config, (64, 64))
-  matched, _ = jax.jit(lambda batch: matching.assign(batch, points, config))(batch)
+  matched, _ = jax.jit(lambda batch: assign(batch, points, config))(batch)
   image = batch['boxes'][4], batch['valid'][4]
   rules = {
     name: jax.jit(functools.partial(rule, points=points))(*image).matched
@@ -222,7 +223,7 @@ def test_each_term_is_that_of_plain_numpy(case):
   config, batch = config_of(case), tiny.batch()
   batch['image_sizes'][1] = (32, 64)  # some anchors are ignored
   anchors, predictions = make_anchors(config, (64, 64)), predictions_of(config)
-  matched, _ = matching.assign(batch, anchors, config)
+  matched, _ = assign(batch, anchors, config)
   matched = np.asarray(matched)
   assert {-2, -1, 0}.issubset(matched.ravel())
   (loss, scalars), _ = loss_of(case)(predictions, batch)
@@ -310,7 +311,7 @@ def test_labels_of_positives_have_their_means_and_deviations():
   config, batch = config_of('atss'), tiny.batch()
   predictions, anchors = predictions_of(config), make_anchors(config, (64, 64))
   (_, scalars), _ = loss_of('atss')(predictions, batch)
-  match = matching.match_batch(predictions, batch, anchors, config)
+  match = make_targets(predictions, batch, anchors, config)
   for name, label in match.labels.items():
     used = np.asarray(label)[np.asarray(match.positives.used)]
     np.testing.assert_allclose(scalars[f'positive_{name}'], used.mean(), rtol=1e-5)
@@ -338,31 +339,31 @@ def test_choices_that_do_not_fit_are_an_error(changes, message):
     config[section].kind = kind
   config.class_loss.update(alpha=2.0, gamma=4.0)  # a heatmap's exponents
   with pytest.raises(ValueError, match=message):
-    terms.check_choices(config)
+    loss_terms.check_choices(config)
 
 
 def test_numbers_out_of_range_are_an_error():
   config = tiny.config()
   config.class_loss.beta = 0.5
   with pytest.raises(ValueError, match='beta=0.5 must be 0 or at least 1'):
-    terms.check_choices(config)
+    loss_terms.check_choices(config)
   config = config_of('fcos')
   config.assignment.center_radius = -1.5
   with pytest.raises(ValueError, match='center_radius=-1.5 at least 0'):
-    terms.check_choices(config)
+    loss_terms.check_choices(config)
   config = config_of('max_iou')
   config.assignment.negative_iou = 0.6
   with pytest.raises(ValueError, match='negative_iou=0.6 must be in'):
-    terms.check_choices(config)
+    loss_terms.check_choices(config)
   config = tiny.config()
   config.box.num_bins = 1
   with pytest.raises(ValueError, match='num_bins=1: a grid needs at least 2 bins'):
-    terms.check_choices(config)
+    loss_terms.check_choices(config)
   config = config_of('corner')
   config.class_loss.min_overlap = 1.5
   with pytest.raises(ValueError, match=r'min_overlap=1\.5'):
-    terms.check_choices(config)
+    loss_terms.check_choices(config)
   config = tiny.config()
   config.box_loss.weighting = 'score'
   with pytest.raises(ValueError, match="box_loss.weighting='score' is not one of"):
-    terms.check_choices(config)
+    loss_terms.check_choices(config)

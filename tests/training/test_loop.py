@@ -14,10 +14,12 @@ import pytest
 
 import gfl_jax
 from gfl_jax import files
-from gfl_jax.deploy import manifest
+from gfl_jax.checkpointing import checksums
+from gfl_jax.checkpointing.manager import Checkpoints
 from gfl_jax.errors import UserError
+from gfl_jax.export import manifest
+from gfl_jax.multihost.preemption import Preempted
 from gfl_jax.training import (
-  checksums,
   evaluate,
   experiment,
   extension,
@@ -26,10 +28,8 @@ from gfl_jax.training import (
   run_folder,
   step,
 )
-from gfl_jax.training.checkpoints import Checkpoints
 from gfl_jax.training.evaluate import evaluate_run
 from gfl_jax.training.programs import Programs
-from gfl_jax.training.stop import Stopped
 from tests import tiny
 
 NUM_IMAGES = 24  # 3 steps of 8 make an epoch
@@ -151,7 +151,9 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on_from_it(
   c = config(data_file)
   with monkeypatch.context() as patch:
     raise_signal_at(patch, 3, number)
-    with pytest.raises(Stopped, match='Stopped at step 3: the same command') as error:
+    with pytest.raises(
+      Preempted, match='Preempted at step 3: the same command'
+    ) as error:
       loop.train(c, tmp_path, programs)
   assert error.value.exit_code == 128 + number
   with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
@@ -203,7 +205,7 @@ def test_a_run_stopped_where_an_evaluation_is_due_leaves_it_to_the_next_start(
   c = evaluated_twice(data_file)
   with monkeypatch.context() as patch:
     raise_signal_at(patch, step, signal.SIGTERM)
-    with pytest.raises(Stopped, match=f'Stopped at step {step}: the same') as error:
+    with pytest.raises(Preempted, match=f'Preempted at step {step}: the same') as error:
       loop.train(c, tmp_path, programs)
   assert error.value.exit_code == 128 + signal.SIGTERM
   assert evaluated_steps(tmp_path) == before
@@ -274,7 +276,7 @@ def test_a_stop_in_the_last_evaluation_comes_after_the_report(
     return true(self, *arguments)
 
   monkeypatch.setattr(experiment.Experiment, 'evaluate', interrupted)
-  with pytest.raises(Stopped, match='after the last step: this run is done') as error:
+  with pytest.raises(Preempted, match='after the last step: this run is done') as error:
     loop.train(config(data_file, epochs=1 / 3), tmp_path, programs)
   assert error.value.exit_code == 128 + signal.SIGINT
   assert json.loads((tmp_path / 'eval' / 'metrics.json').read_text())['step'] == 1
@@ -368,7 +370,7 @@ def test_a_run_goes_on_for_more_epochs_as_it_is_told(
   monkeypatch.setattr(loop.report, 'write_report', lambda workdir: 'none')
   with monkeypatch.context() as patch:
     raise_signal_at(patch, 8, signal.SIGTERM)
-    with pytest.raises(Stopped, match='Stopped at step 8'):
+    with pytest.raises(Preempted, match='Preempted at step 8'):
       loop.train(extension.extended(longer, other, 'keep_rate'), other, programs)
   loop.train(extension.extended(longer, other, 'keep_rate'), other, programs)
   last = [checksums.read(folder / 'checkpoints' / '9') for folder in (run, other)]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from configs import gfl_r50_fpn_1x_coco
-from gfl_jax.deploy import weights
 from gfl_jax.models import Predictions, build_detector, make_anchors
 from gfl_jax.ops import boxes
-from gfl_jax.training import matching, objective
+from gfl_jax.training import objective, targets
+from gfl_jax.weights import mmdet
 from tests import golden, golden_weights, tiny
 
 TERMS = ('loss_class', 'loss_box', 'loss_edge')
@@ -58,7 +58,7 @@ def head_case(case):
   features = tuple(arrays[f'feats/{i}'].transpose(0, 2, 3, 1) for i in range(5))
   params = golden_weights.variables('head')['params']
   (_, scalars), (params, features) = head_gradients()(params, features, batch)
-  entries = weights.to_mmdet({**golden_weights.variables('head'), 'params': params})
+  entries = mmdet.to_mmdet({**golden_weights.variables('head'), 'params': params})
   gradients = {
     f'grad_params/{key.removeprefix("bbox_head.")}': np.asarray(value)
     for key, value in entries.items()
@@ -175,18 +175,18 @@ def test_extreme_logits_stay_finite(scale):
 def test_positives_beyond_the_capacity_of_a_batch_are_left_out_fairly_and_counted():
   config, batch = tiny.config(), tiny.batch()
   predictions, anchors = random_predictions(config, batch)
-  matched, none_dropped = matching.assign(batch, anchors, config)
+  matched, none_dropped = targets.assign(batch, anchors, config)
   matched = np.asarray(matched)
   positive = matched >= 0
   assert none_dropped == 0 and positive.sum(axis=1).max() > positive.sum() / 8
   # One image may have more than its share, as long as the batch has not.
   config.box_loss.max_positives_per_image = -(-int(positive.sum()) // 8)
-  same, none_dropped = matching.assign(batch, anchors, config)
+  same, none_dropped = targets.assign(batch, anchors, config)
   np.testing.assert_array_equal(same, matched)
   assert none_dropped == 0
 
   config.box_loss.max_positives_per_image = 4  # as many as an image has boxes
-  kept = np.asarray(matching.assign(batch, anchors, config)[0]) >= 0
+  kept = np.asarray(targets.assign(batch, anchors, config)[0]) >= 0
   assert kept.sum() <= 32 < positive.sum()
   numbers = []  # of the anchors that each box keeps, and whether it had more
   for image, box in sorted({(i, matched[i, a]) for i, a in np.argwhere(positive)}):
@@ -223,7 +223,7 @@ def test_no_positive_of_crowded_images_is_dropped_by_the_recipe():
     'image_sizes': np.array([[800, 1333]]),
   }
   anchors = make_anchors(config, canvas)
-  matched, dropped = jax.jit(lambda b: matching.assign(b, anchors, config))(batch)
+  matched, dropped = jax.jit(lambda b: targets.assign(b, anchors, config))(batch)
   assert dropped == 0 and (np.asarray(matched) >= 0).sum() > 512
 
 

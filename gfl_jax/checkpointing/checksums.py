@@ -1,0 +1,89 @@
+"""What is kept beside the arrays of a checkpoint: a checksum of each.
+
+Orbax keeps no checksum of array data: a flipped bit would load without a word.
+"""
+
+import json
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import future
+
+from gfl_jax.errors import UserError
+from gfl_jax.weights.trees import named_leaves
+
+_FILE = 'metadata'  # as orbax calls the file of a JSON item
+
+
+class ChecksumHandler(ocp.JsonCheckpointHandler):
+  """Writes {name of a leaf: CRC-32} in the thread in which orbax writes the leaves.
+
+  The training thread only hands over the host's copies, which orbax needs too. Arrays
+  are the same on every host, so the first host alone writes.
+  """
+
+  async def async_save(self, directory, item=None, args: Any = None):
+    """Starts it; the arrays may be donated once this has returned."""
+    if jax.process_index() != 0:
+      return []
+    copies = on_host(args.state)
+
+    async def write():
+      (directory / _FILE).write_text(json.dumps(crc32(copies)))
+
+    return [future.CommitFutureAwaitingContractedSignals(write(), name='checksums')]
+
+
+@ocp.args.register_with_handler(ChecksumHandler, for_save=True)
+class ChecksumSave(ocp.args.CheckpointArgs):
+  """A tree of arrays."""
+
+  def __init__(self, state: Any):
+    self.state = state
+
+
+@ocp.args.register_with_handler(ChecksumHandler, for_restore=True)
+class ChecksumRestore(ocp.args.CheckpointArgs):
+  """Orbax wants one; `read` needs none."""
+
+
+def read(folder: pathlib.Path) -> dict[str, int]:
+  """The checksums of a stored step by leaf.
+
+  Args:
+    folder: of the step.
+
+  Raises:
+    OSError, ValueError: they cannot be read.
+  """
+  record = json.loads((folder / 'checksums' / _FILE).read_text())
+  if not isinstance(record, dict):
+    raise UserError(f'{folder}/checksums holds {type(record).__name__}, no dict')
+  return record
+
+
+def wrong(arrays: Mapping[str, np.ndarray], expected: Mapping[str, int]) -> list[str]:
+  """Names of the arrays whose checksum is not the expected one."""
+  found = crc32(arrays)
+  return [name for name in found if found[name] != expected.get(name)]
+
+
+def on_host(tree: Any) -> dict[str, np.ndarray]:
+  """The leaves of a tree by name, of arrays that are the same on all devices."""
+  first = lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x
+  leaves = {name: first(leaf) for name, leaf in named_leaves(tree).items()}
+  for leaf in leaves.values():
+    if isinstance(leaf, jax.Array):
+      leaf.copy_to_host_async()
+  return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+
+
+def crc32(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+  """CRC-32 of each array's bytes in C order."""
+  as_bytes = lambda x: np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
+  return {name: zlib.crc32(as_bytes(x)) for name, x in arrays.items()}

@@ -1,1 +1,0 @@
-"""Parameters in from other frameworks, parameters and programs out."""

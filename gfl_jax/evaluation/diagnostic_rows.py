@@ -1,0 +1,307 @@
+"""What the diagnostics look at: candidates, detections and sides beside the truth.
+
+`Observations` keeps a few rows per image, whatever the number of anchors, so memory is
+bounded; `diagnostics.summarize` makes the measures of them. The definitions of a true
+positive, a true negative and a matched detection are in diagnostics.py.
+
+NumPy on the host.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gfl_jax.evaluation import rank_statistics, side_distributions
+from gfl_jax.evaluation.decode import Candidates, Detections
+from gfl_jax.models import make_anchors
+from gfl_jax.ops.types import ArrayLike
+
+NUM_CANDIDATES = 200
+POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.1
+MIN_SCORE = 0.05  # of a detection whose sides are judged
+_SAMPLES_PER_IMAGE = 10
+Rows = dict[str, np.ndarray]
+# The shape of a row of each column.
+_IMAGE_COLUMNS = {
+  'pairs': (3,),  # outranking by final score, by class score, of how many
+  'positives': (4,),  # class score, final score, IoU, centerness
+  'negatives': (2,),  # per image, and of them above a positive
+  'sample': (5,),  # class score, quality, final score, IoU, is positive
+  'detections': (2,),  # score, IoU
+}
+_SIDE_COLUMNS = {
+  'side_error': (4,),  # annotated - predicted distance, strides
+  'side_std': (4,),  # strides
+  'side_cdf': (4,),
+  'side_density': (4,),  # per stride
+  'side_crps': (4,),  # strides
+  'side_px': (4,),  # original px per stride
+  'side_sigma': (4,),  # of the annotation, original px
+  'side_kind': (4,),
+  'side_extent': (4,),  # of the true box across the side, original px
+}
+
+
+class Sides(NamedTuple):
+  """The sides of the detections as predicted, before voting and clipping.
+
+  Attributes:
+    distance: [*, 4] from the anchor point, in strides.
+    outputs: [*, 4, n] of the head, which the distance was decoded from.
+  """
+
+  distance: ArrayLike
+  outputs: ArrayLike
+
+
+class _Truth(NamedTuple):
+  """The true boxes of an image in original px; crowds apart."""
+
+  boxes: np.ndarray  # [m, 4] xyxy
+  classes: np.ndarray  # [m]
+  edge_sigma: np.ndarray  # [m, 4] px, nan where unknown
+  edge_kind: np.ndarray  # [m, 4] index into the kinds, -1 where unknown
+  crowds: np.ndarray  # [k, 4] xyxy
+
+
+class _Matches(NamedTuple):
+  """The matched detections of a batch, and their true boxes."""
+
+  image: np.ndarray  # [k] row of the batch
+  index: np.ndarray  # [k] the detection
+  boxes: np.ndarray  # [k, 4] true, original px
+  edge_sigma: np.ndarray  # [k, 4]
+  edge_kind: np.ndarray  # [k, 4]
+
+  @classmethod
+  def of_image(cls, row: int, pairs: np.ndarray, truth: _Truth) -> '_Matches':
+    index, true = pairs.T
+    image = np.full(len(pairs), row)
+    return cls(
+      image, index, truth.boxes[true], truth.edge_sigma[true], truth.edge_kind[true]
+    )
+
+  @classmethod
+  def none(cls) -> '_Matches':
+    sides = np.zeros((0, 4))
+    return cls(np.zeros(0, int), np.zeros(0, int), sides, sides, sides)
+
+
+class Observations:
+  """Collects what the measures need, batch by batch."""
+
+  def __init__(self, ground_truth: Mapping, config: Any):
+    """Args: ground_truth: COCO's form, with `edge_sigma` and `edge_kind` (l, t, r, b)
+    of an annotation where they are known; config: the experiment."""
+    self._config = config
+    annotations = ground_truth['annotations']
+    named = {kind for a in annotations for kind in a.get('edge_kind', ())}
+    self.edge_kinds = sorted(named)
+    self._truths = _read_truths(ground_truth, self.edge_kinds)
+    self._points: dict[tuple, Any] = {}
+    self._rows: list[Rows] = []
+
+  def add(
+    self,
+    batch: Mapping[str, np.ndarray],
+    detections: Detections,
+    candidates: Candidates,
+    sides: Sides,
+  ) -> None:
+    """Takes a batch, all in NumPy arrays; boxes are in original px.
+
+    Args:
+      batch: as the data set gives it.
+      detections: [B, N, ...].
+      candidates: [B, `NUM_CANDIDATES` or all, ...].
+      sides: [B, N, ...], of the detections.
+    """
+    canvas, scales = batch['images'].shape[1:3], batch['scales']
+    if canvas not in self._points:
+      self._points[canvas] = make_anchors(self._config, canvas)
+    points = self._points[canvas]
+    rows, matched = [], [_Matches.none()]
+    for i, image_id in enumerate(batch['image_ids'].tolist()):
+      if image_id == -1:
+        continue
+      truth, found, scale = self._truths[image_id], _row(detections, i), scales[i]
+      iou, _ = overlaps(found.boxes, truth.boxes)
+      pairs = match(found, iou, truth.classes)
+      matched.append(_Matches.of_image(i, pairs, truth))
+      detected = _detection_rows(found, iou, truth)
+      of_image = _row(candidates, i)
+      anchors = points.centers[of_image.anchor_index] / scale
+      rows.append(_candidate_rows(of_image, anchors, truth, image_id) | detected)
+    joined = _Matches(*map(np.concatenate, zip(*matched, strict=True)))
+    table = join([_no_rows(_IMAGE_COLUMNS), *rows]) | _side_rows(
+      detections, sides, joined, points, scales, self._config.box
+    )
+    self._rows.append({k: v.astype(np.float32) for k, v in table.items()})
+
+  def rows(self) -> Rows:
+    """All that was collected, to be joined with that of other processes."""
+    return join([_no_rows(_IMAGE_COLUMNS | _SIDE_COLUMNS), *self._rows])
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+  """One table of several, in their order."""
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _no_rows(columns: Mapping[str, tuple]) -> Rows:
+  """An empty table, so that a batch or process without images has all columns."""
+  return {name: np.zeros((0, *shape), np.float32) for name, shape in columns.items()}
+
+
+def _read_truths(ground_truth: Mapping, kinds: Sequence[str]) -> dict[int, _Truth]:
+  label = {c['id']: i for i, c in enumerate(ground_truth['categories'])}
+  index = {kind: i for i, kind in enumerate(kinds)}
+  per_image: dict[int, list] = {image['id']: [] for image in ground_truth['images']}
+  for annotation in ground_truth['annotations']:
+    per_image[annotation['image_id']].append(annotation)
+  truths = {}
+  for image_id, annotations in per_image.items():
+    single = [a for a in annotations if not a['iscrowd']]
+    unknown = [np.nan] * 4
+    truths[image_id] = _Truth(
+      boxes=_xyxy(single),
+      classes=np.array([label[a['category_id']] for a in single], int),
+      edge_sigma=np.reshape([a.get('edge_sigma', unknown) for a in single], (-1, 4)),
+      edge_kind=np.reshape(
+        [[index.get(k, -1) for k in a.get('edge_kind', unknown)] for a in single],
+        (-1, 4),
+      ),
+      crowds=_xyxy([a for a in annotations if a['iscrowd']]),
+    )
+  return truths
+
+
+def _xyxy(annotations: list) -> np.ndarray:
+  boxes = np.reshape([a['bbox'] for a in annotations], (-1, 4)).astype(np.float64)
+  return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], -1)
+
+
+def overlaps(boxes: Any, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """IoU [n, m], and the share of each of the n boxes' area that lies on the others.
+
+  `ops.boxes.iou_matrix` for arrays of ever new shapes, which jax would compile anew.
+  """
+  x1, y1, x2, y2 = (side[:, None] for side in boxes.T)
+  width = np.minimum(x2, others[:, 2]) - np.maximum(x1, others[:, 0])
+  height = np.minimum(y2, others[:, 3]) - np.maximum(y1, others[:, 1])
+  both = np.maximum(width, 0) * np.maximum(height, 0)
+  area = (x2 - x1) * (y2 - y1)
+  other = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1])
+  return both / np.maximum(area + other - both, 1e-6), both / np.maximum(area, 1e-6)
+
+
+def match(detections: Any, iou: np.ndarray, true_classes: np.ndarray) -> np.ndarray:
+  """[k, 2] (detection, true box) pairs of one image, greedy by score.
+
+  Args:
+    detections: Detections [N, ...] by falling score, in NumPy.
+    iou: [N, m] with the true boxes.
+    true_classes: [m].
+  """
+  usable = detections.valid & (detections.scores >= MIN_SCORE)
+  fits = usable[:, None] & (detections.classes[:, None] == true_classes)
+  left = np.where(fits & (iou >= POSITIVE_IOU), iou, 0.0)
+  pairs = []
+  for index in np.flatnonzero(left.any(-1)).tolist():
+    best = int(left[index].argmax())
+    if left[index, best] > 0:
+      pairs.append((index, best))
+      left[:, best] = 0.0
+  return np.reshape(pairs, (-1, 2)).astype(int)
+
+
+def _at_class(iou: np.ndarray, classes, truth: _Truth) -> np.ndarray:
+  """IoU [n, m + 1] with the true boxes, 0 with those of other classes; the last is a
+  box of no class, so that there is a best one where the image has none."""
+  same = truth.classes == classes[:, None]
+  return np.pad(np.where(same, iou, 0.0), [(0, 0), (0, 1)])
+
+
+def _centerness(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+  """`ops.boxes.centerness` [n] of points in boxes; in NumPy as `overlaps` is."""
+  before, after = points - boxes[:, :2], boxes[:, 2:] - points
+  ratios = np.minimum(before, after) / np.maximum(before, after)
+  return np.sqrt(ratios.clip(0).prod(-1))
+
+
+def _counts(boxes, truth: _Truth):
+  """[n] bool: the box has an area and does not lie on a crowd."""
+  has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+  if not len(truth.crowds):
+    return has_area
+  return has_area & ~(overlaps(boxes, truth.crowds)[1] > 0.5).any(-1)
+
+
+def _candidate_rows(found, points: np.ndarray, truth: _Truth, image_id: int) -> Rows:
+  """Rows of an image's candidates; points [n, 2]: theirs, in original px."""
+  all_iou, _ = overlaps(found.boxes, truth.boxes)
+  at_class, counts = (
+    _at_class(all_iou, found.classes, truth),
+    _counts(found.boxes, truth),
+  )
+  iou = at_class.max(-1)
+  positive = counts & (iou >= POSITIVE_IOU)
+  negative = counts & (all_iou.max(-1, initial=0.0) < NEGATIVE_IOU)
+  outranking = [
+    rank_statistics.exceeding_pairs(scores[negative], scores[positive])
+    for scores in (found.scores, found.class_scores)
+  ]
+  lowest = found.scores[positive].min(initial=np.inf)
+  its_box = truth.boxes[at_class[positive].argmax(-1)]
+  centerness = _centerness(points[positive], its_box)
+  quality = np.full(len(iou), np.nan) if found.quality is None else found.quality
+  table = np.stack([found.class_scores, quality, found.scores, iou, positive], axis=-1)
+  # Drawn by the image's own seed: the same sample in whatever batch or process.
+  rng = np.random.default_rng(image_id)
+  drawn = [
+    rng.permutation(np.flatnonzero(group))[:_SAMPLES_PER_IMAGE]
+    for group in (positive, negative)
+  ]
+  return {
+    'pairs': np.array([[*outranking, positive.sum() * negative.sum()]]),
+    'positives': np.column_stack([table[positive][:, [0, 2, 3]], centerness]),
+    'negatives': np.array([[negative.sum(), (found.scores[negative] > lowest).sum()]]),
+    'sample': table[np.concatenate(drawn)],
+  }
+
+
+def _detection_rows(found, iou: np.ndarray, truth: _Truth) -> Rows:
+  table = np.stack([found.scores, _at_class(iou, found.classes, truth).max(-1)], -1)
+  return {'detections': table[found.valid & _counts(found.boxes, truth)]}
+
+
+def _side_rows(found, sides: Sides, matches: _Matches, points, scales, box) -> Rows:
+  """Rows of a batch's matched detections."""
+  at = matches.image, matches.index
+  anchors, scale = found.anchor_index[at], np.tile(scales[matches.image], 2)
+  strides, center = points.strides[anchors][:, None], points.centers[anchors]
+  true_boxes = matches.boxes * scale
+  targets = np.concatenate(
+    [center - true_boxes[:, :2], true_boxes[:, 2:] - center], axis=-1
+  )
+  targets = targets / strides
+  errors, std = targets - sides.distance[at], found.edge_std[at] * scale / strides
+  fit = side_distributions.FITS[box.kind](sides.outputs[at], errors, std, targets, box)
+  return {
+    'side_error': errors,
+    'side_std': std,
+    'side_cdf': fit.cdf,
+    'side_density': fit.density,
+    'side_crps': fit.crps,
+    'side_px': strides / scale,
+    'side_sigma': matches.edge_sigma,
+    'side_kind': matches.edge_kind,
+    'side_extent': np.tile(matches.boxes[:, 2:] - matches.boxes[:, :2], 2),
+  }
+
+
+def _row(tree, i: int):
+  """The i-th row of each array of a NamedTuple."""
+  return jax.tree.map(lambda values: values[i], tree)

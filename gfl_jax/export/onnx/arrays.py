@@ -1,0 +1,339 @@
+"""Arithmetic, shapes and reductions as operators of ONNX; see onnx_operators.py."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gfl_jax.export.onnx.graph import Graph, Tensor, constant, is_static
+
+Outputs = Sequence[Tensor]
+
+
+def broadcasting(
+  graph: Graph, operator: str, inputs: Sequence[Tensor], aval: Any, **attributes
+) -> Tensor:
+  """An operator that broadcasts its inputs; the result's own broadcast is put off.
+
+  Args:
+    graph: gets the node.
+    operator: ONNX's name of it.
+    inputs: of any ranks.
+    aval: dtype and shape of the result.
+    **attributes: of the node.
+  """
+  rank = max(len(x.stored) for x in inputs)
+  sizes = [(1,) * (rank - len(x.stored)) + x.stored for x in inputs]
+  stored = [
+    next((s for s in axis if not is_static([s]) or s != 1), 1)
+    for axis in zip(*sizes, strict=True)
+  ]
+  (result,) = graph.node(operator, inputs, [(aval.dtype, stored)], **attributes)
+  return dataclasses.replace(result, shape=aval.shape)
+
+
+def _elementwise(
+  operator: str, graph: Graph, equation: Any, inputs: Sequence[Tensor], **attributes
+) -> Outputs:
+  aval = equation.outvars[0].aval
+  return [broadcasting(graph, operator, inputs, aval, **attributes)]
+
+
+def _simple(operator: str, **attributes) -> Callable:
+  return functools.partial(_elementwise, operator, **attributes)
+
+
+def _logical(operator: str) -> Callable:
+  def apply(graph, equation, inputs):
+    need(all(x.dtype == bool for x in inputs), equation)
+    return _elementwise(operator, graph, equation, inputs)
+
+  return apply
+
+
+def _is_finite(graph, equation, inputs):
+  (size,) = graph.node('Abs', inputs, [(inputs[0].dtype, inputs[0].stored)])
+  infinity = constant(np.array(np.inf, inputs[0].dtype))
+  return _elementwise('Less', graph, equation, [size, infinity])
+
+
+def _rsqrt(graph, equation, inputs):
+  (root,) = graph.node('Sqrt', inputs, [(inputs[0].dtype, inputs[0].stored)])
+  return _elementwise('Reciprocal', graph, equation, [root])
+
+
+def _not_equal(graph, equation, inputs):
+  (equal,) = _elementwise('Equal', graph, equation, inputs)
+  return _elementwise('Not', graph, equation, [equal])
+
+
+def _integer_pow(graph, equation, inputs):
+  exponent = constant(np.array(equation.params['y'], inputs[0].dtype))
+  return _elementwise('Pow', graph, equation, [*inputs, exponent])
+
+
+def _square(graph, equation, inputs):
+  return _elementwise('Mul', graph, equation, [inputs[0], inputs[0]])
+
+
+def _select(graph, equation, inputs):
+  which, *cases = inputs
+  need(which.dtype == bool and len(cases) == 2, equation)
+  return [where(graph, which, cases[1], cases[0], equation.outvars[0].aval)]
+
+
+def where(graph: Graph, which: Tensor, yes: Tensor, no: Tensor, aval: Any) -> Tensor:
+  """`yes` where `which` is true, else `no`; aval: dtype and shape of the result."""
+  if aval.dtype != bool:
+    return broadcasting(graph, 'Where', [which, yes, no], aval)
+  # onnxruntime has no Where of booleans.
+  other = broadcasting(graph, 'Not', [which], which)
+  first = broadcasting(graph, 'And', [which, yes], aval)
+  second = broadcasting(graph, 'And', [other, no], aval)
+  return broadcasting(graph, 'Or', [first, second], aval)
+
+
+def _max(graph, equation, inputs):
+  kept = [x for x in inputs if x.array is None or x.array.ndim or x.array != 0]
+  if len(kept) == 1 and kept[0].dtype == np.float32:
+    # What runtimes make a part of the convolution before it.
+    return _elementwise('Relu', graph, equation, kept)
+  return _elementwise('Max', graph, equation, inputs)
+
+
+def _clamp(graph, equation, inputs):
+  low, value, high = inputs
+  (raised,) = _elementwise('Max', graph, equation, [value, low])
+  return _elementwise('Min', graph, equation, [raised, high])
+
+
+def _convert(graph, equation, inputs):
+  value, dtype = inputs[0], equation.params['new_dtype']
+  if value.dtype != np.uint8 or len(value.shape) != 4:
+    return [graph.cast(value, dtype)]
+  # Images become planes. onnxruntime moves the transposition that turns them back down
+  # to the first convolution, which undoes it, and so normalises plane by plane, several
+  # times as fast. A transposition here it would move, too, and have both cancelled.
+  images, height, width, channels = value.shape
+  plane = (images, 1, height, width)
+  (planes,) = graph.node(
+    'Concat',
+    [graph.reshape(part, plane) for part in _split(graph, value, 3)],
+    [(value.dtype, (images, channels, height, width))],
+    axis=1,
+  )
+  return [graph.transpose(graph.cast(planes, dtype), (0, 2, 3, 1))]
+
+
+def _same(graph, equation, inputs):
+  return inputs
+
+
+def _broadcast_in_dim(graph, equation, inputs):
+  """Axes are placed; none is repeated before someone needs it."""
+  shape, axes = equation.outvars[0].aval.shape, equation.params['broadcast_dimensions']
+  value = inputs[0]
+  sizes: list[Any] = [1] * len(shape)
+  for axis, size in zip(axes, value.stored, strict=True):
+    sizes[axis] = size
+  if tuple(sizes) != value.stored:
+    value = graph.reshape(dataclasses.replace(value, shape=value.stored), sizes)
+  return [dataclasses.replace(value, shape=tuple(shape))]
+
+
+def _reshape(graph, equation, inputs):
+  need(equation.params.get('dimensions') is None, equation)
+  return [graph.reshape(graph.full(inputs[0]), equation.outvars[0].aval.shape)]
+
+
+def _squeeze(graph, equation, inputs):
+  value, dropped = inputs[0], equation.params['dimensions']
+  stored = [s for axis, s in enumerate(value.stored) if axis not in dropped]
+  result = graph.reshape(dataclasses.replace(value, shape=value.stored), stored)
+  return [dataclasses.replace(result, shape=equation.outvars[0].aval.shape)]
+
+
+def _transpose(graph, equation, inputs):
+  return [graph.transpose(inputs[0], equation.params['permutation'])]
+
+
+def _slice(graph, equation, inputs):
+  value, params = graph.full(inputs[0]), equation.params
+  strides = params['strides'] or [1] * len(value.shape)
+  cut = [
+    (axis, start, stop, stride)
+    for axis, (start, stop, stride, size) in enumerate(
+      zip(
+        params['start_indices'],
+        params['limit_indices'],
+        strides,
+        value.shape,
+        strict=True,
+      )
+    )
+    if (start, stop, stride) != (0, size, 1)
+  ]
+  need(all(is_static(part) for part in cut), equation)
+  if not cut:
+    return [value]
+  axes, starts, stops, steps = (int64(x) for x in zip(*cut, strict=True))
+  out = equation.outvars[0].aval
+  return graph.node(
+    'Slice', [value, starts, stops, axes, steps], [(out.dtype, out.shape)]
+  )
+
+
+def _concatenate(graph, equation, inputs):
+  return _join(graph, equation, inputs, equation.params['dimension'])
+
+
+def _stack(graph, equation, inputs):
+  axis, shape = equation.params['axis'], equation.outvars[0].aval.shape
+  single = [*shape[:axis], 1, *shape[axis + 1 :]]
+  parts = [graph.reshape(graph.full(x), single) for x in inputs]
+  return _join(graph, equation, parts, axis)
+
+
+def _unstack(graph, equation, inputs):
+  parts = _split(graph, graph.full(inputs[0]), equation.params['axis'])
+  out = [v.aval.shape for v in equation.outvars]
+  return [graph.reshape(x, shape) for x, shape in zip(parts, out, strict=True)]
+
+
+def _split(graph: Graph, value: Tensor, axis: int) -> Outputs:
+  """Parts of size 1 along an axis."""
+  sizes = [1] * value.shape[axis]
+  shape = (*value.shape[:axis], 1, *value.shape[axis + 1 :])
+  outputs = [(value.dtype, shape)] * len(sizes)
+  return graph.node('Split', [value, int64(sizes)], outputs, axis=axis)
+
+
+def _tile(graph, equation, inputs):
+  out = equation.outvars[0].aval
+  repeats = int64(equation.params['reps'])
+  return graph.node('Tile', [graph.full(inputs[0]), repeats], [(out.dtype, out.shape)])
+
+
+def _join(graph, equation, inputs, axis):
+  out = equation.outvars[0].aval
+  parts = [graph.full(x) for x in inputs]
+  return graph.node('Concat', parts, [(out.dtype, out.shape)], axis=int(axis))
+
+
+def _pad(graph, equation, inputs):
+  value, fill = inputs
+  low, high, between = zip(*equation.params['padding_config'], strict=True)
+  need(not any(between) and min(*low, *high) >= 0, equation)
+  out = equation.outvars[0].aval
+  return graph.node(
+    'Pad', [graph.full(value), int64((*low, *high)), fill], [(out.dtype, out.shape)]
+  )
+
+
+def _reduce(operator: str, *, through: Any = None) -> Callable:
+  """through: the dtype in which booleans are reduced."""
+
+  def apply(graph, equation, inputs):
+    out = equation.outvars[0].aval
+    value = graph.full(inputs[0])
+    value = graph.cast(value, through) if through else value
+    results = graph.node(
+      operator,
+      [value, int64(equation.params['axes'])],
+      [(value.dtype, out.shape)],
+      keepdims=0,
+    )
+    return [graph.cast(results[0], out.dtype)]
+
+  return apply
+
+
+def _argmax(graph, equation, inputs):
+  (axis,), out = equation.params['axes'], equation.outvars[0].aval
+  (index,) = graph.node(
+    'ArgMax',
+    [graph.full(inputs[0])],
+    [(np.int64, out.shape)],
+    axis=int(axis),
+    keepdims=0,
+  )
+  return [graph.cast(index, out.dtype)]
+
+
+def _top_k(graph, equation, inputs):
+  values, indices = (v.aval for v in equation.outvars)
+  best, where = graph.node(
+    'TopK',
+    [graph.full(inputs[0]), int64([equation.params['k']])],
+    [(values.dtype, values.shape), (np.int64, indices.shape)],
+    axis=int(equation.params['axis']),
+  )
+  return [best, graph.cast(where, indices.dtype)]
+
+
+def int64(values: Sequence[Any]) -> Tensor:
+  """Sizes, axes and the like, as operators take them."""
+  return constant(np.array(values, np.int64))
+
+
+def need(supported: bool, equation: Any) -> None:
+  """Raises NotImplementedError unless an equation is of a form that is known."""
+  if not supported:
+    raise NotImplementedError(f'no ONNX form is known of this use: {equation}')
+
+
+ARRAY_OPERATORS: dict[str, Callable[[Graph, Any, list[Tensor]], Outputs]] = {
+  'abs': _simple('Abs'),
+  'add': _simple('Add'),
+  'and': _logical('And'),
+  'argmax': _argmax,
+  'broadcast_in_dim': _broadcast_in_dim,
+  'clamp': _clamp,
+  'concatenate': _concatenate,
+  'convert_element_type': _convert,
+  'copy': _same,
+  'div': _simple('Div'),  # of integers both round towards zero
+  'eq': _simple('Equal'),
+  'exp': _simple('Exp'),
+  'floor': _simple('Floor'),
+  'ge': _simple('GreaterOrEqual'),
+  'gt': _simple('Greater'),
+  'integer_pow': _integer_pow,
+  'is_finite': _is_finite,
+  'le': _simple('LessOrEqual'),
+  'log': _simple('Log'),
+  'logistic': _simple('Sigmoid'),
+  'lt': _simple('Less'),
+  'max': _max,
+  'min': _simple('Min'),
+  'mul': _simple('Mul'),
+  'ne': _not_equal,
+  'neg': _simple('Neg'),
+  'not': _logical('Not'),
+  'or': _logical('Or'),
+  'pad': _pad,
+  'reduce_and': _reduce('ReduceMin', through=np.int32),
+  'reduce_max': _reduce('ReduceMax'),
+  'reduce_min': _reduce('ReduceMin'),
+  'reduce_or': _reduce('ReduceMax', through=np.int32),
+  'reduce_sum': _reduce('ReduceSum'),
+  'rem': _simple('Mod', fmod=1),  # of the sign of the number that is divided
+  'reshape': _reshape,
+  'rsqrt': _rsqrt,
+  'select_n': _select,
+  'sign': _simple('Sign'),
+  'slice': _slice,
+  'sqrt': _simple('Sqrt'),
+  'square': _square,
+  'squeeze': _squeeze,
+  'stack': _stack,
+  'stop_gradient': _same,
+  'sub': _simple('Sub'),
+  'tanh': _simple('Tanh'),
+  'tile': _tile,
+  'top_k': _top_k,
+  'transpose': _transpose,
+  'unstack': _unstack,
+}

@@ -1,0 +1,219 @@
+"""The primitives that a detector is made of, each as operators of ONNX.
+
+`OPERATORS[name](graph, equation, inputs)` adds what an equation of that primitive
+does and gives its outputs. What a detector never asks of a primitive is refused with
+NotImplementedError, never approximated.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from gfl_jax.export.onnx.arrays import ARRAY_OPERATORS, Outputs, int64, need, where
+from gfl_jax.export.onnx.graph import Graph, Port, Tensor, constant
+
+
+def _dot_general(graph, equation, inputs):
+  """A matrix or vector at the right of any array: all that a detector multiplies."""
+  (left_axes, right_axes), batches = equation.params['dimension_numbers']
+  left, right = (graph.full(x) for x in inputs)
+  need(batches == ((), ()) and len(right.shape) <= 2, equation)
+  need(
+    tuple(left_axes) == (len(left.shape) - 1,) and tuple(right_axes) == (0,), equation
+  )
+  # As one product of matrices: runtimes do many small ones one by one.
+  length, out = right.shape[0], equation.outvars[0].aval
+  left = graph.reshape(left, ('rows', length))
+  right = graph.reshape(right, (length, *(right.shape[1:] or (1,))))
+  shape = ('rows', right.shape[1])
+  (product,) = graph.node('MatMul', [left, right], [(out.dtype, shape)])
+  return [graph.reshape(product, out.shape)]
+
+
+def _convolution(graph, equation, inputs):
+  params, out = equation.params, equation.outvars[0].aval
+  numbers = params['dimension_numbers']
+  need(
+    set(params['lhs_dilation']) == {1} and params['batch_group_count'] == 1, equation
+  )
+  lows, highs = zip(*params['padding'], strict=True)
+  need(min(*lows, *highs) >= 0, equation)
+  image = graph.transpose(graph.full(inputs[0]), numbers.lhs_spec)
+  kernel = graph.transpose(graph.full(inputs[1]), numbers.rhs_spec)
+  (result,) = graph.node(
+    'Conv',
+    [image, kernel],
+    [(out.dtype, [out.shape[axis] for axis in numbers.out_spec])],
+    strides=list(params['window_strides']),
+    pads=[*lows, *highs],
+    dilations=list(params['rhs_dilation']),
+    group=params['feature_group_count'],
+  )
+  return [graph.transpose(result, np.argsort(numbers.out_spec).tolist())]
+
+
+_CHANNELS_FIRST, _CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
+
+
+def _max_pool(graph, equation, inputs):
+  """Of [batch, height, width, channels]."""
+  params, out = equation.params, equation.outvars[0].aval
+  window, strides = params['window_dimensions'], params['window_strides']
+  lows, highs = zip(*params['padding'], strict=True)
+  dilated = {*params['base_dilation'], *params['window_dilation']} != {1}
+  need(len(window) == 4 and window[0] == window[3] == 1 and not dilated, equation)
+  need(strides[0] == strides[3] == 1, equation)
+  image = graph.transpose(graph.full(inputs[0]), _CHANNELS_FIRST)
+  (result,) = graph.node(
+    'MaxPool',
+    [image],
+    [(out.dtype, [out.shape[axis] for axis in _CHANNELS_FIRST])],
+    kernel_shape=list(window[1:3]),
+    strides=list(strides[1:3]),
+    pads=[*lows[1:3], *highs[1:3]],
+  )
+  return [graph.transpose(result, _CHANNELS_LAST)]
+
+
+def _gather(graph, equation, inputs):
+  """array[i, index[i, j, 0], index[i, j, 1]]: leading axes in common, then some that
+  are looked up, then some taken whole."""
+  array, indices = (graph.full(x) for x in inputs)
+  numbers, sizes = equation.params['dimension_numbers'], equation.params['slice_sizes']
+  out, common = equation.outvars[0].aval, len(numbers.operand_batching_dims)
+  leading, axes = tuple(range(common)), tuple(numbers.start_index_map)
+  need(tuple(numbers.operand_batching_dims) == leading, equation)
+  need(tuple(numbers.start_indices_batching_dims) == leading, equation)
+  need(axes == tuple(range(common, common + len(axes))), equation)
+  looked_up = len([axis for axis in axes if sizes[axis] == 1])
+  rest = array.shape[common + looked_up :]
+  need(tuple(sizes) == (*[1] * (common + looked_up), *rest), equation)
+  offsets = len(array.shape) - common - len(numbers.collapsed_slice_dims)
+  last = tuple(range(len(out.shape) - offsets, len(out.shape)))
+  need(tuple(numbers.offset_dims) == last, equation)
+  shape = (*indices.shape[:-1], looked_up)
+  if shape != indices.shape:  # of an axis taken whole: clipped to its beginning
+    need(equation.params['mode'] == jax.lax.GatherScatterMode.CLIP, equation)
+    cut = [int64(x) for x in ([0], [looked_up], [len(shape) - 1])]
+    (indices,) = graph.node('Slice', [indices, *cut], [(indices.dtype, shape)])
+  # An index outside the array ends the run there; jax would clip it or fill in.
+  (rows,) = graph.node(
+    'GatherND',
+    [array, graph.cast(indices, np.int64)],
+    [(out.dtype, (*shape[:-1], *rest))],
+    batch_dims=common,
+  )
+  return [rows if rows.shape == out.shape else graph.reshape(rows, out.shape)]
+
+
+def _scatter(graph, equation, inputs):
+  """One element of each row is replaced: array[i, index[i]] = update[i]."""
+  array, indices, updates = (graph.full(x) for x in inputs)
+  numbers, out = equation.params['dimension_numbers'], equation.outvars[0].aval
+  if updates.shape == array.shape and indices.shape[-1] == 0:
+    return [updates]  # all of it is replaced
+  axis = len(array.shape) - 1
+  leading = tuple(range(axis))
+  need(
+    indices.shape == (*updates.shape, 1) and not numbers.update_window_dims, equation
+  )
+  need(tuple(numbers.operand_batching_dims) == leading, equation)
+  need(tuple(numbers.scatter_indices_batching_dims) == leading, equation)
+  need(tuple(numbers.scatter_dims_to_operand_dims) == (axis,), equation)
+  updates = graph.reshape(updates, indices.shape)
+  return graph.node(
+    'ScatterElements',
+    [array, graph.cast(indices, np.int64), updates],
+    [(out.dtype, out.shape)],
+    axis=axis,
+  )
+
+
+def _call(name: str) -> Callable:
+  """The equations of a function that is called, in its place; name: of its jaxpr."""
+  return lambda graph, equation, inputs: graph.inline(equation.params[name], inputs)
+
+
+def _platform_index(graph, equation, inputs):
+  """ONNX is none of the platforms that have a way of their own."""
+  return [constant(np.int32(equation.params['platforms'].index(None)))]
+
+
+def _cond(graph, equation, inputs):
+  """The branch that is known to be taken."""
+  which, *arguments = inputs
+  need(which.array is not None, equation)
+  return graph.inline(equation.params['branches'][int(which.array)], arguments)
+
+
+def _while(graph, equation, inputs):
+  """A loop, or one of each image: it goes on while any does; those done stay."""
+  params = equation.params
+  counts = params['cond_nconsts'], params['body_nconsts']
+  asked, fixed = inputs[: counts[0]], inputs[counts[0] : sum(counts)]
+
+  def each(body, state):
+    return body.inline(params['cond_jaxpr'], [*asked, *state])[0]
+
+  def going(body, state):
+    answer = each(body, state)
+    if not answer.shape:
+      return answer
+    axes = int64(range(len(answer.shape)))
+    numbers = [body.cast(body.full(answer), np.int32), axes]
+    return body.cast(
+      body.node('ReduceMax', numbers, [(np.int32, ())], keepdims=0)[0], bool
+    )
+
+  def step(body, state):
+    answer = each(body, state)
+    results = body.inline(params['body_jaxpr'], [*fixed, *state])
+    if not answer.shape:
+      return results
+    answer = body.full(answer)
+    rows = lambda x: body.reshape(
+      answer, (*answer.shape, *[1] * (len(x.shape) - len(answer.shape)))
+    )
+    pairs = zip(results, state, strict=True)
+    return [where(body, rows(new), new, old, old) for new, old in pairs]
+
+  return _loop(graph, equation, inputs[sum(counts) :], step, going)
+
+
+def _loop(graph, equation, carried, step, going) -> Outputs:
+  """step: (body, state) -> new state; going: (body, state) -> a bool tensor, asked
+  before each step."""
+  carried = [graph.full(x) for x in carried]
+  body = graph.body()
+  state = [body.tensor(graph.new_name('state'), x.dtype, x.shape) for x in carried]
+  results = step(body, state)
+  on = body.output(going(body, results), graph.new_name('going'))
+  outputs = [body.output(x, graph.new_name('result')) for x in results]
+  inputs = [
+    Port(graph.new_name('number'), np.dtype(np.int64), ()),
+    Port(graph.new_name('before'), np.dtype(bool), ()),
+    *(Port(x.name, x.dtype, x.shape) for x in state),
+  ]
+  return graph.node(
+    'Loop',
+    [None, going(graph, carried), *carried],
+    [(v.aval.dtype, v.aval.shape) for v in equation.outvars],
+    body=body.finish(inputs, [on, *outputs]),
+  )
+
+
+OPERATORS: dict[str, Callable[[Graph, Any, list[Tensor]], Outputs]] = {
+  **ARRAY_OPERATORS,
+  'conv_general_dilated': _convolution,
+  'cond': _cond,
+  'custom_jvp_call': _call('call_jaxpr'),
+  'dot_general': _dot_general,
+  'gather': _gather,
+  'jit': _call('jaxpr'),
+  'platform_index': _platform_index,
+  'reduce_window_max': _max_pool,
+  'scatter': _scatter,
+  'while': _while,
+}

@@ -1,0 +1,75 @@
+"""The report of a study as Markdown and as CSV."""
+
+import csv
+import io
+from collections.abc import Mapping
+
+from gfl_jax.evaluation.coco_metrics import METRICS
+from gfl_jax.reports.study import comparison_tables, diagnostic_tables, sentences
+from gfl_jax.reports.study.results import Comparison, Order, Study
+from gfl_jax.reports.tables import escape_markdown
+
+_CSV_HEAD = ('study', 'base', 'row', 'title', 'seed', 'status', 'error', 'run_seconds')
+
+
+def markdown(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> str:
+  """The page as Markdown, without its figures."""
+  finding = sentences.finding(study, comparisons, order)
+  parts = [
+    f'# {escape_markdown(sentences.heading(study))}\n',
+    f'{escape_markdown(sentences.setting(study))}\n',
+    f'{escape_markdown(study.about["question"])}\n',
+    _markdown_list([*finding, *sentences.differences(study), sentences.scope(study)]),
+    comparison_tables.overview(study, comparisons).as_markdown(),
+    _markdown_list([*sentences.method(study), *sentences.notes(study)]),
+  ]
+  problems = comparison_tables.problems(study)
+  if problems.rows:
+    parts += ['## Runs that give no AP\n', problems.as_markdown()]
+  if order.pairs:
+    parts += ["## Order of the rows, ours and the paper's\n"]
+    parts += [_markdown_list(sentences.order_notes(order))]
+    parts += [comparison_tables.pairs(order.pairs).as_markdown()]
+  parts += ['## AP by IoU and size\n', comparison_tables.precision(study).as_markdown()]
+  table = diagnostic_tables.table(study)
+  if table.rows:
+    parts += ['## Diagnostics\n', table.as_markdown(), f'{diagnostic_tables.LEGEND}\n']
+  parts += ['## Runs\n', comparison_tables.runs(study).as_markdown()]
+  fence = '\n'.join(sentences.command_patterns(study))
+  parts += [f'```\n{fence}\n```\n']
+  if '{seed}' in fence:
+    parts += ['{seed} and {digest}: those of the folders above.\n']
+  parts += ['## Machine, versions and cost\n']
+  parts += [comparison_tables.environment(study).as_markdown()]
+  return '\n'.join(parts)
+
+
+def _markdown_list(lines: list[str]) -> str:
+  return ''.join(f'- {escape_markdown(line)}\n' for line in lines)
+
+
+def csv_text(study: Study) -> str:
+  """A line per run; metrics as in metrics.json, and the paper's APs on its scale."""
+  about, lines = study.about, []
+  for row, run in study.runs:
+    fixed = (about['study'], about['base'], row.name, row.title, run['seed'])
+    fixed += (run['status'], run['error'], run['seconds'])
+    line = dict(zip(_CSV_HEAD, fixed, strict=True))
+    line |= {f'paper_{key}': _of_one(row.paper.get(key)) for key in METRICS[:6]}
+    metrics = run['metrics'] or {}
+    line |= {
+      key: value for key, value in metrics.items() if not isinstance(value, Mapping)
+    }
+    named = metrics.get('diagnostics') or {}
+    line |= {f'diagnostics.{key}': value for key, value in named.items()}
+    lines.append(line | {'folder': run['folder'], 'command': run['command']})
+  head = list(dict.fromkeys(key for line in lines for key in line))
+  file = io.StringIO()
+  writer = csv.DictWriter(file, head, lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(lines)
+  return file.getvalue()
+
+
+def _of_one(points: float | None) -> float | None:
+  return None if points is None else round(points / 100, 6)

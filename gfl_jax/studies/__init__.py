@@ -1,0 +1,1 @@
+"""Studies: the rows of a table, each trained over seeds."""

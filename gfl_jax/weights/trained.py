@@ -1,0 +1,111 @@
+"""A trained detector: what every export is made of, and what every use begins with."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from gfl_jax.errors import UserError
+from gfl_jax.evaluation import decode
+from gfl_jax.models import build_detector, make_anchors, network_input
+from gfl_jax.weights.trees import check_same, named_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A detector with its parameters, and what is needed to use it.
+
+  Attributes:
+    config: the experiment's config, a locked ConfigDict.
+    variables: of build_detector(config): {'params': ...} and, with frozen
+      BatchNorm, 'batch_stats'.
+    class_names: of class 0, 1, ...
+    category_ids: the data set's own id of each class.
+    origin: where it is from, for the record: 'run', 'step', 'weights' ('ema', 'raw').
+  """
+
+  config: Any
+  variables: Mapping[str, Any]
+  class_names: tuple[str, ...]
+  category_ids: tuple[int, ...]
+  origin: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a program finds in a batch, as numpy arrays: N slots for each of B images.
+
+  Attributes:
+    boxes: xyxy in px of the original image, by falling score; unused slots are zero.
+    scores: in (0, 1].
+    classes: 0..C-1.
+    valid: False for an unused slot.
+    edge_std: standard deviation of each side (left, top, right, bottom), in original
+      px.
+  """
+
+  boxes: Float[np.ndarray, 'b n 4']
+  scores: Float[np.ndarray, 'b n']
+  classes: Int[np.ndarray, 'b n']
+  valid: Bool[np.ndarray, 'b n']
+  edge_std: Float[np.ndarray, 'b n 4']
+
+
+# A batch as `evaluator.make_detect` takes it, in numpy, to what is found in it.
+Program = Callable[[Mapping[str, np.ndarray]], Found]
+
+
+_SIDE = 64  # px: parameters and the config's fields are the same for any canvas
+
+
+def check_trained(trained: Trained, source: str | os.PathLike) -> None:
+  """Checks that a detector can be used; nothing is computed.
+
+  Args:
+    trained: as it was stored.
+    source: where it was read, for the error.
+
+  Raises:
+    ValueError: parameters that are not those of the config's detector, another number
+      of classes than the config's, or a config without a field that is read.
+  """
+  config = trained.config
+  try:
+    names, num_classes = trained.class_names, config.model.num_classes
+    if len(names) != num_classes:
+      raise UserError(
+        f'{source} has model.num_classes={num_classes} and {len(names)} names of'
+        ' classes: in classes.json of a run, write what each class is called'
+      )
+    for name in ('canvas', 'short_side', 'max_long_side'):
+      getattr(config.data, name)
+    detector = build_detector(config)
+
+    def init_and_detect(key, batch):
+      images = network_input(config, batch)
+      predictions, variables = detector.init_with_output(key, images, train=False)
+      points = make_anchors(config, images.shape[1:3])
+      # Traced for what it reads of the config.
+      decode.decode_detections(
+        predictions, points, batch['image_sizes'], config, scale_factors=batch['scales']
+      )
+      return variables
+
+    batch = {
+      'images': jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), jnp.uint8),
+      'image_sizes': jax.ShapeDtypeStruct((1, 2), jnp.int32),
+      'scales': jax.ShapeDtypeStruct((1, 2), jnp.float32),
+    }
+    expected = jax.eval_shape(init_and_detect, jax.random.key(0), batch)
+  except AttributeError as error:
+    raise UserError(
+      f'{source}: the config lacks a field ({error}): another version of gfl_jax wrote'
+      ' it; in config.json of a run, add the field as configs/gfl_r50_fpn_1x_coco.py'
+      ' has it'
+    ) from error
+  check_same(named_leaves(trained.variables), expected, str(source))
