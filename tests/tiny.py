@@ -1,9 +1,12 @@
 """A detector small enough to compile in seconds, and batches for it."""
 
+import json
+
 import numpy as np
 
 from configs import demo_shapes
 from gfl_jax.data import dataset, memory
+from gfl_jax.training import experiment, run_folder
 
 
 def config():
@@ -74,3 +77,22 @@ def save_data(path, *, num_train, num_eval):
   names, ids = ('square', 'bar', 'none'), (7, 9, 11)
   whole = memory.MemoryDataset(names, ids, split(num_train, 100), split(num_eval, 200))
   whole.save(path)
+
+
+def share_compiled_functions(patch):
+  """Runs whose configs compute the same share what they compile, by a MonkeyPatch."""
+  built, build = {}, experiment.compiled_functions
+
+  def shared(config, devices, steps_per_epoch):
+    values = config.to_dict()
+    values = {
+      k: v for k, v in values.items() if k not in run_folder.bookkeeping(values)
+    }
+    values['seed'] = None
+    where = [*map(str, devices.devices)]
+    key = json.dumps([values, steps_per_epoch, where], sort_keys=True)
+    if key not in built:
+      built[key] = build(config, devices, steps_per_epoch)
+    return built[key]
+
+  patch.setattr(experiment, 'compiled_functions', shared)

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from gfl_jax.checkpointing import checksums, save_errors
 from gfl_jax.errors import StorageError, UserError, is_transient
+from gfl_jax.multihost import hosts
 from gfl_jax.weights.trees import check_same, named_leaves
 
 # A save that takes longer is given up: hosts wait so long for one whose store failed.
@@ -162,10 +163,11 @@ class Checkpoints:
       step: number of steps done.
       state: a tree of arrays; it may be donated as soon as this returns.
     """
-    self._finish()
-    keep = {*[*self.steps, step][-2:], self.best_step}
-    old_steps = [stored for stored in self.steps if stored not in keep]
-    self._start(_Save(step, state, old_steps))
+    with hosts.work(takes_long=True):
+      self._finish()
+      keep = {*[*self.steps, step][-2:], self.best_step}
+      old_steps = [stored for stored in self.steps if stored not in keep]
+      self._start(_Save(step, state, old_steps))
 
   def poll(self) -> None:
     """Says so if the running save has failed; waits for nothing.

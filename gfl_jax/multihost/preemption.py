@@ -37,7 +37,7 @@ class Preemption:
 
   def __init__(self):
     """Nothing is taken yet."""
-    self.number: int | None = None
+    self.signal: int | None = None
     """The signal that came, or None."""
     self._several = jax.process_count() > 1
     self._agreed = False
@@ -61,13 +61,13 @@ class Preemption:
   def reached(self) -> int | None:
     """The signal for which to stop now, or None; ask it after each step, on all."""
     if not self._several:
-      return self.number
+      return self.signal
     if multihost_utils.reached_preemption_sync_point(next(_questions)):
       self._agreed = True
-    return (self.number or signal.SIGTERM) if self._agreed else None
+    return (self.signal or signal.SIGTERM) if self._agreed else None
 
   def _take(self, number, frame) -> None:
-    self.number = number
+    self.signal = number
     self._restore()
     if self._several:
       signal.raise_signal(signal.SIGTERM)

@@ -5,10 +5,8 @@ tracing. No gradient flows into targets. Values and gradients are finite at logi
 +-100. The factors in front of the cross-entropies are differentiated. Arithmetic and
 results are float32 for inputs of any narrower type, float64 if an input is.
 
-Exponents are 0 or at least 1: between them the slope at a perfect prediction is
-infinite. A Python number is checked while tracing. An exponent that is a jax array is
-not, since its value may be unknown then: whoever makes the array checks it. It costs a
-power per element, where a whole Python number costs products.
+Exponents are Python numbers, 0 or at least 1; others are a ValueError: between 0 and 1
+the slope at a perfect prediction is infinite.
 """
 
 import jax
@@ -22,10 +20,6 @@ from gfl_jax.ops.types import ArrayLike, at_least_float32
 # Targets are annotated '...', so that also under the tests' annotation checks a shape
 # that differs is the ValueError below.
 
-# An exponent or weight: a Python number, or an array without axes, so that runs that
-# differ only in it share one compilation.
-Number = float | Float[jax.Array, '']
-
 
 def binary_cross_entropy(
   logits: Float[ArrayLike, '*n'],
@@ -36,9 +30,6 @@ def binary_cross_entropy(
   Args:
     logits: before the sigmoid.
     targets: in [0, 1]: labels, or a quality such as centerness or an IoU.
-
-  Raises:
-    ValueError: shapes that differ.
   """
   logits, targets = _equal_shapes(logits=logits, targets=targets)
   return _bce(logits, jax.lax.stop_gradient(targets))
@@ -48,8 +39,8 @@ def focal_loss(
   logits: Float[ArrayLike, '*n c'],
   labels: Float[ArrayLike, '...'] | Int[ArrayLike, '...'] | Bool[ArrayLike, '...'],
   *,
-  alpha: Number = 0.25,
-  gamma: Number = 2.0,
+  alpha: float = 0.25,
+  gamma: float = 2.0,
 ) -> Float[Array, '*n c']:
   """alpha_t * (1 - p_t)^gamma * BCE(logits, labels).
 
@@ -60,10 +51,7 @@ def focal_loss(
     logits: class scores before the sigmoid.
     labels: 1 at an object's class, else 0.
     alpha: weight of the ones, in [0, 1].
-    gamma: exponent, 0 or at least 1.
-
-  Raises:
-    ValueError: shapes that differ; a gamma that is neither 0 nor at least 1.
+    gamma: exponent.
 
   Source: Lin et al., arXiv:1708.02002; mmdet's sigmoid_focal_loss.
   """
@@ -77,18 +65,14 @@ def quality_focal_loss(
   logits: Float[ArrayLike, '*n c'],
   quality: Float[ArrayLike, '...'],
   *,
-  beta: Number = 2.0,
+  beta: float = 2.0,
 ) -> Float[Array, '*n c']:
   """|quality - sigmoid(logits)|^beta * BCE(logits, quality).
 
   Args:
     logits: joint scores of class and quality before the sigmoid.
     quality: IoU in [0, 1] of the decoded box at its ground-truth class, else 0.
-    beta: exponent of the modulating factor, 0 (plain BCE) or at least 1: between
-      them the slope at the target is infinite.
-
-  Raises:
-    ValueError: shapes that differ; a beta that is neither 0 nor at least 1.
+    beta: exponent of the modulating factor; 0 gives plain BCE.
 
   Source: GFL, arXiv:2006.04388, eq. 4; mmdet's quality_focal_loss before its sum over
   classes.
@@ -103,8 +87,8 @@ def gaussian_focal_loss(
   logits: Float[ArrayLike, '*n'],
   heatmap: Float[ArrayLike, '...'],
   *,
-  alpha: Number = 2.0,
-  gamma: Number = 4.0,
+  alpha: float = 2.0,
+  gamma: float = 4.0,
 ) -> Float[Array, '*n']:
   """CornerNet's focal loss around Gaussian peaks, with p = sigmoid(logits).
 
@@ -114,11 +98,8 @@ def gaussian_focal_loss(
   Args:
     logits: before the sigmoid.
     heatmap: in [0, 1].
-    alpha: exponent of the prediction's error, 0 or at least 1.
+    alpha: exponent of the prediction's error.
     gamma: exponent that spares the surroundings of peaks.
-
-  Raises:
-    ValueError: shapes that differ; an alpha that is neither 0 nor at least 1.
 
   Source: Law and Deng, arXiv:1808.01244, eq. 1; mmdet's gaussian_focal_loss, whose
   1e-12 inside the logarithms bounds the loss of a saturated logit to 27.6.
@@ -136,8 +117,8 @@ def varifocal_loss(
   logits: Float[ArrayLike, '*n c'],
   quality: Float[ArrayLike, '...'],
   *,
-  alpha: Number = 0.75,
-  gamma: Number = 2.0,
+  alpha: float = 0.75,
+  gamma: float = 2.0,
 ) -> Float[Array, '*n c']:
   """quality * BCE(logits, quality) where quality > 0, else alpha * p^gamma * BCE.
 
@@ -145,10 +126,7 @@ def varifocal_loss(
     logits: joint scores of class and quality before the sigmoid; p is after it.
     quality: IoU in [0, 1] of the decoded box at its ground-truth class, else 0.
     alpha: weight of the negatives.
-    gamma: exponent for the negatives, 0 or at least 1.
-
-  Raises:
-    ValueError: shapes that differ; a gamma that is neither 0 nor at least 1.
+    gamma: exponent for the negatives.
 
   Source: Zhang et al., arXiv:2008.13367, eq. 2; mmdet's varifocal_loss (iou_weighted).
   """
@@ -215,23 +193,16 @@ def generalized_focal_loss(
     left: y_l, one number or one per element.
     right: y_r, one number or one per element.
     target: y in [left, right], in their unit.
-    beta: 0 or at least 1.
-
-  Raises:
-    ValueError: shapes that differ; a beta that is neither 0 nor at least 1.
+    beta: exponent of the error of the mean.
 
   Source: GFL, arXiv:2006.04388, eq. 7. Logarithms are floored at that of the smallest
   normal number, so that a probability of 0 gives a finite loss.
   """
-  ends = [
-    jnp.broadcast_to(x, target.shape) if not jnp.ndim(x) else x for x in (left, right)
-  ]
+  left, right = (
+    x if jnp.ndim(x) else jnp.broadcast_to(x, target.shape) for x in (left, right)
+  )
   prob_left, prob_right, left, right, target = _equal_shapes(
-    prob_left=prob_left,
-    prob_right=prob_right,
-    left=ends[0],
-    right=ends[1],
-    target=target,
+    prob_left=prob_left, prob_right=prob_right, left=left, right=right, target=target
   )
   target, left, right = jax.lax.stop_gradient((target, left, right))
   factor = _abs(target - (left * prob_left + right * prob_right))
@@ -256,9 +227,6 @@ def gaussian_nll_loss(
     log_variance: logarithm of the variance in strides squared. Exact from -20 up (a
       deviation of 5e-5 strides); below, 1 / variance goes on as a straight line.
     target: true distance, in strides.
-
-  Raises:
-    ValueError: shapes that differ.
 
   Source: GFL, arXiv:2006.04388, table 5; Gaussian YOLOv3, arXiv:1904.04620.
   """
@@ -285,9 +253,6 @@ def kl_box_loss(
       `gaussian_nll_loss`.
     target: true distance, in strides.
 
-  Raises:
-    ValueError: shapes that differ.
-
   Source: He et al., arXiv:1809.08545, eqs. 9 and 10.
   """
   mean, log_variance, target = _equal_shapes(
@@ -307,9 +272,6 @@ def iou_loss(
     pred: boxes (x1, y1, x2, y2).
     target: boxes in the same unit.
     eps: floor of the union, in square units.
-
-  Raises:
-    ValueError: shapes that differ.
   """
   pred, target = _equal_shapes(pred=pred, target=target)
   return 1 - box_ops.iou(pred, jax.lax.stop_gradient(target), eps=eps)
@@ -324,9 +286,6 @@ def giou_loss(
     pred: boxes (x1, y1, x2, y2).
     target: boxes in the same unit.
     eps: floor of the union and of the hull, in square units.
-
-  Raises:
-    ValueError: shapes that differ.
 
   Source: Rezatofighi et al., arXiv:1902.09630; mmdet's GIoULoss.
   """
@@ -353,9 +312,6 @@ def _bce(logits, targets):
 
 
 def _power(base, exponent, name):
-  if isinstance(exponent, jax.Array):
-    # 0^0 = 1 with slope 0: the slope of a power at base 0 and exponent 0 is nan.
-    return jnp.where(exponent == 0, 1, base) ** exponent.astype(base.dtype)
   if not (exponent == 0 or exponent >= 1):
     raise ValueError(f'{name}={exponent} must be 0 or at least 1')
   # Whole exponents become products, which are cheaper than a power, and 0 a constant.

@@ -205,7 +205,7 @@ def _totals(root: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     'git': first.get('git', ''),
     'environment': first,
     'environments': [{**json.loads(key), 'runs': n} for key, n in counts.items()],
-    'compilations': sum(record.get('compilations', 0) for record in records),
+    'compiling': sum(record.get('compiling', 0.0) for record in records),
     'seconds': sum(record.get('seconds', 0.0) for record in records),
   }
 

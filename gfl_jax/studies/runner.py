@@ -7,14 +7,11 @@ and NFS 4 honour). A run that differs from a finished one in decoding alone take
 trained network.
 """
 
-import collections
 import functools
-import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.monitoring
@@ -26,8 +23,7 @@ from gfl_jax.reports.study import page
 from gfl_jax.studies import record
 from gfl_jax.studies.plan import Study
 from gfl_jax.studies.runs import Run, check_code
-from gfl_jax.training import experiment, loop, step
-from gfl_jax.training.programs import Programs
+from gfl_jax.training import experiment, loop
 
 _LOG = logging.getLogger(__name__)
 _COMPILED = '/jax/core/compile/backend_compile_duration'  # as jax names it
@@ -59,18 +55,15 @@ def run_study(study: Study, *, job: tuple[int, int] = (0, 1)) -> list[str]:
   check_code(study.root)
   runs = study.runs()
   record.check(study, runs)
-  alike = _alike(study, runs)
-  programs = _programs(alike)
+  datasets = _Datasets()
   index, count = job
   mine = dict(list(runs.items())[index::count])
-  for (row, _), run in mine.items():
+  for run in mine.values():
     if not run.metrics:
-      _check_data(run.config, programs[row])
+      _check_data(run.config, datasets)
   record.write(study, runs)
   for line in record.missing_baselines(study):
     _LOG.info('%s', line)
-  groups = {row: number for number, (rows, _) in enumerate(alike) for row in rows}
-  compiled = set()  # numbers of groups
   failed = []
   for number, ((row, seed), run) in enumerate(mine.items(), 1):
     name = f'{study.rows[row].title}, seed {seed}'
@@ -82,13 +75,12 @@ def run_study(study: Study, *, job: tuple[int, int] = (0, 1)) -> list[str]:
       if run.metrics:
         _LOG.info('%s: finished before.', place)
         continue
-      left = [groups[key[0]] for key, other in mine.items() if not other.metrics]
+      left = sum(not other.metrics for other in mine.values())
       records = [other.record for other in runs.values() if other.metrics]
-      time_left = _time_left(records, len(left), len({*left} - compiled))
+      time_left = _time_left(records, left)
       _LOG.info('\n%s%s (%s)', place, time_left, run.folder)
-      compiled.add(groups[row])
       try:
-        _train(run, programs[row])
+        _train(run, datasets)
       except Exception as error:
         failed.append(f'{name}: {type(error).__name__}: {error}')
         _LOG.warning('Failed, going on. %s', failed[-1])
@@ -113,71 +105,43 @@ def write_report(study: Study) -> Path:
     return page.write_study_report(study.folder)
 
 
-class _Alike(NamedTuple):
-  """Rows that differ in traceable numbers alone, so that one compiled step serves them.
+class _Datasets:
+  """The data sets of a study, each opened once."""
 
-  Attributes:
-    rows: their names.
-    traced: the numbers that they differ in: arguments of the step. All else stays
-      constants, which are faster.
-  """
+  def __init__(self):
+    self._opened: dict[str, data.Dataset] = {}
 
-  rows: list[str]
-  traced: tuple[str, ...]
-
-
-def _alike(study: Study, runs: Mapping[tuple[str, int], Run]) -> list[_Alike]:
-  configs = {row: runs[row, study.seeds[0]].config.to_dict() for row in study.chosen}
-  groups = collections.defaultdict(list)
-  numbers = {}
-  for row, config in configs.items():
-    numbers[row] = step.take_numbers(config, step.TRACEABLE)
-    groups[json.dumps(config, sort_keys=True)].append(row)
-  differs = lambda name, rows: len({numbers[row][name] for row in rows}) > 1
-  return [
-    _Alike(rows, tuple(name for name in step.TRACEABLE if differs(name, rows)))
-    for rows in groups.values()
-  ]
+  def get(self, config: Any) -> data.Dataset:
+    """That of a run's config."""
+    key = config.data.to_json_best_effort(sort_keys=True)
+    if key not in self._opened:
+      self._opened[key] = experiment.load_dataset(config)
+    return self._opened[key]
 
 
-def _programs(alike: Iterable[_Alike]) -> dict[str, Programs]:
-  """By row; all share their data sets."""
-  by_traced: dict[tuple[str, ...], Programs] = {}
-  datasets: dict[str, data.Dataset] = {}
-  programs = {}
-  for rows, traced in alike:
-    shared = by_traced.setdefault(traced, Programs(traced, datasets))
-    programs |= dict.fromkeys(rows, shared)
-  return programs
-
-
-def _check_data(config: ConfigDict, programs: Programs) -> None:
+def _check_data(config: ConfigDict, datasets: _Datasets) -> None:
   try:
-    experiment.check_classes(config, programs.dataset(config.data))
+    experiment.check_classes(config, datasets.get(config))
   except (ValueError, OSError) as error:
     # What it advises is the flag of a single run.
     raise UserError(str(error).replace('--config.', '--set=')) from error
 
 
-def _train(run: Run, programs: Programs) -> None:
-  start, compiled, spent = time.perf_counter(), programs.num_compiled, _compiling()[0]
+def _train(run: Run, datasets: _Datasets) -> None:
+  start, spent = time.perf_counter(), _compiling()[0]
   with run.recording() as record:
-    before = {name: record[name] for name in ('seconds', 'compilations', 'compiling')}
+    before = {name: record[name] for name in ('seconds', 'compiling')}
     try:
       other = run.trained_alike()
       if other:
         _LOG.info('Trained as %s: decoded and evaluated alone.', other.name)
         run.take_training(other)
         record['trained_in'] = other.name
-      metrics = loop.train(run.config, run.folder, programs)
+      metrics = loop.train(run.config, run.folder, datasets.get(run.config))
       record['step'] = metrics['step']
     finally:
-      now = {
-        'seconds': time.perf_counter() - start,
-        'compilations': programs.num_compiled - compiled,
-        'compiling': _compiling()[0] - spent,
-      }
-      record |= {name: before[name] + value for name, value in now.items()}
+      record['seconds'] = before['seconds'] + time.perf_counter() - start
+      record['compiling'] = before['compiling'] + _compiling()[0] - spent
 
 
 @functools.cache
@@ -193,24 +157,18 @@ def _compiling() -> list[float]:
   return total
 
 
-def _time_left(records: list[dict[str, Any]], left: int, programs: int) -> str:
+def _time_left(records: list[dict[str, Any]], left: int) -> str:
   """In words, from the runs that are finished; nothing before the first.
 
   Args:
     records: of the finished runs.
     left: how many are to be done.
-    programs: how many of these have to compile their step first.
   """
-  # Those that took a trained network say nothing of a training.
+  # A run that took a trained network from another one says nothing about training.
   records = [r for r in records if not r.get('trained_in')] or records
   if not records:
     return ''
-  compiling = [record.get('compiling', 0.0) for record in records]
-  each = sum(record['seconds'] for record in records) - sum(compiling)
-  once = [
-    seconds for seconds, r in zip(compiling, records, strict=True) if r['compilations']
-  ]
-  seconds = left * each / len(records) + programs * sum(once) / max(len(once), 1)
+  seconds = left * sum(record['seconds'] for record in records) / len(records)
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   clock = f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

@@ -123,7 +123,6 @@ class Run:
       'error': None,
       'step': None,
       'seconds': before.get('seconds', 0.0),
-      'compilations': before.get('compilations', 0),
       'compiling': before.get('compiling', 0.0),  # seconds of `seconds`
     }
     write = lambda: atomic_write(self.folder / RECORD, json.dumps(record, indent=2))

@@ -12,20 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-# Imported by the training loop, and without a say in its numbers: what shows them, what
-# uses a trained detector, and what keeps a run alive and its files whole.
+# The training loop imports these, but they change no number: they show numbers, use a
+# trained detector, check a config, or keep a run alive and its files whole.
 _NO_NUMBERS = frozenset(
   (
-    *('__init__.py', 'errors.py', 'files.py', 'reports', 'inference'),
-    *('data/console.py', 'weights/trees.py', 'weights/trained.py'),
-    *('checkpointing/manager.py', 'checkpointing/checksums.py', 'multihost/hosts.py'),
-    *('multihost/failure_detector.py', 'training/monitor.py', 'training/run_folder.py'),
-    *(
-      'multihost/preemption.py',
-      'checkpointing/save_errors.py',
-      'multihost/watchdog.py',
-    ),
-    'multihost/exit_reporter.py',
+    *('reports', 'multihost', 'checkpointing', 'inference'),
+    *('__init__.py', 'errors.py', 'files.py', 'data/console.py'),
+    *('training/config_checks.py', 'training/metrics_log.py', 'training/run_folder.py'),
+    *('weights/trees.py', 'weights/trained.py'),
   )
 )
 Code = Mapping[str, str] | str  # the second: of records of before, one digest of all

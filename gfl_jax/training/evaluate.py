@@ -1,21 +1,13 @@
 """Evaluates a stored step of a run, which may be training meanwhile."""
 
-import logging
 import os
 import pathlib
 from typing import Any
 
-import jax
-
 from gfl_jax import data
 from gfl_jax.errors import UserError
-from gfl_jax.reports import report
 from gfl_jax.training import run_folder
-from gfl_jax.training.experiment import Experiment
-from gfl_jax.training.parallel import DataParallel
-from gfl_jax.training.programs import Programs
-
-_LOG = logging.getLogger(__name__)
+from gfl_jax.training.experiment import Experiment, load_dataset, write_report
 
 
 def evaluate_run(
@@ -52,11 +44,10 @@ def evaluate_run(
   """
   config = run_folder.load_config(workdir)
   _set_places(config.data, data_path, data_dir)
-  programs, devices = Programs(), DataParallel(config.parallel)
   # Of a run that may be training now.
   with run_folder.open_checkpoints(workdir, read_only=True) as checkpoints:
     number = checkpoints.find(which)
-    dataset = _dataset(programs, config, workdir)
+    dataset = _dataset(config, workdir)
     run_folder.check_classes(workdir, dataset.class_names)
     is_own = run_folder.has_data(workdir, dataset.checksum)
     if not is_own and not data_path:
@@ -64,17 +55,13 @@ def evaluate_run(
         f'the data at {_place(config.data)} are not those that {workdir} was trained'
         ' with: give --data_path= of those, or, to evaluate on these, of these'
       )
-    run = Experiment(config, dataset, devices, programs)
+    run = Experiment(config, dataset)
     state = checkpoints.restore(run.initial_state(pretrained=False), number)
   notes = {} if is_own else {'other_data': data_path}
   name = f'step_{number}' if is_own else f'step_{number}_{pathlib.Path(data_path).stem}'
   folder = pathlib.Path(out or pathlib.Path(workdir) / 'evaluations' / name)
   metrics = run.evaluate(state, folder, number, notes)
-  if jax.process_index() == 0:
-    try:
-      _LOG.info('Report: %s', report.write_report(workdir, folder))
-    except OSError as error:
-      _LOG.warning('No report (%s): --out= gives another folder.', error)
+  write_report(workdir, folder)
   return metrics
 
 
@@ -90,11 +77,9 @@ def _set_places(config: Any, path: str, data_dir: str) -> None:
     config.data_dir = data_dir
 
 
-def _dataset(
-  programs: Programs, config: Any, workdir: str | os.PathLike
-) -> data.Dataset:
+def _dataset(config: Any, workdir: str | os.PathLike) -> data.Dataset:
   try:
-    return programs.dataset(config.data)
+    return load_dataset(config)
   except UserError as error:
     raise UserError(
       f'the data of {workdir} ({_place(config.data)}) cannot be used: {error}. If they'

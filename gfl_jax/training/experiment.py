@@ -4,7 +4,8 @@ import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,30 +15,36 @@ from gfl_jax import data, models
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation import evaluator
 from gfl_jax.multihost import hosts
+from gfl_jax.reports import report
 from gfl_jax.training import optimizer as optimizers
 from gfl_jax.training import step
 from gfl_jax.training.parallel import DataParallel
-from gfl_jax.training.programs import Programs
 from gfl_jax.weights.pretrained import load_backbone
 
 _LOG = logging.getLogger(__name__)
-MANY_SIDES_BEYOND = 0.01  # share of sides beyond the bins that a warning tells
+MANY_UNREACHABLE = 0.01  # share of sides beyond the bins that a warning tells
 
 
 class Experiment:
   """What a config and a data set determine: detector, points, step, lengths."""
 
-  def __init__(self, config, dataset, devices: DataParallel, programs: Programs):
-    """Builds the parts; nothing is compiled or computed yet."""
+  def __init__(self, config, dataset):
+    """Builds the parts; nothing is compiled or computed yet.
+
+    Raises:
+      ValueError: classes or a batch size that do not fit the data or the devices.
+    """
     check_classes(config, dataset)
-    self.config, self.dataset, self.devices = config, dataset, devices
+    self.config, self.dataset = config, dataset
+    self.devices = DataParallel(config.parallel)
+    self.devices.check_batch_size(config.batch_size, config.accumulate)
     self.steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     self.num_steps = optimizers.num_train_steps(config, self.steps_per_epoch)
     self.eval_every = max(1, round(config.eval_every_epochs * self.steps_per_epoch))
-    parts = programs.parts(config, devices, self.steps_per_epoch)
-    self.detector = parts.detector
-    self.update = hosts.watched(parts.update)
-    self.predict = hosts.watched(parts.predict)
+    self.detector, update, predict = compiled_functions(
+      config, self.devices, self.steps_per_epoch
+    )
+    self.update, self.predict = hosts.watched(update), hosts.watched(predict)
 
   def evaluation_due(self, number: int) -> bool:
     """Whether the state after so many steps is to be evaluated."""
@@ -69,7 +76,7 @@ class Experiment:
       )
     return self.devices.replicate(step.create_state(variables, config))
 
-  def beyond_the_bins(self) -> tuple[float, float]:
+  def unreachable_sides(self) -> tuple[float, float]:
     """How many of the training boxes' sides are too far from the box's centre.
 
     They are beyond what the last bin means on the coarsest level, so that no anchor
@@ -85,10 +92,10 @@ class Experiment:
     share = float(np.mean(distances > self.config.box.stop))
     return share, float(distances.max())
 
-  def warn_of_the_bins(self) -> None:
+  def warn_of_unreachable_sides(self) -> None:
     """Says so where many sides are beyond the bins."""
-    share, needed = self.beyond_the_bins()
-    if share > MANY_SIDES_BEYOND:
+    share, needed = self.unreachable_sides()
+    if share > MANY_UNREACHABLE:
       _LOG.warning(
         '%.0f%% of the sides of training boxes are farther from their box centre than'
         ' box.stop=%g strides of the coarsest level: they cannot be learnt. box.stop=%d'
@@ -104,7 +111,7 @@ class Experiment:
       for name, count in self.dataset.counters.items()
       if count
     )
-    beyond, _ = self.beyond_the_bins()
+    beyond, _ = self.unreachable_sides()
     sides = f' {beyond:.1%} of box sides beyond the bins;' if beyond else ''
     return (
       f'{self.dataset.num_train} training and {self.dataset.num_eval} evaluation'
@@ -156,6 +163,44 @@ class Experiment:
         notes=notes,
         share=self.dataset.eval_image_ids(batch_size, shard=shard),
       )
+
+
+def write_report(
+  workdir: str | os.PathLike, evaluation: str | os.PathLike | None = None
+) -> None:
+  """Writes the page of a run on the first host; a full disk gives a warning.
+
+  Args:
+    workdir: as `reports.report.write_report` takes it.
+    evaluation: as there.
+  """
+  if jax.process_index() == 0:
+    try:
+      _LOG.info('Report: %s', report.write_report(workdir, evaluation))
+    except OSError as error:
+      _LOG.warning('The report could not be written: %s', error)
+
+
+def load_dataset(config) -> data.Dataset:
+  """Opens the data of a config; the first host may prepare it for the others."""
+  with hosts.first_alone():
+    return data.load(config.data)
+
+
+def compiled_functions(
+  config, devices: DataParallel, steps_per_epoch: int
+) -> tuple[models.Detector, Callable, Callable]:
+  """The detector of a config, and its two functions on all devices.
+
+  Returns:
+    The Flax module; update: (state, batch) -> (state, metrics); predict:
+    (variables, batch) -> `evaluator.PredictOutput`. They compile at their first call
+    for each canvas.
+  """
+  detector = models.build_detector(config)
+  train_step = step.make_train_step(detector, config, steps_per_epoch=steps_per_epoch)
+  predict = evaluator.make_predict(detector, config)
+  return detector, devices.update(train_step), devices.predict(predict)
 
 
 def check_classes(config, dataset) -> None:

@@ -5,32 +5,27 @@ import os
 import pathlib
 from typing import Any
 
-import jax
-
-from gfl_jax.checkpointing.manager import Checkpoints
+from gfl_jax.data import Dataset
 from gfl_jax.multihost import hosts
 from gfl_jax.multihost.preemption import Preempted, Preemption
-from gfl_jax.reports import report
 from gfl_jax.training import run_folder
 from gfl_jax.training.config_checks import check_config
-from gfl_jax.training.experiment import Experiment
-from gfl_jax.training.monitor import Monitor
-from gfl_jax.training.parallel import DataParallel
-from gfl_jax.training.programs import Programs
+from gfl_jax.training.experiment import Experiment, load_dataset, write_report
+from gfl_jax.training.metrics_log import Monitor
 from gfl_jax.training.step import TrainState
 
 _LOG = logging.getLogger(__name__)
 
 
 def train(
-  config, workdir: str | os.PathLike, programs: Programs | None = None
+  config, workdir: str | os.PathLike, dataset: Dataset | None = None
 ) -> dict[str, Any]:
-  """Trains, evaluates and reports; started again, it goes on where it was.
+  """Trains, evaluates and reports. Started again, it continues from where it stopped.
 
   Args:
     config: an experiment's config.
     workdir: the run's folder, made if missing.
-    programs: what this run may share with others of the process.
+    dataset: of `config.data`, if it is open already.
 
   Returns:
     The metrics of the last evaluation.
@@ -43,95 +38,72 @@ def train(
       to be evaluated, the next start does it.
   """
   check_config(config)
-  devices = DataParallel(config.parallel)
-  devices.check_batch_size(config.batch_size, config.accumulate)
   with run_folder.hold(workdir):
-    return _train(config, workdir, devices, programs or Programs())
-
-
-def _train(
-  config, workdir: str | os.PathLike, devices: DataParallel, programs: Programs
-) -> dict[str, Any]:
-  run_folder.open_run(workdir, config)
-  dataset = programs.dataset(config.data)
-  run = Experiment(config, dataset, devices, programs)
-  with (
-    run_folder.open_checkpoints(workdir) as checkpoints,
-    hosts.report_errors(),
-  ):
-    if checkpoints.steps:
-      run_folder.check_classes(workdir, run.dataset.class_names)
-      run_folder.check_data(workdir, dataset.checksum)
-    state = run.initial_state(pretrained=not checkpoints.steps)
-    _LOG.info('%s', run.description(state))
-    run.warn_of_the_bins()
-    restored = checkpoints.restore_newest(state)
-    state, first_step = restored or (state, 0)
-    # Not before it is known that this start is right.
-    run_folder.write_config(workdir, config)
-    run_folder.write_data(workdir, dataset.checksum)
-    run_folder.write_classes(workdir, run.dataset.class_names, run.dataset.category_ids)
-    if restored:
-      _LOG.info('Going on from step %d of %d.', first_step, run.num_steps)
-    with Preemption() as stop:
-      state, metrics = _go_on(run, state, first_step, workdir, checkpoints, stop)
-    checkpoints.wait()
-  if metrics is None:
-    _LOG.info('All %d steps are done: evaluating the last again.', run.num_steps)
-    metrics = run.evaluate(state, pathlib.Path(workdir) / 'eval', first_step)
-  if jax.process_index() == 0:
-    try:
-      _LOG.info('Report: %s', report.write_report(workdir))
-    except OSError as error:  # a full disk; the run itself is done
-      _LOG.warning('The report is not written: %s', error)
-  if stop.number:  # a study must not begin its next run
-    raise Preempted('Preempted after the last step: this run is done.', stop.number)
+    run_folder.open_run(workdir, config)
+    run = Experiment(config, dataset or load_dataset(config))
+    with run_folder.open_checkpoints(workdir) as checkpoints, hosts.report_errors():
+      state, step = _first_state(run, workdir, checkpoints)
+      with Preemption() as preemption:
+        state, metrics = _train(run, state, step, workdir, checkpoints, preemption)
+      checkpoints.wait()
+    if metrics is None:
+      _LOG.info('All %d steps are done: evaluating the last again.', run.num_steps)
+      metrics = run.evaluate(state, pathlib.Path(workdir) / 'eval', step)
+    write_report(workdir)
+  if preemption.signal:  # a study must not start its next run
+    raise Preempted('Stopped after the last step: this run is done.', preemption.signal)
   return metrics
 
 
-def _go_on(
-  run: Experiment,
-  state: TrainState,
-  step: int,
-  workdir: str | os.PathLike,
-  checkpoints: Checkpoints,
-  stop: Preemption,
-) -> tuple[TrainState, dict[str, Any] | None]:
-  """From a state after `step` steps to the last, evaluations included.
+def _first_state(run: Experiment, workdir, checkpoints) -> tuple[TrainState, int]:
+  """The newest stored state, or a new one, and the number of steps it has done."""
+  resumes = bool(checkpoints.steps)
+  if resumes:
+    run_folder.check_dataset(workdir, run.dataset)
+  state = run.initial_state(pretrained=not resumes)
+  _LOG.info('%s', run.description(state))
+  run.warn_of_unreachable_sides()
+  state, step = checkpoints.restore_newest(state) or (state, 0)
+  # The folder is written to only now, when it is known that this start is right.
+  run_folder.write_start(workdir, run.config, run.dataset)
+  if step:
+    _LOG.info('Continuing from step %d of %d.', step, run.num_steps)
+  return state, step
 
-  A step is saved before it is evaluated, for a preemption in an evaluation, which may
-  take long, to lose no step. The evaluation is then done by the next start, so that the
-  log is that of a run never stopped.
+
+def _train(
+  run: Experiment, state: TrainState, start: int, workdir, checkpoints, preemption
+) -> tuple[TrainState, dict[str, Any] | None]:
+  """Trains from step `start` to the last step, evaluations included.
+
+  A step is saved before it is evaluated, so that a preemption during an evaluation
+  loses no step. The next start then does the evaluation.
 
   Returns:
     The last state, and its metrics; None for these if there was nothing left to do.
   """
-  config, metrics = run.config, None
-  with Monitor(config, workdir, run, step) as monitor:
+  metrics = None
+  with Monitor(run, workdir, start) as monitor:
 
-    def evaluate_now(state: TrainState, step: int) -> dict[str, Any]:
+    def evaluate(state: TrainState, step: int) -> dict[str, Any]:
       metrics = run.evaluate(state, pathlib.Path(workdir) / 'eval', step)
       monitor.evaluated(step, metrics)
       checkpoints.evaluated(step, metrics['AP'])
       return metrics
 
-    if run.evaluation_due(step) and not checkpoints.is_evaluated(step):
-      metrics = evaluate_now(state, step)
-    for number, image_ids, batch in run.train_batches(step):
+    if run.evaluation_due(start) and not checkpoints.is_evaluated(start):
+      metrics = evaluate(state, start)
+    for step, image_ids, batch in run.train_batches(start):
       state, scalars = run.update(state, batch)
-      monitor.add(number, scalars, image_ids)
+      monitor.add(step, scalars, image_ids)
       checkpoints.poll()
-      due, stopped_by = run.evaluation_due(number), stop.reached()
-      if due or stopped_by or number % config.checkpoint_every_steps == 0:
-        monitor.settle()  # a state whose loss was not finite is never saved
-        with hosts.work(takes_long=True):
-          checkpoints.save(number, state)
-      if stopped_by:
+      stop, due = preemption.reached(), run.evaluation_due(step)
+      if stop or due or step % run.config.checkpoint_every_steps == 0:
+        monitor.settle()  # a state whose loss is not finite is never saved
+        checkpoints.save(step, state)
+      if stop:
         checkpoints.wait()
-        raise Preempted(
-          f'Preempted at step {number}: the same command goes on from there.',
-          stopped_by,
-        )
+        raise Preempted(f'Stopped at step {step}: the same command continues it.', stop)
       if due:
-        metrics = evaluate_now(state, number)
+        metrics = evaluate(state, step)
   return state, metrics

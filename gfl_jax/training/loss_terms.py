@@ -102,6 +102,13 @@ ASSIGNERS = {
 }
 
 
+def class_function(class_loss_config) -> Callable[..., Array]:
+  """A config's class loss: (logits, targets) -> losses, element-wise."""
+  kind = choose(CLASS_LOSSES, class_loss_config.kind, 'class_loss.kind')
+  numbers = {name: class_loss_config[name] for name in kind.numbers}
+  return functools.partial(kind.function, **numbers)
+
+
 def check_choices(config) -> None:
   """Raises a ValueError for a choice that does not exist or does not fit another."""
   assigner = choose(ASSIGNERS, config.assignment.kind, 'assignment.kind')
@@ -123,9 +130,7 @@ def check_choices(config) -> None:
     array(1, 4),
     array(1, dtype=jnp.bool_),
   )
-  numbers = numbers_of(class_loss, config)
-  class_function = functools.partial(class_loss.function, **numbers)
-  jax.eval_shape(class_function, array(1), array(1))
+  jax.eval_shape(class_function(config.class_loss), array(1), array(1))
   if class_loss.targets == 'heatmap':
     radius = functools.partial(
       boxes.corner_radius, min_overlap=config.class_loss.min_overlap
@@ -147,8 +152,3 @@ def check_choices(config) -> None:
       f'edge_loss.kind={config.edge_loss.kind!r}, box.kind={config.box.kind!r}: this'
       f' loss needs a box of kind {" or ".join(edge_loss.boxes)}'
     )
-
-
-def numbers_of(class_loss: ClassLoss, config) -> dict[str, Any]:
-  """The numbers that a class loss takes from the config."""
-  return {name: config.class_loss[name] for name in class_loss.numbers}

@@ -117,16 +117,16 @@ class DataParallel:
     return jax.tree.map(self._put, dict(batch))
 
   def update(self, step: Callable) -> Callable:
-    """(state, batch, numbers) -> (state, scalars); uses up the state that goes in."""
+    """(state, batch) -> (state, metrics); uses up the state that goes in."""
     if self.mode == 'jit':
-      in_specs = (jax.P(), jax.P(AXIS), jax.P())
+      in_specs = (jax.P(), jax.P(AXIS))
       return jax.jit(
         self._shard_map(step, in_specs, (jax.P(), jax.P())), donate_argnums=0
       )
     mapped = jax.pmap(
       step,
       AXIS,
-      in_axes=(None, 0, None),
+      in_axes=(None, 0),
       out_axes=(None, None),
       devices=self.devices,
       donate_argnums=0,
@@ -134,8 +134,8 @@ class DataParallel:
     if jax.process_count() == 1:
       return mapped
 
-    def update(state, batch, numbers):
-      return jax.tree.map(self._as_global, mapped(state, batch, numbers))
+    def update(state, batch):
+      return jax.tree.map(self._as_global, mapped(state, batch))
 
     return update
 

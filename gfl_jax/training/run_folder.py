@@ -10,7 +10,7 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -99,7 +99,7 @@ def _open_as_first(
   if not stored_file.exists() or not numbers:
     _write_config(folder, now)
     return
-  with _whole(stored_file):
+  with _named_in_errors(stored_file):
     stored = completed(json.loads(stored_file.read_text()))
   allowed = bookkeeping(now) | {'data': stored['data'] | _places(now)}
   differing = differences(stored | allowed | _extension(stored, now), now)
@@ -153,8 +153,44 @@ def load_config(workdir: str | os.PathLike) -> Any:
   file = pathlib.Path(workdir) / 'config.json'
   if not file.exists():
     raise MissingFileError(f'{workdir} is not the folder of a run: no config.json')
-  with _whole(file):
+  with _named_in_errors(file):
     return stored_config(json.loads(file.read_text()))
+
+
+def write_start(workdir: str | os.PathLike, config: Any, dataset: Any) -> None:
+  """Writes what a run is: its config and environment, its data and its classes.
+
+  Args:
+    workdir: the run's folder.
+    config: the run's.
+    dataset: a `data.Dataset`.
+  """
+  write_config(workdir, config)
+  if jax.process_index() == 0:
+    text = json.dumps(_data_record(dataset.checksum))
+    files.atomic_write(pathlib.Path(workdir) / 'data.json', text)
+  write_classes(workdir, dataset.class_names, dataset.category_ids)
+
+
+def check_dataset(workdir: str | os.PathLike, dataset: Any) -> None:
+  """Checks that a data set is that of the run.
+
+  Args:
+    workdir: the run's folder.
+    dataset: a `data.Dataset`.
+
+  Raises:
+    ValueError: other classes, as `check_classes`; other images or annotations,
+      wherever they lie now; a `data.json` that is malformed.
+  """
+  check_classes(workdir, dataset.class_names)
+  if not has_data(workdir, dataset.checksum):
+    file = pathlib.Path(workdir) / 'data.json'
+    raise UserError(
+      f'the images or annotations are not those that {workdir} was trained with, as'
+      f' {file} tells: take another --workdir, or those data. Delete {file} to go on'
+      ' with the others all the same'
+    )
 
 
 def write_classes(
@@ -187,7 +223,7 @@ def load_classes(workdir: str | os.PathLike) -> tuple[tuple[str, ...], tuple[int
       ' the form {"names": ["cat", ...], "category_ids": [1, ...]}; scripts/train.py'
       ' writes it when the run is started again'
     )
-  with _whole(file):
+  with _named_in_errors(file):
     classes = json.loads(file.read_text())
     return checked_classes(classes['names'], classes['category_ids'])
 
@@ -217,23 +253,6 @@ def check_classes(workdir: str | os.PathLike, names: Sequence[str]) -> None:
       )
 
 
-def check_data(workdir: str | os.PathLike, checksum: int) -> None:
-  """Checks that the data are those that a run began with, wherever they lie now.
-
-  Args as `has_data`.
-
-  Raises:
-    ValueError: they are other data, or `data.json` is not whole.
-  """
-  if not has_data(workdir, checksum):
-    file = pathlib.Path(workdir) / 'data.json'
-    raise UserError(
-      f'the images or annotations are not those that {workdir} was trained with, as'
-      f' {file} tells: take another --workdir, or those data. Delete {file} to go on'
-      ' with the others all the same'
-    )
-
-
 def has_data(workdir: str | os.PathLike, checksum: int) -> bool:
   """Whether data are those that a run began with; True where no `data.json` tells.
 
@@ -245,15 +264,8 @@ def has_data(workdir: str | os.PathLike, checksum: int) -> bool:
     ValueError: the file is not whole.
   """
   file = pathlib.Path(workdir) / 'data.json'
-  with _whole(file):
+  with _named_in_errors(file):
     return files.read_json(file) in ({}, _data_record(checksum))
-
-
-def write_data(workdir: str | os.PathLike, checksum: int) -> None:
-  """Writes `data.json`: what `check_data` compares with."""
-  if jax.process_index() == 0:
-    text = json.dumps(_data_record(checksum))
-    files.atomic_write(pathlib.Path(workdir) / 'data.json', text)
 
 
 def _data_record(checksum: int) -> dict[str, str]:
@@ -287,50 +299,6 @@ def open_checkpoints(
   return Checkpoints(folder, evaluated_aps(workdir), read_only=read_only)
 
 
-class MetricsLog:
-  """`metrics.jsonl`: one line of numbers each; and TensorBoard events if wanted."""
-
-  def __init__(self, workdir: str | os.PathLike, *, start_step: int, tensorboard: bool):
-    """Opens the log; lines beyond `start_step`, of a run that was cut off, go."""
-    self._active = jax.process_index() == 0
-    self._events = None
-    if not self._active:
-      return
-    if tensorboard:
-      try:
-        import tensorboardX
-      except ImportError as error:
-        raise UserError(
-          "tensorboard=True needs an extra: pip install -e '.[tensorboard]'"
-        ) from error
-      self._events = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'events'))
-    file = pathlib.Path(workdir) / 'metrics.jsonl'
-    if file.exists():
-      lines = files.read_json_lines(file)
-      files.write_json_lines(file, (x for x in lines if x['step'] <= start_step))
-    self._file = files.AppendLog(file)
-
-  def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
-    """Adds one line; nested values are kept in the file, scalars alone in events."""
-    if not self._active:
-      return
-    line = json.dumps({'kind': kind, 'step': step, **numbers}) + '\n'
-    if error := self._file.write(line):
-      _LOG.warning('metrics.jsonl: %s; its lines are kept until there is space.', error)
-    if self._events:
-      for name, value in numbers.items():
-        if isinstance(value, float | int):
-          self._events.add_scalar(f'{kind}/{name}', value, step)
-      self._events.flush()
-
-  def close(self) -> None:
-    """Closes the files."""
-    if self._active and (error := self._file.close()):
-      _LOG.warning('metrics.jsonl: %s; its last lines are lost.', error)
-    if self._events:
-      self._events.close()
-
-
 def _places(config: dict[str, Any]) -> dict[str, Any]:
   return {name: config['data'][name] for name in ('path', 'data_dir')}
 
@@ -342,7 +310,7 @@ def bookkeeping(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _whole(file: pathlib.Path) -> Iterator[None]:
+def _named_in_errors(file: pathlib.Path) -> Iterator[None]:
   """Names the file in an error of what it holds."""
   try:
     yield

@@ -68,7 +68,7 @@ def test_what_is_stored_survives_a_kill_inside_a_save(tmp_path):
   newest = 0
   for _ in range(2):
     with subprocess.Popen(
-      [sys.executable, '-m', 'tests.training.endless_saver', tmp_path, str(SIZE)],
+      [sys.executable, '-m', 'tests.checkpointing.endless_saver', tmp_path, str(SIZE)],
       cwd=pathlib.Path(__file__).parents[2],
       env=os.environ | {'JAX_PLATFORMS': 'cpu'},
     ) as process:

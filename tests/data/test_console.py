@@ -31,7 +31,7 @@ def test_a_start_that_fails_shows_what_was_held_back(capfd):
 def test_a_start_that_crashes_shows_where():
   code = (
     'import faulthandler, os\n'
-    'from gfl_jax.data import quiet\n'
+    'from gfl_jax.data import console\n'
     'with console.suppress_import_noise(): pass\n'
     'assert not faulthandler.is_enabled()\n'
     'with console.suppress_import_noise(): os.abort()'

@@ -240,9 +240,10 @@ def synthetic_sides(kind, count=4000):
   std = rng.uniform(0.3, 0.8, shape)
   # Within 3 deviations, so that no density is at the floor.
   errors = std * np.clip(rng.standard_normal(shape), -3, 3)
-  fit = diagnostic_rows.densities.normal(errors, std)
+  distributions = diagnostic_rows.side_distributions
+  fit = distributions.normal(errors, std)
   if kind == 'dirac':
-    fit = diagnostic_rows.densities.FITS['dirac'](None, errors, None, None, None)
+    fit = distributions.FITS['dirac'](None, errors, None, None, None)
   columns = diagnostic_rows._no_rows(diagnostic_rows._IMAGE_COLUMNS)
   return columns | {
     'side_error': errors, 'side_std': std, 'side_cdf': fit.cdf,

@@ -13,7 +13,7 @@ from gfl_jax.checkpointing.manager import Checkpoints, DamagedCheckpointError
 from gfl_jax.evaluation import evaluator
 from gfl_jax.inference import runs
 from gfl_jax.models import build_detector, init_variables
-from gfl_jax.training import run_folder, step
+from gfl_jax.training import metrics_log, run_folder, step
 from tests import tiny
 
 NAMES, IDS = ('ring', 'disk', 'bar'), (3, 5, 9)
@@ -26,7 +26,7 @@ def write_run(folder, *, ema_decay=0.99):
   c.ema_decay = ema_decay
   run_folder.open_run(folder, c)
   run_folder.write_classes(folder, NAMES, IDS)
-  log = run_folder.MetricsLog(folder, start_step=0, tensorboard=False)
+  log = metrics_log.MetricsLog(folder, start_step=0, tensorboard=False)
   with Checkpoints(folder / 'checkpoints') as stored:
     for number, ap in ((1, 0.5), (2, 0.25)):
       state = step.create_state(drawn(number), c)

@@ -9,7 +9,8 @@ from flax import traverse_util
 
 from configs import gfl_r50_fpn_1x_coco
 from gfl_jax.models import build_detector, frozen_mask, init_variables, stages
-from tests import golden, golden_weights
+from gfl_jax.models.detector import Detector
+from tests import golden, golden_weights, tiny
 from tests.models.draws import draw
 
 
@@ -230,3 +231,28 @@ def test_frozen_mask_is_true_exactly_where_the_gradient_is_zero(
 def test_unknown_kinds_are_errors(change, message):
   with pytest.raises(ValueError, match=message):
     build_detector(tiny_config(**change))
+
+
+def test_the_first_variables_are_one_program_for_equal_detectors(monkeypatch):
+  traced, true = [], Detector.__call__
+
+  def counted(self, *arguments, **options):
+    traced.append(self)
+    return true(self, *arguments, **options)
+
+  monkeypatch.setattr(Detector, '__call__', counted)
+  config = tiny.config()
+  config.model.head.prior_probability = 0.013  # no other test has it
+  first, same, other = (
+    init_variables(build_detector(config), jax.random.key(seed)) for seed in (0, 0, 1)
+  )
+  assert len(traced) == 1
+  jax.tree.map(np.testing.assert_array_equal, first, same)
+  kernel = lambda variables: variables['params']['head']['class_output']['kernel']
+  assert np.any(kernel(first) != kernel(other))
+  bias = first['params']['head']['class_output']['bias']
+  np.testing.assert_allclose(jax.nn.sigmoid(bias), 0.013, rtol=1e-6)
+
+  config.model.head.prior_probability = 0.014
+  init_variables(build_detector(config), jax.random.key(0))
+  assert len(traced) == 2

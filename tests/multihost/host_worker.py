@@ -14,6 +14,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 
 from gfl_jax import launch
 from gfl_jax.checkpointing import checksums
@@ -22,9 +23,7 @@ from gfl_jax.data import console
 from gfl_jax.errors import UserError
 from gfl_jax.multihost import failure_detector, hosts
 from gfl_jax.multihost.preemption import Preempted, Preemption
-from gfl_jax.reports import report
 from gfl_jax.training import experiment, loop, run_folder
-from gfl_jax.training.programs import Programs
 from tests import tiny
 
 EVAL_SIZES = (1, 7, 8, 9, 17)
@@ -83,44 +82,43 @@ def poison_one_shard(step):
   return lambda: setattr(experiment.Experiment, 'initial_state', true)
 
 
-def straight(folder, mine, programs):
+def straight(folder, mine):
   """Runs of STEPS steps, by jit and by pmap."""
   for parallel in ('jit', 'pmap'):
-    loop.train(config(folder, parallel), mine / parallel, programs)
+    loop.train(config(folder, parallel), mine / parallel)
 
 
-def straight_jit(folder, mine, programs):
-  loop.train(config(folder), mine / 'jit', programs)
+def straight_jit(folder, mine):
+  loop.train(config(folder), mine / 'jit')
 
 
-def cut_and_resumed(folder, mine, programs, keep=None):
+def cut_and_resumed(folder, mine, keep=None):
   """The same by jit, cut off after step 5 and resumed from step 4."""
   cut_after(5)
   try:
-    loop.train(config(folder), mine / 'resumed', programs)
+    loop.train(config(folder), mine / 'resumed')
   except KeyboardInterrupt:
     if keep:
       shutil.copytree(mine / 'resumed', keep)
-    loop.train(config(folder), mine / 'resumed', programs)
+    loop.train(config(folder), mine / 'resumed')
 
 
-def resumed_elsewhere(folder, mine, programs):
+def resumed_elsewhere(folder, mine):
   """Goes on with the runs that the test has copied here from other groups."""
   for run in sorted(mine.glob('from_*')):
-    loop.train(config(folder), run, programs)
+    loop.train(config(folder), run)
 
 
-def evaluated(folder, mine, programs):
+def evaluated(folder, mine):
   """Evaluates the same parameters on sets of several sizes."""
   for size in EVAL_SIZES:
     c = config(folder, data=f'eval_{size}.npz')
     c.decode.score_threshold = 0.0
-    devices = experiment.DataParallel(c.parallel)
-    run = experiment.Experiment(c, programs.dataset(c.data), devices, programs)
+    run = experiment.Experiment(c, experiment.load_dataset(c))
     run.evaluate(run.initial_state(), mine / f'eval_{size}', 0)
 
 
-def asked_to_stop(folder, mine, programs):
+def asked_to_stop(folder, mine):
   """The last process gets SIGTERM; in slow steps: jax takes a second to tell all."""
   true = experiment.Experiment.train_batches
 
@@ -133,23 +131,23 @@ def asked_to_stop(folder, mine, programs):
 
   experiment.Experiment.train_batches = slow
   try:
-    loop.train(config(folder), mine / 'stopped', programs)
+    loop.train(config(folder), mine / 'stopped')
   except Preempted as stop:
     text = json.dumps([str(stop), stop.exit_code])
     (mine / f'stopped_{jax.process_index()}').write_text(text)
 
 
-def not_finite(folder, mine, programs):
+def not_finite(folder, mine):
   """What stops each process."""
   heal = poison_one_shard(3)
   try:
-    loop.train(config(folder), mine / 'poisoned', programs)
+    loop.train(config(folder), mine / 'poisoned')
   except FloatingPointError as error:
     (mine / f'error_{jax.process_index()}').write_text(str(error))
   heal()
 
 
-def read_by_one_alone(folder, mine, programs):
+def read_by_one_alone(folder, mine):
   """The last process cannot read the newest checkpoint of what `straight` left."""
   if jax.process_index() == 0:
     shutil.copytree(mine / 'jit', mine / 'half_read')
@@ -163,15 +161,14 @@ def read_by_one_alone(folder, mine, programs):
 
   checksums.read = read
   c = config(folder)
-  devices = experiment.DataParallel(c.parallel)
-  run = experiment.Experiment(c, programs.dataset(c.data), devices, programs)
+  run = experiment.Experiment(c, experiment.load_dataset(c))
   with Checkpoints(mine / 'half_read' / 'checkpoints') as checkpoints:
     _, step = checkpoints.restore_newest(run.initial_state())
   (mine / f'half_read_{jax.process_index()}').write_text(str(step))
   checksums.read = true
 
 
-def other_data(folder, mine, programs):
+def other_data(folder, mine):
   """A relative path, and another file there in the last process's folder."""
   data, here = 'tiny.npz', pathlib.Path.cwd()
   if jax.process_index() > 0:
@@ -182,8 +179,7 @@ def other_data(folder, mine, programs):
   os.chdir(folder_of_mine)
   c = config(pathlib.Path(), data='data.npz')
   run_folder.open_run(mine / 'other_data', c)  # the configs are equal
-  devices = experiment.DataParallel(c.parallel)
-  run = experiment.Experiment(c, programs.dataset(c.data), devices, programs)
+  run = experiment.Experiment(c, experiment.load_dataset(c))
   try:
     run.initial_state()
   except ValueError as error:
@@ -191,7 +187,7 @@ def other_data(folder, mine, programs):
   os.chdir(here)
 
 
-def run_until_ended(folder, mine, programs):
+def run_until_ended(folder, mine):
   """Steps that need all processes, without a model; one may get stuck."""
   total = jax.jit(lambda x: x.sum())
   devices = experiment.DataParallel('jit')
@@ -208,7 +204,7 @@ def run_until_ended(folder, mine, programs):
     time.sleep(0.1)
 
 
-def asked_to_stop_early(folder, mine, programs):
+def asked_to_stop_early(folder, mine):
   """The last process gets SIGTERM before any step; writes how many each did then."""
   if jax.process_index() == jax.process_count() - 1:
     os.kill(os.getpid(), signal.SIGTERM)
@@ -222,7 +218,7 @@ def asked_to_stop_early(folder, mine, programs):
   (mine / f'stopped_{jax.process_index()}').write_text(str(steps))
 
 
-def refused_while_starting(folder, mine, programs):
+def refused_while_starting(folder, mine):
   """One that will not run, while the first starts TensorFlow."""
   if jax.process_index() > 0:
     raise UserError('not this config. They differ in:\n  seed: 1, 2')
@@ -230,7 +226,7 @@ def refused_while_starting(folder, mine, programs):
     time.sleep(LIMIT_SECONDS)
 
 
-def hanging_before_the_first_step(folder, mine, programs):
+def hanging_before_the_first_step(folder, mine):
   """The first cannot read from its disk; in shorter times than those of a run."""
   hosts._TELL_SECONDS = 1.0
   hosts.PATIENT_SECONDS = failure_detector.PATIENT_SECONDS = 3.0
@@ -239,12 +235,12 @@ def hanging_before_the_first_step(folder, mine, programs):
 
 def main(argv):
   folder, mine = map(pathlib.Path, argv[1:3])
-  programs = Programs()
-  report.write_report = lambda workdir: 'none'  # takes longer than the training here
+  tiny.share_compiled_functions(pytest.MonkeyPatch())
+  loop.write_report = lambda workdir: None  # takes longer than the training here
   times = {}
   for name in argv[3:]:
     start = time.monotonic()
-    globals()[name](folder, mine, programs)
+    globals()[name](folder, mine)
     times[name] = round(time.monotonic() - start, 1)
   print(json.dumps(times))
 

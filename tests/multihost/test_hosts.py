@@ -13,14 +13,13 @@ import time
 import jax
 import numpy as np
 import pytest
-from scripts.process_group import ProcessGroup
 
 from gfl_jax.checkpointing.manager import Checkpoints
 from gfl_jax.errors import EXIT_RETRYABLE
 from gfl_jax.multihost import hosts
 from gfl_jax.training import experiment, loop, parallel, run_folder
-from gfl_jax.training.programs import Programs
 from scripts.faults import process_group
+from scripts.faults.process_group import ProcessGroup
 from tests import tiny
 from tests.multihost import host_worker
 
@@ -46,9 +45,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def alone(folder):
   """The folder of one process of 8 devices, which did what the groups do."""
-  mine, programs = folder / 'alone', Programs()
-  host_worker.cut_and_resumed(folder, mine, programs, keep=mine / 'cut')
-  host_worker.evaluated(folder, mine, programs)
+  mine = folder / 'alone'
+  host_worker.cut_and_resumed(folder, mine, keep=mine / 'cut')
+  host_worker.evaluated(folder, mine)
   return mine
 
 
@@ -65,10 +64,8 @@ def run_group(folder, count, scenarios):
 
 
 def final_state(folder, run):
-  programs = Programs()
   c = host_worker.config(folder)
-  devices = experiment.DataParallel(c.parallel)
-  form = experiment.Experiment(c, programs.dataset(c.data), devices, programs)
+  form = experiment.Experiment(c, experiment.load_dataset(c))
   with Checkpoints(run / 'checkpoints', read_only=True) as checkpoints:
     state, step = checkpoints.restore_newest(form.initial_state())
   assert step == host_worker.STEPS
@@ -149,13 +146,13 @@ def test_two_processes_do_what_one_does(folder, alone, tmp_path):
   assert [text, code] == other and code == 128 + signal.SIGTERM
   with Checkpoints(mine / 'stopped' / 'checkpoints', read_only=True) as checkpoints:
     step = checkpoints.steps[-1]
-  assert f'Preempted at step {step}: the same command' in text
+  assert f'Stopped at step {step}: the same command' in text
   shutil.copytree(mine / 'stopped', tmp_path / 'run')
   loop.train(host_worker.config(folder), tmp_path / 'run')
   assert_close(final_state(folder, tmp_path / 'run'), wanted)
 
   # The first alone says what runs and how far it is.
-  assert 'Going on from step 4 of 6' in printed[0] and 'evaluate:' in printed[0]
+  assert 'Continuing from step 4 of 6' in printed[0] and 'evaluate:' in printed[0]
   for words in ('Going on', 'train:', 'evaluate:', 'Report', 'AP50'):
     assert words not in printed[1]
 
@@ -219,7 +216,7 @@ def test_a_signal_before_the_first_step_stops_all_after_it(tmp_path):
 def test_a_line_says_that_the_processes_do_not_meet():
   at = f'127.0.0.1:{process_group.free_port()}'
   code = (
-    'from gfl_jax.training import hosts\n'
+    'from gfl_jax.multihost import hosts\n'
     'hosts.WAIT_FOR_ALL_SECONDS = 3\n'
     f'hosts.connect("{at}", 2, 0)'
   )

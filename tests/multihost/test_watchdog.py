@@ -153,7 +153,7 @@ def test_whoever_does_not_come_to_a_barrier_is_stuck_after_what_is_allowed(
   assert peers.detector.behind(peers.begun) == [1, 2]  # as far as is known yet
   diagnosis, seconds = peers.pass_seconds(9000)
   assert peers.detector.behind(peers.begun) == [2]
-  assert diagnosis.failed_peers == (2,) and diagnosis.again
+  assert diagnosis.failed_peers == (2,) and diagnosis.retryable
   assert f'for {allowed / 60:.0f} min from process 2: alive' in diagnosis.text
   # One that was patient before is heard of as behind a second later.
   assert seconds in (allowed, allowed + 1)
@@ -177,9 +177,9 @@ def test_a_peer_that_ended_is_named_with_its_error_once_all_had_time_for_their_o
   assert diagnosis.text == 'process 1 has ended: error: image 7 cannot be read'
   assert seconds == failure_detector.GRACE_SECONDS + 1
   assert peers.detector.running() == {2}
-  assert not diagnosis.again
-  peers.change(1, again=True)
-  assert peers.pass_seconds(1)[0].again
+  assert not diagnosis.retryable
+  peers.change(1, retryable=True)
+  assert peers.pass_seconds(1)[0].retryable
 
 
 class Store:
@@ -203,14 +203,14 @@ def test_peers_are_told_the_whole_error_on_one_line():
   text = 'error: another config. They differ in:\n  seed: 1, 2\n  epochs: 3, 4'
   store = Store()
   listening = watchdog.Watchdog(store, 1, 2, ExitReporter('nothing'))
-  listening.ends(text, again=True)
+  listening.ends(text, retryable=True)
   limit = time.monotonic() + 60
   while '1' not in ''.join(store.texts) or not store.heartbeats(1).ended:
     assert time.monotonic() < limit
     time.sleep(0.05)
   listening.close()
   wanted = 'error: another config. They differ in: seed: 1, 2; epochs: 3, 4'
-  assert (store.heartbeats(1).ended, store.heartbeats(1).again) == (wanted, True)
+  assert (store.heartbeats(1).ended, store.heartbeats(1).retryable) == (wanted, True)
 
 
 def test_a_long_error_is_cut_off():
@@ -223,14 +223,14 @@ def test_a_long_error_is_cut_off():
 def test_last_words_are_shown_though_tensorflow_is_starting():
   code = (
     'import os\n'
-    'from gfl_jax.data import quiet\n'
+    'from gfl_jax.data import console\n'
     'from gfl_jax.multihost.watchdog import Watchdog\n'
     'from gfl_jax.multihost.exit_reporter import ExitReporter\n'
     'from tests.multihost.test_watchdog import Store\n'
-    'watch = Watchdog(Store(), 1, 2, ExitReporter("nothing"))\n'
-    'with quiet.starting():\n'
+    'watchdog = Watchdog(Store(), 1, 2, ExitReporter("nothing"))\n'
+    'with console.suppress_import_noise():\n'
     '  os.write(2, b"no GPU")\n'
-    '  watchdog.leave("error: a\\n  b", 3, again=False, advice="(try c)")'
+    '  watchdog.leave("error: a\\n  b", 3, retryable=False, advice="(try c)")'
   )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
   assert (done.returncode, done.stdout) == (3, '')

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -347,46 +345,6 @@ def test_saturated_logits_have_finite_losses_and_gradients(exponent):
     assert np.isfinite(elements).all() and np.isfinite(grad).all(), name
   _, grad = value_and_grad(classwise['qfl'], SATURATED)
   close(grad[:4], [1, 0, 0, -1])
-
-
-# Names of a loss's numbers that may be jax arrays, its exponent first.
-TRACED_NUMBERS = {
-  losses.focal_loss: ('gamma', 'alpha'),
-  losses.quality_focal_loss: ('beta',),
-  losses.varifocal_loss: ('gamma', 'alpha'),
-  losses.gaussian_focal_loss: ('alpha', 'gamma'),
-}
-
-
-@functools.cache
-def compiled_with_numbers(loss):
-  """Elements and gradients, all numbers given to the compiled program."""
-  targets = np.concatenate([OPPOSITE, OPPOSITE[::-1], np.linspace(0, 1, 9)])
-
-  @jax.jit
-  def compiled(x, numbers):
-    return value_and_grad(lambda x: loss(x, jnp.asarray(targets), **numbers), x)
-
-  return targets, compiled
-
-
-@pytest.mark.parametrize('exponent', [*BETAS, 4.0])
-@pytest.mark.parametrize('loss', TRACED_NUMBERS)
-def test_a_traced_number_is_the_static_one(loss, exponent):
-  # Bases of exactly 0 (saturated and right), of 1 (saturated and wrong), and others.
-  exponent_name, *weights = TRACED_NUMBERS[loss]
-  numbers = {exponent_name: exponent} | {name: 0.625 for name in weights}
-  if loss is losses.gaussian_focal_loss:
-    numbers['gamma'] = exponent
-  targets, compiled = compiled_with_numbers(loss)
-  x = np.concatenate([SATURATED, SATURATED[::-1], np.linspace(-6, 6, 9)])
-  x, targets = x.astype(np.float32), targets.astype(np.float32)
-  static = value_and_grad(lambda x: loss(x, targets, **numbers), x)
-  traced = compiled(x, jax.tree.map(jnp.float32, numbers))
-  for expected, found in zip(static, traced, strict=True):
-    assert np.isfinite(found).all()
-    close(found, expected, rtol=3e-6, atol=1e-9)
-  assert compiled._cache_size() == 1
 
 
 @pytest.mark.parametrize('loss', [losses.gaussian_nll_loss, losses.kl_box_loss])

@@ -24,12 +24,11 @@ from gfl_jax.training import (
   experiment,
   extension,
   loop,
-  monitor,
+  metrics_log,
   run_folder,
   step,
 )
 from gfl_jax.training.evaluate import evaluate_run
-from gfl_jax.training.programs import Programs
 from tests import tiny
 
 NUM_IMAGES = 24  # 3 steps of 8 make an epoch
@@ -42,10 +41,11 @@ def data_file(tmp_path_factory):
   return str(path)
 
 
-@pytest.fixture(scope='module')
-def programs():
-  """What the runs of one step share."""
-  return Programs()
+@pytest.fixture(scope='module', autouse=True)
+def _compile_once():
+  with pytest.MonkeyPatch.context() as patch:
+    tiny.share_compiled_functions(patch)
+    yield
 
 
 def config(data_file, *, epochs=2.0):
@@ -59,9 +59,7 @@ def config(data_file, *, epochs=2.0):
 
 
 def experiment_of(c, dataset=None):
-  programs, devices = Programs(), experiment.DataParallel(c.parallel)
-  dataset = dataset or programs.dataset(c.data)
-  return experiment.Experiment(c, dataset, devices, programs)
+  return experiment.Experiment(c, dataset or experiment.load_dataset(c))
 
 
 def final_state(c, workdir):
@@ -84,10 +82,10 @@ def stop_after(monkeypatch, steps):
 
 
 @pytest.fixture(scope='module')
-def straight(data_file, programs, tmp_path_factory):
+def straight(data_file, tmp_path_factory):
   """A run of 6 steps that nothing disturbed: (folder, metrics)."""
   folder = tmp_path_factory.mktemp('straight')
-  return folder, loop.train(config(data_file), folder, programs)
+  return folder, loop.train(config(data_file), folder)
 
 
 def test_a_run_leaves_what_a_user_looks_for(straight, data_file):
@@ -110,14 +108,14 @@ def test_a_run_leaves_what_a_user_looks_for(straight, data_file):
 
 @pytest.mark.parametrize('steps', [3, 5])
 def test_a_stopped_run_ends_as_the_straight_one_bit_for_bit(
-  straight, data_file, programs, tmp_path, monkeypatch, steps
+  straight, data_file, tmp_path, monkeypatch, steps
 ):
   c = config(data_file)
   with monkeypatch.context() as patch:
     stop_after(patch, steps)
     with pytest.raises(KeyboardInterrupt):
-      loop.train(c, tmp_path, programs)
-  metrics = loop.train(c, tmp_path, programs)
+      loop.train(c, tmp_path)
+  metrics = loop.train(c, tmp_path)
   jax.tree.map(
     np.testing.assert_array_equal,
     final_state(c, tmp_path),
@@ -146,19 +144,17 @@ def raise_signal_at(monkeypatch, step, number):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on_from_it(
-  straight, data_file, programs, tmp_path, monkeypatch, number
+  straight, data_file, tmp_path, monkeypatch, number
 ):
   c = config(data_file)
   with monkeypatch.context() as patch:
     raise_signal_at(patch, 3, number)
-    with pytest.raises(
-      Preempted, match='Preempted at step 3: the same command'
-    ) as error:
-      loop.train(c, tmp_path, programs)
+    with pytest.raises(Preempted, match='Stopped at step 3: the same command') as error:
+      loop.train(c, tmp_path)
   assert error.value.exit_code == 128 + number
   with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
     assert checkpoints.steps[-1] == 3
-  loop.train(c, tmp_path, programs)
+  loop.train(c, tmp_path)
   last = [checksums.read(run / 'checkpoints' / '6') for run in (tmp_path, straight[0])]
   assert last[0] == last[1]
 
@@ -171,16 +167,16 @@ def evaluated_twice(data_file):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(data_file, programs, tmp_path_factory):
+def undisturbed(data_file, tmp_path_factory):
   folder = tmp_path_factory.mktemp('undisturbed')
-  loop.train(evaluated_twice(data_file), folder, programs)
+  loop.train(evaluated_twice(data_file), folder)
   return folder
 
 
 @pytest.fixture
 def _no_report(monkeypatch):
   """A report takes longer than the training here."""
-  monkeypatch.setattr(loop.report, 'write_report', lambda workdir: 'none')
+  monkeypatch.setattr(loop, 'write_report', lambda workdir: None)
 
 
 def outcome(folder):
@@ -200,25 +196,25 @@ def evaluated_steps(folder):
 @pytest.mark.usefixtures('_no_report')
 @pytest.mark.parametrize('step, before', [(3, []), (6, [3])])
 def test_a_run_stopped_where_an_evaluation_is_due_leaves_it_to_the_next_start(
-  undisturbed, data_file, programs, tmp_path, monkeypatch, step, before
+  undisturbed, data_file, tmp_path, monkeypatch, step, before
 ):
   c = evaluated_twice(data_file)
   with monkeypatch.context() as patch:
     raise_signal_at(patch, step, signal.SIGTERM)
-    with pytest.raises(Preempted, match=f'Preempted at step {step}: the same') as error:
-      loop.train(c, tmp_path, programs)
+    with pytest.raises(Preempted, match=f'Stopped at step {step}: the same') as error:
+      loop.train(c, tmp_path)
   assert error.value.exit_code == 128 + signal.SIGTERM
   assert evaluated_steps(tmp_path) == before
   with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
     assert checkpoints.steps[-1] == step
-  assert loop.train(c, tmp_path, programs)['step'] == 6
+  assert loop.train(c, tmp_path)['step'] == 6
   assert outcome(tmp_path) == outcome(undisturbed)
 
 
 @pytest.mark.usefixtures('_no_report')
 @pytest.mark.parametrize('error', [KeyboardInterrupt, OSError])
 def test_an_evaluation_that_is_cut_off_loses_no_step(
-  undisturbed, data_file, programs, tmp_path, monkeypatch, error
+  undisturbed, data_file, tmp_path, monkeypatch, error
 ):
   c = evaluated_twice(data_file)
 
@@ -229,10 +225,10 @@ def test_an_evaluation_that_is_cut_off_loses_no_step(
     patch.setattr(experiment.Experiment, 'evaluate', evaluate)
     for _ in range(2):
       with pytest.raises(error):
-        loop.train(c, tmp_path, programs)
+        loop.train(c, tmp_path)
       with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
         assert checkpoints.steps == [2, 3]
-  loop.train(c, tmp_path, programs)
+  loop.train(c, tmp_path)
   assert outcome(tmp_path) == outcome(undisturbed)
 
 
@@ -248,13 +244,11 @@ def with_aps(source, folder, aps):
 
 
 @pytest.mark.usefixtures('_no_report')
-def test_a_run_set_back_by_damage_evaluates_again(
-  undisturbed, data_file, programs, tmp_path
-):
+def test_a_run_set_back_by_damage_evaluates_again(undisturbed, data_file, tmp_path):
   true = run_folder.evaluated_aps(undisturbed)
   run = with_aps(undisturbed, tmp_path / 'run', true | {6: 0.9})
   (run / 'checkpoints' / '6' / 'checksums' / 'metadata').write_text('{}')
-  loop.train(evaluated_twice(data_file), run, programs)
+  loop.train(evaluated_twice(data_file), run)
   assert outcome(run) == outcome(undisturbed)
   assert (run / 'damaged' / '6.0').exists()
 
@@ -267,7 +261,7 @@ def test_the_best_step_is_that_of_the_log(undisturbed, tmp_path):
 
 
 def test_a_stop_in_the_last_evaluation_comes_after_the_report(
-  data_file, programs, tmp_path, monkeypatch
+  data_file, tmp_path, monkeypatch
 ):
   true = experiment.Experiment.evaluate
 
@@ -277,7 +271,7 @@ def test_a_stop_in_the_last_evaluation_comes_after_the_report(
 
   monkeypatch.setattr(experiment.Experiment, 'evaluate', interrupted)
   with pytest.raises(Preempted, match='after the last step: this run is done') as error:
-    loop.train(config(data_file, epochs=1 / 3), tmp_path, programs)
+    loop.train(config(data_file, epochs=1 / 3), tmp_path)
   assert error.value.exit_code == 128 + signal.SIGINT
   assert json.loads((tmp_path / 'eval' / 'metrics.json').read_text())['step'] == 1
   assert (tmp_path / 'report.html').exists()
@@ -321,16 +315,16 @@ def test_a_folder_of_another_config_is_refused(straight, data_file):
   run_folder.open_run(straight[0], config(data_file))
 
 
-def test_data_may_move_and_may_not_change(straight, data_file, programs, tmp_path):
+def test_data_may_move_and_may_not_change(straight, data_file, tmp_path):
   run, moved = tmp_path / 'run', str(tmp_path / 'moved.npz')
   shutil.copytree(straight[0], run)
   shutil.copy(data_file, moved)
-  assert loop.train(config(moved), run, programs)['AP'] == straight[1]['AP']
+  assert loop.train(config(moved), run)['AP'] == straight[1]['AP']
   assert run_folder.load_config(run).data.path == moved
   before = contents(run) | {run / 'lock': None}
   tiny.save_data(tmp_path / 'other.npz', num_train=NUM_IMAGES, num_eval=9)
   with pytest.raises(ValueError, match='are not those that .*run was trained with'):
-    loop.train(config(str(tmp_path / 'other.npz')), run, programs)
+    loop.train(config(str(tmp_path / 'other.npz')), run)
   # It still says where its data lie.
   assert contents(run) | {run / 'lock': None} == before
   tiny.save_data(moved, num_train=NUM_IMAGES, num_eval=9)
@@ -346,7 +340,7 @@ def longer(data_file):
 
 
 def test_a_run_goes_on_for_more_epochs_as_it_is_told(
-  straight, longer, programs, tmp_path, monkeypatch
+  straight, longer, tmp_path, monkeypatch
 ):
   run, other = tmp_path / 'run', tmp_path / 'other'
   shutil.copytree(straight[0], run)
@@ -360,19 +354,19 @@ def test_a_run_goes_on_for_more_epochs_as_it_is_told(
   }[step]
   before = rate(run, 6)
   shutil.copytree(run, other)
-  loop.train(extension.extended(longer, run, 'keep_rate'), run, programs)
+  loop.train(extension.extended(longer, run, 'keep_rate'), run)
   assert evaluated_steps(run)[-1] == 9 and rate(run, 9) == rate(run, 6) == before
   stored = json.loads((run / 'config.json').read_text())
   assert stored['schedule']['extensions'] == [[2.0, 'keep_rate']]
   assert 'After 2 epochs the run was extended by keep_rate' in (
     (run / 'report.html').read_text()
   )
-  monkeypatch.setattr(loop.report, 'write_report', lambda workdir: 'none')
+  monkeypatch.setattr(loop, 'write_report', lambda workdir: None)
   with monkeypatch.context() as patch:
     raise_signal_at(patch, 8, signal.SIGTERM)
-    with pytest.raises(Preempted, match='Preempted at step 8'):
-      loop.train(extension.extended(longer, other, 'keep_rate'), other, programs)
-  loop.train(extension.extended(longer, other, 'keep_rate'), other, programs)
+    with pytest.raises(Preempted, match='Stopped at step 8'):
+      loop.train(extension.extended(longer, other, 'keep_rate'), other)
+  loop.train(extension.extended(longer, other, 'keep_rate'), other)
   last = [checksums.read(folder / 'checkpoints' / '9') for folder in (run, other)]
   assert last[0] == last[1]
 
@@ -535,14 +529,14 @@ def test_a_broken_line_of_the_log_does_not_take_the_others_with_it(tmp_path):
     '{"kind": "eval", "step": 2}',
   ]
   file.write_text('\n'.join([*lines, '{"kind": "train", "step": 3}', '']))
-  run_folder.MetricsLog(tmp_path, start_step=2, tensorboard=False).close()
+  metrics_log.MetricsLog(tmp_path, start_step=2, tensorboard=False).close()
   assert file.read_text().splitlines() == [lines[0], lines[2]]
 
 
 def test_tensorboard_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorboardX', None)
   with pytest.raises(ValueError, match=r"pip install -e '.\[tensorboard\]'"):
-    run_folder.MetricsLog(tmp_path, start_step=0, tensorboard=True)
+    metrics_log.MetricsLog(tmp_path, start_step=0, tensorboard=True)
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(data_file, tmp_path):
@@ -553,7 +547,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(data_file, tmp_path):
 
 
 def test_tensorboard_events_hold_the_scalars(tmp_path):
-  log = run_folder.MetricsLog(tmp_path, start_step=0, tensorboard=True)
+  log = metrics_log.MetricsLog(tmp_path, start_step=0, tensorboard=True)
   log.write('train', 3, {'loss': 0.5})
   log.close()
   (events,) = (tmp_path / 'events').iterdir()
@@ -604,21 +598,21 @@ def test_training_in_a_path_that_is_a_pattern_is_refused(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_boxes_beyond_the_bins_are_said_before_training(data_file, caplog):
+def test_unreachable_sides_are_said_before_training(data_file, caplog):
   c = config(data_file)
   c.box.stop = 0.5  # of 32 px: squares of 24 px have sides 12 px from their centre
   run = experiment_of(c)
   # Of the bars, 40 x 12 px, two sides of four.
-  share, needed = run.beyond_the_bins()
+  share, needed = run.unreachable_sides()
   assert share == pytest.approx(0.25) and needed == pytest.approx(20 / 32)
-  run.warn_of_the_bins()
+  run.warn_of_unreachable_sides()
   assert '25%' in caplog.text and 'box.stop=1 ' in caplog.text
   state = step.TrainState(0, {}, {}, {}, {})
   assert '25.0% of box sides beyond the bins' in run.description(state)
   c.box.stop = 1.0
   assert 'bins' not in run.description(state)
   c.box.kind = 'dirac'
-  assert experiment_of(c, run.dataset).beyond_the_bins() == (0.0, 0.0)
+  assert experiment_of(c, run.dataset).unreachable_sides() == (0.0, 0.0)
 
 
 def test_numbers_that_show_a_wrong_config_are_told_once(tmp_path, data_file, capsys):
@@ -627,7 +621,7 @@ def test_numbers_that_show_a_wrong_config_are_told_once(tmp_path, data_file, cap
   scalars = {'loss': 1.0, 'learning_rate': 0.1, 'clamped_targets': 0.4}
   scalars = {k: jnp.float32(v) for k, v in scalars.items()}
   scalars |= {'dropped_positives': jnp.float32(3)}
-  with monitor.Monitor(c, tmp_path, experiment_of(c), 0) as watching:
+  with metrics_log.Monitor(experiment_of(c), tmp_path, 0) as watching:
     for step in (1, 2, 3):
       watching.add(step, scalars, np.arange(8))
   text = capsys.readouterr().out

@@ -32,7 +32,6 @@ def run_steps(
   num_steps=3,
   batches=None,
   optimizer_config=None,
-  numbers=None,
   **changes,
 ):
   """The state and scalars after some steps, and the compiled update."""
@@ -45,7 +44,7 @@ def run_steps(
   state = devices.replicate(step.create_state(variables(), config))
   for number in range(num_steps):
     batch = batches[number] if batches else tiny.batch(seed=number)
-    state, scalars = update(state, devices.split(batch), numbers or {})
+    state, scalars = update(state, devices.split(batch))
   return jax.device_get(state), jax.device_get(scalars), update
 
 
@@ -108,32 +107,6 @@ def test_detections_are_those_of_one_device(num_devices, mode):
   np.testing.assert_array_equal(found.classes, expected.classes)
   np.testing.assert_allclose(found.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
   np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
-
-
-def test_numbers_as_arguments_are_those_of_the_config():
-  config = tiny.config()
-  config.class_loss.update(beta=1.0, weight=3.0)
-  settings = sgd_config()
-  settings.learning_rate = 0.1
-  expected, expected_scalars, _ = run_steps(
-    1, optimizer_config=settings, class_loss=config.class_loss
-  )
-  numbers = {
-    'class_loss.beta': 1.0,
-    'class_loss.weight': 3.0,
-    'optimizer.learning_rate': 0.1,
-  }
-  state, scalars, update = run_steps(
-    1, optimizer_config=sgd_config(), numbers=jax.tree.map(jnp.float32, numbers)
-  )
-  for name in (*SCALARS, 'learning_rate'):
-    np.testing.assert_allclose(scalars[name], expected_scalars[name], rtol=1e-5)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-    state.params,
-    expected.params,
-  )
-  assert update._cache_size() == 1
 
 
 def test_run_to_run_nothing_differs():
@@ -208,7 +181,7 @@ def test_a_bfloat16_trunk_multiplies_in_bfloat16_both_ways_and_nowhere_else():
   devices = parallel.DataParallel('jit', jax.devices()[:1])
   update = devices.update(step.make_train_step(detector, config, steps_per_epoch=10))
   state = jax.eval_shape(lambda v: step.create_state(v, config), variables())
-  traced = list(equations(update.trace(state, tiny.batch(), {}).jaxpr))
+  traced = list(equations(update.trace(state, tiny.batch()).jaxpr))
   types = lambda name: {
     variable.aval.dtype
     for equation in traced

@@ -187,12 +187,12 @@ def environment(study: Study) -> Table:
   # Of the one run whose env.json it is; the study has its own.
   for field in ('command', 'git'):
     machine.pop(field, None)
-  seconds = about.get('seconds')
+  seconds, compiling = about.get('seconds'), about.get('compiling')
   rows = [
     ['code (digest of the sources)', str(about.get('code') or 'unknown')],
     ['git revision', str(about.get('git') or 'unknown')],
-    ['training programs compiled', str(about.get('compilations', 'unknown'))],
     ['time of all runs', duration(float(seconds)) if seconds else 'unknown'],
+    ['of it compiling', duration(float(compiling)) if compiling else 'unknown'],
     *flatten(machine),
   ]
   environments = about.get('environments') or []

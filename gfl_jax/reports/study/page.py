@@ -145,7 +145,6 @@ def _headline(study: Study, order: Order) -> str:
     agree, disagree = (len(order.of(outcome)) for outcome in SETTLED)
     label = f"the paper's pairs settled ({agree} agree, {disagree} disagree)"
     tiles[label] = f'{agree + disagree} of {len(order.pairs)}'
-  tiles['programs compiled'] = str(study.about.get('compilations', DASH))
   tiles['time of all runs'] = duration(float(seconds)) if seconds else DASH
   return html_page.header(
     sentences.heading(study),

@@ -1,7 +1,10 @@
-"""Watches a run's numbers: progress bar, log, and the stop at a loss not finite."""
+"""The numbers of a run: progress bar, metrics.jsonl, and the stop at a bad loss."""
 
+import json
+import logging
 import math
 import os
+import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,17 +14,64 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
-from gfl_jax.errors import NonFiniteLossError
+from gfl_jax import files
+from gfl_jax.errors import NonFiniteLossError, UserError
 from gfl_jax.reports.report import MANY_CLAMPED
 from gfl_jax.training.experiment import Experiment
-from gfl_jax.training.run_folder import MetricsLog
+
+_LOG = logging.getLogger(__name__)
+
+
+class MetricsLog:
+  """`metrics.jsonl`: one line of numbers each; and TensorBoard events if wanted."""
+
+  def __init__(self, workdir: str | os.PathLike, *, start_step: int, tensorboard: bool):
+    """Opens the log; lines beyond `start_step`, of a run that was cut off, go."""
+    self._active = jax.process_index() == 0
+    self._events = None
+    if not self._active:
+      return
+    if tensorboard:
+      try:
+        import tensorboardX
+      except ImportError as error:
+        raise UserError(
+          "tensorboard=True needs an extra: pip install -e '.[tensorboard]'"
+        ) from error
+      self._events = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'events'))
+    file = pathlib.Path(workdir) / 'metrics.jsonl'
+    if file.exists():
+      lines = files.read_json_lines(file)
+      files.write_json_lines(file, (x for x in lines if x['step'] <= start_step))
+    self._file = files.AppendLog(file)
+
+  def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
+    """Adds one line; nested values are kept in the file, scalars alone in events."""
+    if not self._active:
+      return
+    line = json.dumps({'kind': kind, 'step': step, **numbers}) + '\n'
+    if error := self._file.write(line):
+      _LOG.warning('metrics.jsonl: %s; its lines are kept until there is space.', error)
+    if self._events:
+      for name, value in numbers.items():
+        if isinstance(value, float | int):
+          self._events.add_scalar(f'{kind}/{name}', value, step)
+      self._events.flush()
+
+  def close(self) -> None:
+    """Closes the files."""
+    if self._active and (error := self._file.close()):
+      _LOG.warning('metrics.jsonl: %s; its last lines are lost.', error)
+    if self._events:
+      self._events.close()
 
 
 class Monitor:
   """Reads the scalars of each step one step late, so that the device never waits."""
 
-  def __init__(self, config, workdir: str | os.PathLike, run: Experiment, start: int):
-    """Opens the log and the bar of a run that goes on after `start` steps."""
+  def __init__(self, run: Experiment, workdir: str | os.PathLike, start: int):
+    """Opens the log and the bar of a run that has done `start` steps."""
+    config = run.config
     self._config, self._run = config, run
     self._log = MetricsLog(workdir, start_step=start, tensorboard=config.tensorboard)
     self._bar = tqdm.tqdm(
