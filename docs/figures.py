@@ -39,7 +39,7 @@ DETECTORS = {
   'NanoDet-Plus, `reg_max=7`': (distributions.BinGrid(0, 7, 8), (8, 16, 32, 64)),
 }
 # Width and height in px of the boxes whose assignment is shown.
-BOX_SIZES = [(64, 64), (800, 800), (1333, 800), (800, 100), (1200, 100), (1200, 30)]
+BOX_SIZES = [(800, 800), (1333, 800), (800, 100), (1200, 100), (1200, 30)]
 
 
 def qfl(p, quality: float, beta: float) -> np.ndarray:
@@ -124,10 +124,9 @@ def spread_table() -> str:
   kinds = ['blurred', 'faded', 'occluded', 'sharp']
   values = [diagnostics[f'spread_ratio_{kind}'] for kind in kinds]
   values.append(diagnostics['spread_correlation_relative'])
-  return _table(
-    ['sides', *kinds, 'rank correlation, all but sharp'],
-    [['mean predicted / mean true std', *(f'{x:.2f}' for x in values)]],
-  )
+  kinds[0] = f'mean predicted / mean true std: {kinds[0]}'
+  names = [*kinds, 'rank correlation, all but sharp']
+  return _table(names, [[f'{x:.2f}' for x in values]])
 
 
 def assignment_table(config) -> str:
