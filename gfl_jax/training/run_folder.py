@@ -342,6 +342,8 @@ def _git_revision() -> str:
     ['git', *args], cwd=here, capture_output=True, text=True, check=True
   ).stdout.strip()
   try:
+    # An installed package may lie within the repository of something else.
+    run('ls-files', '--error-unmatch', __file__)
     return run('rev-parse', 'HEAD') + ('+changes' if run('status', '-s') else '')
   except (OSError, subprocess.CalledProcessError):
     return 'unknown (no git checkout)'
