@@ -46,7 +46,7 @@ class Row(NamedTuple):
   tests: str = ''
 
 
-_LOOP, _HOSTS = 'tests/training/test_loop.py', 'tests/training/test_hosts.py'
+_LOOP, _HOSTS = 'tests/training/test_loop.py', 'tests/multihost/test_hosts.py'
 ROWS = {
   'kills': Row(
     'SIGKILL in training with asynchronous saves, inside of them and between',
@@ -54,7 +54,7 @@ ROWS = {
     ' log as the undisturbed one; no temporary folder left',
     fault='processes:kills',
     tries=20,
-    tests='tests/training/test_faults.py',
+    tests='tests/checkpointing/test_faults.py',
   ),
   'resume': Row(
     'a run on 8 virtual devices stopped at three random steps',
@@ -77,20 +77,20 @@ ROWS = {
     ' the end is bit-equal',
     fault='processes:full_disk',
     tries=10,
-    tests='tests/training/test_faults.py',
+    tests='tests/checkpointing/test_faults.py',
   ),
   'damage': Row(
     'a bit flipped in, half cut off, or all deleted of each file of a checkpoint',
     'the step before is taken, or the newest is bit-equal all the same',
     fault='checkpoints:damage',
     tries=216,
-    tests='tests/training/test_faults.py',
+    tests='tests/checkpointing/test_faults.py',
   ),
   'wrong_states': Row(
     'restored into other names, shapes, dtypes, class counts and backbones',
     'refused with the name of a leaf',
     'checkpoints:wrong_states',
-    tests='tests/training/test_checkpoints.py',
+    tests='tests/checkpointing/test_manager.py',
   ),
   'pause': Row(
     'saves of a state as large as that of R-50 with momentum',

@@ -9,7 +9,7 @@ from gfl_jax.export import manifest, params, stablehlo
 from tests.export import detectors
 
 CANVAS = (64, 96)
-# What a program without this package does; the README shows the same lines.
+# What a program without this package does; docs/export.md shows the same lines.
 ALONE = """
 import sys
 class Blocked:

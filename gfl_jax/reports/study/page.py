@@ -62,8 +62,8 @@ def write_study_report(folder: str | os.PathLike) -> Path:
 def summary_table(root: str | os.PathLike) -> str:
   """All studies below a folder as Markdown: a table each, and its order in short.
 
-  Studies without a finished run are left out. Links lead to what each found;
-  they are relative to the folder that holds `root`, where a README has them.
+  Studies without a finished run are left out. Links to the results of each are relative
+  to the current folder.
 
   Raises:
     FileNotFoundError: no study.json lies below root, or none with a finished run.
@@ -83,7 +83,7 @@ def summary_table(root: str | os.PathLike) -> str:
   parts = [f'{escape_markdown(text)}\n' for text in dict.fromkeys(scopes)]
   for folder, study in studies.items():
     comparisons, order = compare_rows(study), compare_order(study)
-    link = (folder.relative_to(root.parent) / 'results.md').as_posix()
+    link = Path(os.path.relpath(folder / 'results.md')).as_posix()
     lines = sentences.in_short(study, order)
     if not study.has_paper:
       lines = [sentences.scope(study), *lines]

@@ -377,7 +377,8 @@ def test_the_markdown_shows_names_as_they_are(tmp_path):
   )
 
 
-def test_the_summary_holds_every_study_below_a_folder(tmp_path):
+def test_the_summary_holds_every_study_below_a_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
   write(tmp_path / 'results' / 'b', make_study(title='Second'))
   write(tmp_path / 'results' / 'a', make_study(title='First', table=''))
   text = summary_table(tmp_path / 'results')
