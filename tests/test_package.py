@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import gfl_jax
-from gfl_jax.training import run_folder
+from gfl_jax.training import environment
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -71,5 +71,5 @@ def test_a_repository_that_holds_the_installed_package_is_not_its_source(
   commit = [*author, 'commit', '--quiet', '--allow-empty', '--message=first']
   for command in (['init', '--quiet'], commit):
     subprocess.run(['git', *command], cwd=tmp_path, check=True)
-  monkeypatch.setattr(run_folder, '__file__', str(tmp_path / 'run_folder.py'))
-  assert 'unknown' in run_folder._git_revision()
+  monkeypatch.setattr(environment, '__file__', str(tmp_path / 'environment.py'))
+  assert 'unknown' in environment.git_revision()

@@ -1,6 +1,6 @@
-"""Whether a config can run: every field is known, of its type, in its range, and fits.
+"""Checks a config before anything runs: every field, its type and its range.
 
-A field that a config gains gets a line in `_FIELDS`.
+Every field of a config has a line in `_FIELDS`.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def _several(rule: _Rule, count: int | None = None, *, rising: bool = False) -> 
 
 
 _TEXT = _Rule('text', lambda value: isinstance(value, str))
-# Where it is no flag nobody expands it, and a folder of that name would be made.
+# Only flags expand it: from a file it would name a folder called '~'.
 _PATH = _Rule(
   'a path without ~, which only flags know: in a file write os.path.expanduser(...)',
   lambda value: isinstance(value, str) and not value.startswith('~'),
@@ -71,11 +71,11 @@ _NOT_NEGATIVE = _Rule('a number from 0 on', lambda x: _is_number(x) and x >= 0)
 _SHARE = _Rule('a number from 0 to 1', lambda x: _is_number(x) and 0 <= x <= 1)
 _BELOW_1 = _Rule('a number from 0 on, below 1', lambda x: _is_number(x) and 0 <= x < 1)
 _INSIDE = _Rule('a number above 0 and below 1', lambda x: _is_number(x) and 0 < x < 1)
-# Between 0 and 1 the slope of such a power is infinite at the target.
+# Between 0 and 1 the slope of the power is infinite at the target.
 _EXPONENT = _Rule(
   '0, or a number from 1 on', lambda x: _is_number(x) and (x == 0 or x >= 1)
 )
-# Of larger ones the random numbers of JAX take the last 32 bits alone.
+# JAX uses the last 32 bits of a larger seed.
 _SEED = _Rule(
   'a whole number from 0 on, below 2**32',
   lambda x: type(x) is int and 0 <= x < 2**32,
@@ -194,7 +194,7 @@ def check_config(config: Any) -> None:
     for name, rule in _FIELDS.items()
     if name in values and not rule.fits(values[name])
   ]
-  # What follows reads fields: it takes for granted that they are there.
+  # The next checks read fields, so they run only if all fields are there.
   problems = problems or list(_misfits(config))
   if problems:
     raise UserError('the config cannot run: ' + '; '.join(problems))
@@ -240,7 +240,7 @@ def _misfits(config: Any) -> Iterator[str]:
       f'batch_size={config.batch_size} must be a multiple of accumulate='
       f'{config.accumulate}'
     )
-  # The longer side of any image is at least this when it is evaluated.
+  # The longer side of an evaluated image is at least this.
   smallest = min(config.data.short_side[1], config.data.max_long_side)
   if max(config.data.canvas) < smallest:
     yield (
@@ -257,16 +257,16 @@ def _misfits(config: Any) -> Iterator[str]:
 
 
 @functools.cache
-def _trace(detector: Any) -> None:  # of one that was seen before nothing is traced
+def _trace(detector: Any) -> None:  # cached: equal detectors are traced once
   image = jnp.zeros((1, 64, 64, 3), jnp.float32)
   jax.eval_shape(detector.init, jax.random.key(0), image)
 
 
 @contextlib.contextmanager
 def _as_user_errors() -> Iterator[None]:
-  """Names the field of a number that a function of `ops` refuses, as 'alpha=0.5 ...'.
+  """Adds the section to an error of `ops` that names a field, as 'alpha=0.5 ...'.
 
-  Any other error, as one of a new loss, stays what it is and shows its traceback.
+  Any other error, such as one in a new loss, is not changed and shows its traceback.
   """
   try:
     yield

@@ -1,4 +1,4 @@
-"""Evaluates a stored step of a run, which may be training meanwhile."""
+"""Evaluates a stored step of a run, even while the run is training."""
 
 import os
 import pathlib
@@ -18,19 +18,18 @@ def evaluate_run(
   data_dir: str = '',
   out: str | os.PathLike = '',
 ) -> dict[str, Any]:
-  """Metrics of a stored step; writes the files of the evaluation and a report of it.
+  """Metrics of a stored step; writes the evaluation's files and a report of it.
 
-  Nothing that the training writes is changed. A folder that cannot be written, as on a
-  full disk, is named in a warning.
+  No file of the training is changed. A folder that cannot be written, as on a full
+  disk, is named in a warning.
 
   Args:
     workdir: the run's folder.
     which: 'newest', 'best' (highest AP so far) or a number of steps.
-    data_path: stands in for the config's `data.path`; the data there may be others than
-      the run's, of the same classes. A folder in COCO form and a file of
-      scripts/prepare_data.py are known as such, whatever the run's data are.
-    data_dir: stands in for `data.data_dir`.
-    out: folder of the files, made if missing; not given, one in the run's
+    data_path: replaces the config's `data.path`. It may hold other data of the same
+      classes: a folder in COCO form or a file of scripts/prepare_data.py.
+    data_dir: replaces the config's `data.data_dir`.
+    out: folder of the files, made if missing; by default one in the run's
       `evaluations/`.
 
   Returns:
@@ -44,7 +43,6 @@ def evaluate_run(
   """
   config = run_folder.load_config(workdir)
   _set_places(config.data, data_path, data_dir)
-  # Of a run that may be training now.
   with run_folder.open_checkpoints(workdir, read_only=True) as checkpoints:
     number = checkpoints.find(which)
     dataset = _dataset(config, workdir)
@@ -66,7 +64,7 @@ def evaluate_run(
 
 
 def _set_places(config: Any, path: str, data_dir: str) -> None:
-  """Sets where the data lie, and what they are where that can be seen."""
+  """Sets where the data lie; the kind of data follows from what is there."""
   if path:
     config.path = path
     if pathlib.Path(path).is_file():
@@ -83,7 +81,7 @@ def _dataset(config: Any, workdir: str | os.PathLike) -> data.Dataset:
   except UserError as error:
     raise UserError(
       f'the data of {workdir} ({_place(config.data)}) cannot be used: {error}. If they'
-      ' lie elsewhere, --data_path= and --data_dir= say where; both splits are needed'
+      ' were moved, give --data_path= or --data_dir=; both splits are needed'
     ) from error
 
 

@@ -1,4 +1,4 @@
-"""A config and a data set made into the parts of a run."""
+"""A run's parts, made from a config and a data set."""
 
 import contextlib
 import itertools
@@ -22,11 +22,11 @@ from gfl_jax.training.parallel import DataParallel
 from gfl_jax.weights.pretrained import load_backbone
 
 _LOG = logging.getLogger(__name__)
-MANY_UNREACHABLE = 0.01  # share of sides beyond the bins that a warning tells
+MANY_UNREACHABLE = 0.01  # share of sides beyond the bins from which a warning is due
 
 
 class Experiment:
-  """What a config and a data set determine: detector, points, step, lengths."""
+  """What a config and a data set determine: detector, step, number of steps."""
 
   def __init__(self, config, dataset):
     """Builds the parts; nothing is compiled or computed yet.
@@ -47,15 +47,15 @@ class Experiment:
     self.update, self.predict = hosts.watched(update), hosts.watched(predict)
 
   def evaluation_due(self, number: int) -> bool:
-    """Whether the state after so many steps is to be evaluated."""
+    """Whether the state after `number` steps is to be evaluated."""
     return number > 0 and (number % self.eval_every == 0 or number == self.num_steps)
 
   def initial_state(self, *, pretrained: bool = True) -> step.TrainState:
     """State at step 0 on all devices.
 
     Args:
-      pretrained: False if the state is only the form that a stored one is read into:
-        then the file of `model.backbone.pretrained` is not needed.
+      pretrained: False if a stored state will be read into this one, so that the file
+        of `model.backbone.pretrained` is not needed.
 
     Raises:
       ValueError: hosts with different data, or with different files of weights.
@@ -64,7 +64,7 @@ class Experiment:
     self.devices.check_equal(
       self.dataset.checksum,
       'read other data than process 0: give all hosts the same images and annotations'
-      ' (a relative path may lead to another file on each)',
+      ' (a relative path may be another file on each host)',
     )
     variables = models.init_variables(self.detector, jax.random.key(config.seed))
     if pretrained and config.model.backbone.pretrained:
@@ -77,13 +77,13 @@ class Experiment:
     return self.devices.replicate(step.create_state(variables, config))
 
   def unreachable_sides(self) -> tuple[float, float]:
-    """How many of the training boxes' sides are too far from the box's centre.
+    """The share of training box sides that no anchor near the box's centre can reach.
 
-    They are beyond what the last bin means on the coarsest level, so that no anchor
-    near the centre can learn them; 0 for boxes without bins.
+    They are farther from the centre than the last bin on the coarsest level. The share
+    is 0 for boxes without bins.
 
     Returns:
-      The share of the sides; and the `box.stop`, in strides, that would reach all.
+      The share; and the `box.stop`, in strides, that would reach all sides.
     """
     if self.config.box.kind != 'general':
       return 0.0, 0.0
@@ -93,18 +93,18 @@ class Experiment:
     return share, float(distances.max())
 
   def warn_of_unreachable_sides(self) -> None:
-    """Says so where many sides are beyond the bins."""
+    """Warns if many sides are beyond the bins."""
     share, needed = self.unreachable_sides()
     if share > MANY_UNREACHABLE:
       _LOG.warning(
         '%.0f%% of the sides of training boxes are farther from their box centre than'
-        ' box.stop=%g strides of the coarsest level: they cannot be learnt. box.stop=%d'
-        ' reaches all; raise box.num_bins with it, or data.short_side is too large.',
+        ' box.stop=%g strides of the coarsest level: they cannot be learnt. Give'
+        ' box.stop=%d and raise box.num_bins with it, or lower data.short_side.',
         *(100 * share, self.config.box.stop, math.ceil(needed)),
       )
 
   def description(self, state: step.TrainState) -> str:
-    """What is about to run, for the log."""
+    """The run in numbers, for the log."""
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     counters = ', '.join(
       f'{name.replace("_", " ")} {count}'
@@ -149,7 +149,7 @@ class Experiment:
 
       def batches():
         yield from self.dataset.eval_batches(batch_size, shard=shard)
-        # What follows the last batch takes process 0 longest: it writes the files.
+        # After the last batch process 0 writes the files, which may take long.
         stack.enter_context(hosts.work(takes_long=True))
 
       return evaluator.evaluate(
@@ -204,7 +204,7 @@ def compiled_functions(
 
 
 def check_classes(config, dataset) -> None:
-  """Raises a ValueError if the head has not one output for each class of the data."""
+  """Raises a ValueError unless the head has one output for each class of the data."""
   found = len(dataset.class_names)
   if config.model.num_classes != found:
     names = ', '.join(dataset.class_names[:10]) + (', ...' if found > 10 else '')

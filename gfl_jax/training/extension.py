@@ -1,4 +1,4 @@
-"""A finished run that goes on for more epochs."""
+"""Extending a finished run by more epochs."""
 
 import os
 import pathlib
@@ -10,17 +10,17 @@ from gfl_jax.training import optimizer, run_folder
 
 
 def extended(config: Any, workdir: str | os.PathLike, how: str) -> Any:
-  """The config with which a finished run goes on for the config's epochs.
+  """The config that extends a finished run to the config's epochs.
 
   Args:
-    config: the run's, with more epochs and, for 'new_schedule', perhaps other values
-      in `schedule`; or the same again, for a run that was extended by it before.
+    config: the run's, with more epochs and, for 'new_schedule', other values in
+      `schedule` if wanted; or the same config again, to resume the extended run.
     workdir: the run's folder.
-    how: the learning rate after the epochs that the run has: 'keep_rate', that of its
-      last step; 'new_schedule', what the config's schedule has from there on.
+    how: the learning rate of the new epochs: 'keep_rate', that of the run's last step;
+      'new_schedule', what the config's schedule gives for them.
 
   Returns:
-    A copy that has it in `schedule.extensions`; with it the run is trained on.
+    A copy with the extension in `schedule.extensions`; give it to `loop.train`.
 
   Raises:
     FileNotFoundError: not the folder of a run.

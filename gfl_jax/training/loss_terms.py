@@ -1,7 +1,6 @@
-"""The terms of the objective: what a config's kinds stand for.
+"""The loss terms: the functions that a config's kinds name.
 
-A kind is a line in one of the tables here. Nothing is summed or divided: that is
-objective.py's part.
+Each kind is a line in one of these tables. objective.py sums and divides.
 """
 
 import functools
@@ -27,7 +26,7 @@ class ClassLoss(NamedTuple):
     function: element-wise, of (logits, targets) and the numbers by name.
     numbers: fields of `config.class_loss` that it takes.
     targets: 'hard' (0 or 1), 'soft' (any quality) or 'heatmap' (Gaussians around the
-      centres of the boxes, the same whatever the network says).
+      centres of the boxes, independent of the predictions).
   """
 
   function: Callable[..., Array]
@@ -41,7 +40,7 @@ class EdgeLoss(NamedTuple):
   Attributes:
     function: of (outputs [K, 4, n], target distances [K, 4] in strides, config.box),
       one number for each side [K, 4].
-    boxes: the kinds of box that have what it needs.
+    boxes: the kinds of box that it applies to.
   """
 
   function: Callable[[Array, Array, Any], Array]
@@ -117,10 +116,10 @@ def check_choices(config) -> None:
   choose(BOX_LOSSES, config.box_loss.kind, 'box_loss.kind')
   choose(BOX_WEIGHTS, config.box_loss.weighting, 'box_loss.weighting')
   edge_loss = choose(EDGE_LOSSES, config.edge_loss.kind, 'edge_loss.kind')
-  # Numbers out of range are the own errors of the grid, the assigner and the loss.
+  # Grid, assigner and loss raise their own errors for numbers out of range.
   if config.box.kind == 'general':
     bin_grid(config.box)
-  # They are traced, not run: nothing is compiled.
+  # Traced only: nothing is compiled or run.
   assigner = assigner(config.assignment)
   array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
   jax.eval_shape(

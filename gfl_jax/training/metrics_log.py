@@ -23,10 +23,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class MetricsLog:
-  """`metrics.jsonl`: one line of numbers each; and TensorBoard events if wanted."""
+  """`metrics.jsonl`, one line of numbers for each entry, and TensorBoard events."""
 
   def __init__(self, workdir: str | os.PathLike, *, start_step: int, tensorboard: bool):
-    """Opens the log; lines beyond `start_step`, of a run that was cut off, go."""
+    """Opens the log; lines beyond `start_step`, of a killed run, are removed."""
     self._active = jax.process_index() == 0
     self._events = None
     if not self._active:
@@ -46,12 +46,14 @@ class MetricsLog:
     self._file = files.AppendLog(file)
 
   def write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
-    """Adds one line; nested values are kept in the file, scalars alone in events."""
+    """Adds one line; the events get its scalars only."""
     if not self._active:
       return
     line = json.dumps({'kind': kind, 'step': step, **numbers}) + '\n'
     if error := self._file.write(line):
-      _LOG.warning('metrics.jsonl: %s; its lines are kept until there is space.', error)
+      _LOG.warning(
+        'metrics.jsonl: %s; its lines are kept in memory until there is space.', error
+      )
     if self._events:
       for name, value in numbers.items():
         if isinstance(value, float | int):
@@ -99,7 +101,7 @@ class Monitor:
   def add(
     self, step: int, scalars: Mapping[str, jax.Array], image_ids: np.ndarray
   ) -> None:
-    """Takes the numbers of a step just sent off, and reads those of the one before.
+    """Takes the numbers of the step just started; reads those of the step before.
 
     Raises:
       NonFiniteLossError: a loss or gradient that is not finite; names the step, the
@@ -109,9 +111,9 @@ class Monitor:
     self._pending = (step, scalars, image_ids)
 
   def settle(self) -> None:
-    """Reads the newest step and writes a line up to it, before a checkpoint of it.
+    """Reads the newest step and writes its line, before it is saved.
 
-    So a run that goes on from the checkpoint writes the lines of one never stopped.
+    A run resumed from that checkpoint then writes the lines of an undisturbed run.
 
     Raises:
       NonFiniteLossError: as `add`.
@@ -129,7 +131,7 @@ class Monitor:
     numbers = {name: float(value) for name, value in jax.device_get(scalars).items()}
     terms = {k: v for k, v in numbers.items() if k == 'grad_norm' or 'loss' in k}
     if not all(map(math.isfinite, terms.values())):
-      # The terms are those of the whole batch: all processes come here.
+      # The terms are of the whole batch, so all processes get here.
       all_ids = multihost_utils.process_allgather(image_ids, tiled=True)
       raise NonFiniteLossError(
         f'step {step}: '
@@ -138,11 +140,11 @@ class Monitor:
         ' before this step are kept. A lower learning rate, a longer warm-up or'
         ' optimizer.clip_norm may help.'
       )
-    # Started after the first step, which compiles, and after each evaluation.
+    # The clock starts after the first step, which compiles, and after evaluations.
     if self._clock is None:
       self._clock = (step, time.perf_counter())
       self._bar.set_postfix_str('')
-      self._bar.unpause()  # the bar's time left follows the steps alone
+      self._bar.unpause()  # so that the time left is estimated from steps only
     self._since_log.append(numbers)
     self._bar.update(1)
     if step % self._config.log_every_steps == 0:
@@ -177,12 +179,12 @@ class Monitor:
     self._since_log, self._clock = [], now
 
   def _warn(self, step: int, means: Mapping[str, float]) -> None:
-    """Says once a run what would else stand in metrics.jsonl alone."""
+    """Warns, once a run, of numbers that otherwise only metrics.jsonl shows."""
     if means['clamped_targets'] > MANY_CLAMPED:
       self._warn_once(
         'clamped_targets',
         f'step {step}: {means["clamped_targets"]:.0%} of the sides of positives are'
-        ' longer than their bins reach and are learnt as shorter: raise box.stop (and'
+        ' beyond their bins, so they are learnt too short: raise box.stop (and'
         ' box.num_bins with it), or lower data.short_side',
       )
     if means['dropped_positives']:

@@ -13,8 +13,8 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
   During warm-up the rate is multiplied by a factor that grows linearly from
   `schedule.warmup_ratio` at step 0 to 1 at `schedule.warmup_steps`. After it, 'step'
   multiplies by `decay_factor` at the end of each epoch in `decay_epochs`; 'cosine'
-  falls to `final_ratio` of the rate at the end of the last step; 'constant' stays. Of
-  a run that was extended by 'keep_rate' the last rate before that stays.
+  falls to `final_ratio` of the rate at the end of the last step; 'constant' keeps the
+  rate. A run extended by 'keep_rate' keeps the last rate that it had before.
 
   Args:
     config: an experiment's config (`optimizer.learning_rate`, `schedule`, `epochs`).
@@ -41,7 +41,7 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
 
 
 def _scheduled_epochs(config) -> float:
-  """After so many epochs the rate stays; all of them without an extension."""
+  """Number of epochs after which the rate is kept; all if there is no extension."""
   epochs = config.epochs
   for before, how in reversed(config.schedule.extensions):
     if not choose(_KEEPS_RATE, how, 'schedule.extensions'):
@@ -52,7 +52,7 @@ def _scheduled_epochs(config) -> float:
 
 def _steps(schedule, steps_per_epoch, num_steps):
   boundaries: dict[int, float] = {}
-  for epoch in schedule.decay_epochs:  # two of them may fall on one step
+  for epoch in schedule.decay_epochs:  # two may fall on the same step
     step = round(epoch * steps_per_epoch)
     boundaries[step] = boundaries.get(step, 1.0) * schedule.decay_factor
   return optax.piecewise_constant_schedule(1.0, boundaries)

@@ -30,8 +30,8 @@ class DataParallel:
     if mode not in MODES:
       raise UserError(f'parallel={mode!r} is not one of {list(MODES)}')
     self.mode = mode
-    # Those of a host side by side, as pmap needs them. `jax.make_mesh` would follow the
-    # links between chips, of which one axis gains nothing, and take one slice alone.
+    # Ordered by host, as pmap needs them. `jax.make_mesh` would order by the links
+    # between chips, which gains nothing with one axis, and would take one slice only.
     self.devices = sorted(
       jax.devices() if devices is None else devices,
       key=lambda device: (device.process_index, device.id),
@@ -63,7 +63,7 @@ class DataParallel:
     sharding = jax.NamedSharding(self.mesh, jax.P())
     if jax.process_count() == 1:
       return jax.device_put(tree, sharding)
-    # Device_put would compare each leaf on all hosts, with a program for each shape.
+    # device_put would compare each leaf on all hosts, with a program for each shape.
     tree = jax.device_get(tree)
     checksum = 0
     for leaf in jax.tree.leaves(tree):
@@ -71,23 +71,23 @@ class DataParallel:
     self.check_equal(
       checksum,
       'would start from other values than process 0: give all hosts the same file of'
-      ' weights and the same versions',
+      ' weights and the same versions of the packages',
     )
     put = lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape)
     return jax.tree.map(put, tree)
 
   def check_equal(self, checksum: int, problem: str) -> None:
-    """Checks that all processes have the same; all of them call it.
+    """Checks that all processes have the same checksum; all of them call it.
 
-    It is the first program of all devices, too. On CPUs they are to meet in it within
-    half a minute, in later ones within minutes, as where one compiles longer.
+    It is also the first program that runs on all devices. On CPUs all must reach the
+    first one within half a minute, later ones within minutes.
 
     Args:
-      checksum: of what this process has, 32 bits.
-      problem: what the processes that have something else do, and what is to be done.
+      checksum: 32 bits, of what this process has.
+      problem: what a process with another checksum would do wrong, and the remedy.
 
     Raises:
-      ValueError: names them; on all processes.
+      ValueError: some have another one; names them, on all processes.
     """
     if jax.process_count() == 1:
       return
@@ -108,7 +108,7 @@ class DataParallel:
   def split(self, batch: Mapping[str, np.ndarray]) -> Any:
     """This host's rows of a batch as global arrays, split over the devices.
 
-    Under pmap their first axis is the devices, the second a device's rows.
+    Under pmap the first axis is the devices, the second the rows of one device.
     """
     if self.mode == 'pmap':
       local = len(self.mesh.local_devices)
@@ -153,7 +153,7 @@ class DataParallel:
     return run
 
   def _as_global(self, local: jax.Array) -> jax.Array:
-    """What pmap returns, on this host's devices alone, as a part of the whole."""
+    """An output of pmap, which is on this host's devices, as a global array."""
     return jax.make_array_from_single_device_arrays(
       local.shape,
       jax.NamedSharding(self.mesh, jax.P()),
@@ -161,7 +161,7 @@ class DataParallel:
     )
 
   def _shard_map(self, function, in_specs, out_specs):
-    # check_vma would add collectives to gradients that the step already sums itself.
+    # check_vma would add collectives to gradients that the step sums itself.
     return jax.shard_map(
       function,
       mesh=self.mesh,

@@ -1,4 +1,4 @@
-"""Which anchor of a batch learns which box, and what it says about it now."""
+"""The targets of a batch: which anchor learns which box, and from what."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -39,13 +39,13 @@ def assign(
   """Matches every anchor of a batch.
 
   An anchor is ignored if it lies beyond its own image (padded to a multiple of 32), or
-  if it is a positive beyond the capacity of the batch: images times
-  `box_loss.max_positives_per_image`. Beyond that, all boxes of all images keep the same
-  number of anchors, those of the highest IoU, whatever their level.
+  if it is a positive beyond the capacity of the batch, which is the number of images
+  times `box_loss.max_positives_per_image`. Above the capacity, the boxes with the most
+  anchors lose their anchors of the lowest IoU, one at a time, whatever the level.
 
   Args:
-    batch: `boxes`, `valid` and `image_sizes` as in `objective.detection_loss`; with
-      several devices, or accumulation, the part of one device and one micro-batch.
+    batch: `boxes`, `valid` and `image_sizes` as in `objective.detection_loss`. With
+      several devices or accumulation it is the part of one device and micro-batch.
     points: of the canvas.
     config: an experiment's config.
 
@@ -62,40 +62,40 @@ def assign(
 
   matched = jax.vmap(one_image)(batch['boxes'], batch['valid'], on_image)
   num_positives = (matched >= 0).sum()
-  matched = _within(_capacity(matched, config), matched, batch, points)
+  matched = _drop_worst(matched, _capacity(matched, config), batch, points)
   return matched, num_positives - (matched >= 0).sum()
 
 
-def _within(
-  capacity: int,
+def _drop_worst(
   matched: Int[Array, 'b a'],
+  capacity: int,
   batch: Mapping[str, Any],
   points: point_ops.Points,
 ) -> Int[Array, 'b a']:
-  """Ignores, as long as there are more positives than `capacity`, the worst anchor (by
-  IoU) of each of the boxes that have the most anchors.
+  """Ignores anchors until at most `capacity` are positive.
 
-  Where all fit, as is usual, this costs a sum.
+  Each round takes the anchor of the lowest IoU from every box that has the most
+  anchors. A batch within its capacity, the usual case, costs one sum.
   """
   num_images, num_boxes = batch['valid'].shape
   image = jnp.arange(num_images, dtype=jnp.int32)[:, None]
 
-  def without_worst(matched):
+  def drop_one(matched):
     positive, safe = matched >= 0, jnp.maximum(matched, 0)
-    of_image = lambda its_boxes: boxes.iou(points.anchors, its_boxes)
-    iou = jax.vmap(of_image)(jnp.asarray(batch['boxes'])[image, safe])
+    iou_of_image = lambda its_boxes: boxes.iou(points.anchors, its_boxes)
+    iou = jax.vmap(iou_of_image)(jnp.asarray(batch['boxes'])[image, safe])
     box = jnp.where(positive, image * num_boxes + safe, num_images * num_boxes)
     empty = jnp.zeros(num_images * num_boxes + 1, jnp.float32)
     counts = empty.at[box].add(positive)
     worst = (empty + jnp.inf).at[box].min(iou)
-    goes = positive & (counts[box] == counts.max()) & (iou == worst[box])
-    # Of several that are equal one goes, or a box could lose all at once.
-    number = jnp.where(goes, jnp.arange(matched.shape[1], dtype=jnp.int32), -1)
-    goes &= number == jnp.full_like(counts, -1, jnp.int32).at[box].max(number)[box]
-    return jnp.where(goes, assignment.IGNORED, matched)
+    dropped = positive & (counts[box] == counts.max()) & (iou == worst[box])
+    # Of anchors with an equal IoU one goes, or a box could lose all of them at once.
+    number = jnp.where(dropped, jnp.arange(matched.shape[1], dtype=jnp.int32), -1)
+    dropped &= number == jnp.full_like(counts, -1, jnp.int32).at[box].max(number)[box]
+    return jnp.where(dropped, assignment.IGNORED, matched)
 
   return jax.lax.while_loop(
-    lambda matched: (matched >= 0).sum() > capacity, without_worst, matched
+    lambda matched: (matched >= 0).sum() > capacity, drop_one, matched
   )
 
 
@@ -134,7 +134,7 @@ def gather_positives(
 
 
 class Targets(NamedTuple):
-  """What the terms of a loss are computed from.
+  """What the loss terms are computed from.
 
   Attributes:
     matched: [B, A] as from `assign`.
@@ -160,7 +160,7 @@ class Targets(NamedTuple):
 
 
 def make_targets(predictions, batch, points, config) -> Targets:
-  """Matches a batch's anchors, and decodes and weighs the positives."""
+  """Assigns a batch's anchors; decodes and weights the positives."""
   matched, num_dropped = assign(batch, points, config)
   positives = gather_positives(matched, batch, points, _capacity(matched, config))
   outputs = rows_of(predictions.box_logits, positives)

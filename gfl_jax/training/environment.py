@@ -1,0 +1,45 @@
+"""What a run was made with: machine, versions, revision of the source."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+from gfl_jax import __version__
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def describe() -> dict[str, Any]:
+  """The content of a run's env.json."""
+  devices = jax.devices()
+  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  return {
+    'command': ' '.join(sys.argv),
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'cpu_count': os.cpu_count(),
+    'devices': f'{len(devices)} x {devices[0].device_kind} ({devices[0].platform})',
+    'processes': jax.process_count(),
+    'versions': versions | {'gfl-jax': __version__},
+    'git': git_revision(),
+  }
+
+
+def git_revision() -> str:
+  """Revision of this source, with '+changes' if it differs from what is committed."""
+  here = pathlib.Path(__file__).parent
+  run = lambda *args: subprocess.run(
+    ['git', *args], cwd=here, capture_output=True, text=True, check=True
+  ).stdout.strip()
+  try:
+    # An installed package may lie in the repository of another project.
+    run('ls-files', '--error-unmatch', __file__)
+    return run('rev-parse', 'HEAD') + ('+changes' if run('status', '-s') else '')
+  except (OSError, subprocess.CalledProcessError):
+    return 'unknown (no git checkout)'
