@@ -52,7 +52,7 @@ def test_config_says_how_it_is_run_and_runs_a_step(file, arguments):
   update = devices.update(step.make_train_step(detector, config, steps_per_epoch=10))
   state = step.create_state(variables, config)
   batch = tiny.batch(2, num_classes=config.model.num_classes)
-  state, scalars = update(devices.replicate(state), devices.split(batch), {})
+  state, scalars = update(devices.replicate(state), devices.split(batch))
   assert state.step == 1
   assert all(np.isfinite(value) for value in scalars.values()), scalars
 
@@ -79,8 +79,3 @@ def test_a_misspelt_field_is_an_error_that_suggests_the_right_one(tmp_path):
   assert done.returncode != 0
   assert "no field 'batchsize': did you mean 'batch_size'?" in done.stderr
   assert 'Traceback' not in done.stderr
-
-
-def test_help_answers():
-  done = train('--help')
-  assert '--workdir' in done.stdout and 'Trains a detector' in done.stdout

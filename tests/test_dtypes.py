@@ -40,7 +40,7 @@ def test_no_array_has_64_bits(case, optimizer, schedule):
     update = devices.update(step.make_train_step(detector, config, steps_per_epoch=9))
     predict = evaluator.make_predict(detector, config)
     programs = [
-      jax.make_jaxpr(update)(state, batch, {}),
+      jax.make_jaxpr(update)(state, batch),
       jax.make_jaxpr(predict)(variables, batch),
     ]
     kinds = {x.dtype for x in (*jax.tree.leaves(state), *programs[0].out_avals)}

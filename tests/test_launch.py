@@ -39,11 +39,19 @@ def said(*command, cwd=ROOT, **environment):
   return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize('name', ['train', 'evaluate'])
-def test_help_shows_how_processes_are_joined(name):
-  _, text = said(f'scripts/{name}.py', '--help')
-  for flag in ('--coordinator', '--num_processes', '--process_id'):
-    assert flag in text
+COMMANDS = [f'scripts/{file.name}' for file in sorted(ROOT.glob('scripts/*.py'))]
+COMMANDS += ['-m scripts.faults.inject', '-m scripts.benchmarks.coco_scale']
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_says_what_a_command_does_and_shows_an_example(command):
+  _, text = said(*command.split(), '--help')
+  what = text.splitlines()[0]
+  assert len(what) > 20 and what.endswith(('.', ':')) and 'Traceback' not in text
+  assert f'\n  python {command}' in text
+  if command in ('scripts/train.py', 'scripts/evaluate.py'):
+    for flag in ('--coordinator', '--num_processes', '--process_id'):
+      assert flag in text
 
 
 @pytest.mark.parametrize('more', [[], ['--config.seed=3']])
@@ -217,9 +225,11 @@ def test_an_empty_folder_is_refused():
 
 def test_scripts_run_in_a_checkout_that_is_not_installed(tmp_path):
   line = 'sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))\n'
-  for script in ROOT.glob('scripts/*.py'):
-    text = script.read_text()
-    assert (line in text) == ('__main__' in text), script
+  for folder in ('scripts', 'gfl_jax', 'configs', 'docs'):
+    for file in ROOT.glob(f'{folder}/**/*.py'):
+      is_command = str(file.relative_to(ROOT)) in (*COMMANDS, 'docs/figures.py')
+      text = file.read_text()
+      assert (text.count(line), text.count('sys.path')) == (is_command,) * 2, file
   # -S leaves out what makes an editable install importable.
   packages = str(pathlib.Path(jax.__file__).parents[1])
   command = ['-S', ROOT / 'scripts/train.py', '--help']

@@ -70,9 +70,9 @@ def test_a_slice_that_libtpu_does_not_know_is_an_error():
 
 
 def test_the_devices_of_several_slices_are_one_mesh():
-  from scripts import tpu_chips
+  from scripts.tpu import chips
 
-  tpu_chips.describe('v5e:4x4')  # tells libtpu that there is no TPU
+  chips.describe('v5e:4x4')  # tells libtpu that there is no TPU
   from jax.experimental import topologies
 
   described = topologies.get_topology_desc('v5e:4x4', platform='tpu', num_slices=2)
@@ -81,16 +81,14 @@ def test_the_devices_of_several_slices_are_one_mesh():
   hosts = [device.process_index for device in devices.devices]
   assert hosts == sorted(hosts) and len({d.slice_index for d in devices.devices}) == 2
 
-  def step(state, batch, numbers):
-    return jax.lax.psum(state + batch.sum(), AXIS), numbers
+  def step(state, batch):
+    return jax.lax.psum(state + batch.sum(), AXIS), {}
 
   shaped = lambda shape, spec: jax.ShapeDtypeStruct(
     shape, jnp.float32, sharding=jax.NamedSharding(devices.mesh, spec)
   )
   whole = jax.P()
   update = devices.update(step)
-  compiled = update.lower(
-    shaped((8,), whole), shaped((32, 4), jax.P(AXIS)), shaped((), whole)
-  ).compile()
+  compiled = update.lower(shaped((8,), whole), shaped((32, 4), jax.P(AXIS))).compile()
   # The sum crosses the slices: one group of all devices, or one a slice and a link.
   assert 'all-reduce' in compiled.as_text()

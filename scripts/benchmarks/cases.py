@@ -169,11 +169,11 @@ def train_step(options: Options, *, name: str) -> Iterator[dict]:
   state = devices.replicate(step.create_state(variables, config))
   batch = devices.split(random_batch(config, (side, side), batch_size))
   update = devices.update(step.make_train_step(detector, config, steps_per_epoch=1000))
-  program, facts = compiled(update, state, batch, {})
+  program, facts = compiled(update, state, batch)
 
   def run():
     nonlocal state
-    state, scalars = program(state, batch, {})
+    state, scalars = program(state, batch)
     return scalars
 
   times = interleaved({name: run}, options.repeats)[name]

@@ -20,6 +20,8 @@ from gfl_jax.evaluation import coco_metrics
 from gfl_jax.evaluation.decode import Detections
 from scripts.benchmarks.cases import Options, interleaved, random_boxes, spread
 
+ROOT = Path(__file__).parents[2]
+
 
 def evaluate(options: Options) -> Iterator[dict]:
   """COCO metrics of detections that are jittered ground truth and chance finds."""
@@ -124,10 +126,13 @@ def switches(options: Options) -> Iterator[dict]:
     environment = {
       k: v for k, v in os.environ.items() if k not in names or k in setting
     }
-    code = 'import benchmark; from absl import app; app.run(benchmark.main)'
+    # Not by launch.run, which would put the settings back.
+    code = (
+      'from absl import app; from scripts import benchmark; app.run(benchmark.main)'
+    )
     done = subprocess.run(
       [sys.executable, '-c', code, 'step/demo', f'--repeats={options.repeats}'],
-      cwd=Path(__file__).parent,
+      cwd=ROOT,
       env=environment,
       stdout=subprocess.PIPE,
       text=True,
@@ -144,10 +149,9 @@ def study(options: Options) -> Iterator[dict]:
   Both begin without compiled programs and share them within themselves, as users do.
   """
   del options
-  root = Path(__file__).parents[2]
   length = {'epochs': 1.0, 'checkpoint_every_steps': 1000}
   config = demo_shapes.get_config().data
-  config.data_dir = str(root / config.data_dir)
+  config.data_dir = str(ROOT / config.data_dir)
   data.load(config)  # drawn before the clocks run
   with tempfile.TemporaryDirectory() as folder:
     plain = [
@@ -172,7 +176,7 @@ def study(options: Options) -> Iterator[dict]:
       start = time.perf_counter()
       for command in commands:
         subprocess.run(
-          [sys.executable, *command], cwd=root, capture_output=True, check=True
+          [sys.executable, *command], cwd=ROOT, capture_output=True, check=True
         )
       seconds = time.perf_counter() - start
       print(f'{name}: {seconds:.0f} s', file=sys.stderr)

@@ -164,7 +164,7 @@ def _program(name: str, config: Any, devices: DataParallel) -> tuple[Any, tuple]
     predict = devices.predict(evaluator.make_predict(detector, config))
     return predict, (state.variables(), batch)
   train_step = step.make_train_step(detector, config, steps_per_epoch=_STEPS_PER_EPOCH)
-  return devices.update(train_step), (state, batch, {})
+  return devices.update(train_step), (state, batch)
 
 
 def _described(config: Any, where: Slice) -> dict[str, Any]:
