@@ -14,7 +14,7 @@ FOLDERS = (
   *('checkpointing', 'training', 'studies', 'export', 'inference'),
 )
 # Modules beside the folders that all may import; they import the errors alone.
-SHARED = {'config', 'errors', 'files'}
+SHARED = {'config', 'errors', 'files', 'private_apis'}
 
 
 def imported_modules(file):

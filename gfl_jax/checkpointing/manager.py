@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from gfl_jax import private_apis
 from gfl_jax.checkpointing import checksums, save_errors
 from gfl_jax.errors import StorageError, UserError, is_transient
 from gfl_jax.multihost import hosts
@@ -224,7 +225,7 @@ class Checkpoints:
       for _ in range(2):
         with self._taking_error():
           self._manager.close()
-      save_errors.end_waiting_threads()
+      private_apis.end_orbax_threads()
       self._open()
     advice = 'make space in'
     if stored := save.step in self.steps:

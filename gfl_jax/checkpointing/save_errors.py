@@ -2,11 +2,7 @@
 
 import logging
 import re
-import threading
-import warnings
 from collections.abc import Sequence
-
-from orbax.checkpoint._src.futures import future as futures
 
 # A problem of a host that knows only that the others were waited for in vain.
 ELSEWHERE = 'an error on another host'
@@ -57,20 +53,6 @@ class Untold(logging.Filter):
     if not is_of_other_host(error):
       self.error = error
     return False
-
-
-def end_waiting_threads() -> None:
-  """Ends the threads of a save that failed; orbax leaves them.
-
-  Those that wait for a folder that could not be made would do so for five minutes, and
-  are no daemons: a process does not end before.
-  """
-  for thread in threading.enumerate():
-    if isinstance(thread, futures._SignalingThread):
-      thread.cancel()
-      futures.set_signals(thread._receive_signals, operation_id=thread._operation_id)
-  # What they would have done is given up; Python need not tell.
-  warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
 
 
 def by_host(problems: Sequence[str]) -> str:

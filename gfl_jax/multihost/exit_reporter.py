@@ -1,7 +1,7 @@
-"""Says a last line for a process that cannot: killed, or aborted by jax.
+"""Prints the last line of a process that is killed or aborted and cannot print it.
 
-When the coordinator is gone, jax ends the others at once, in C++ and with a page of
-its own that never says what to do. A shell that waits for the end of a pipe outlives
+When the coordinator ends, jax aborts the other processes at once, from C++, with a long
+message that does not say what to do. A shell that waits for the end of a pipe survives
 that, and a SIGKILL.
 """
 
@@ -9,10 +9,11 @@ import atexit
 import contextlib
 import subprocess
 
-_OVER = 'over'
-# It keeps the last line it was given; when the pipe ends, that was this process's end.
+_CANCELLED = 'cancelled'
+# It keeps the last line that it received. The pipe ends when this process ends.
 _SCRIPT = (
-  f'while read -r line; do text=$line; done; [ "$text" = {_OVER} ] || echo "$text" >&2'
+  f'while read -r line; do text=$line; done;'
+  f' [ "$text" = {_CANCELLED} ] || echo "$text" >&2'
 )
 
 
@@ -20,23 +21,23 @@ class ExitReporter:
   """A shell beside this process."""
 
   def __init__(self, text: str):
-    """Starts it; `text` as in `expect`."""
+    """Starts the shell; `text` as in `set_text`."""
     self._shell = subprocess.Popen(
       ['sh', '-c', _SCRIPT],
       stdin=subprocess.PIPE,
       text=True,
-      start_new_session=True,  # Ctrl-C is not for it
+      start_new_session=True,  # so that Ctrl-C does not reach it
     )
-    self.expect(text)
-    atexit.register(self.dismiss)
+    self.set_text(text)
+    atexit.register(self.cancel)
 
-  def expect(self, text: str) -> None:
-    """What it is to say, in one line, if this process ends without a word."""
-    with contextlib.suppress(OSError, ValueError):  # it is gone, or dismissed
+  def set_text(self, text: str) -> None:
+    """Sets the line to print if this process ends without a message of its own."""
+    with contextlib.suppress(OSError, ValueError):  # the shell has ended
       print(text, file=self._shell.stdin, flush=True)
 
-  def dismiss(self) -> None:
-    """It has nothing to say: this process ends in order, or says why itself."""
-    self.expect(_OVER)
+  def cancel(self) -> None:
+    """Prints nothing: this process ends normally or reports its own end."""
+    self.set_text(_CANCELLED)
     with contextlib.suppress(OSError, ValueError):
       self._shell.communicate()

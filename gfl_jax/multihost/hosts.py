@@ -1,7 +1,7 @@
 """Several processes, one or more on each host, as one run.
 
-`connect` joins them; from then on jax sees the devices of all. Without it everything
-here does nothing, so that the training code is the same for one process and for many.
+After `connect` jax sees the devices of all processes. Without it every function here
+does nothing, so that the training code is the same for one process and for many.
 """
 
 import contextlib
@@ -17,22 +17,23 @@ from typing import Any, NoReturn
 
 import jax
 
+from gfl_jax import private_apis
 from gfl_jax.errors import EXIT_RETRYABLE, LateProcessError, UserError, is_transient
 from gfl_jax.multihost.exit_reporter import ExitReporter
 from gfl_jax.multihost.failure_detector import (
   GRACE_SECONDS,
-  PATIENT_SECONDS,
+  LONG_STUCK_SECONDS,
   SILENT_SECONDS_AFTER_FAILURE,
   names,
 )
-from gfl_jax.multihost.watchdog import GO_ON, Watchdog
+from gfl_jax.multihost.watchdog import START_AGAIN, Watchdog
 
 WAIT_FOR_ALL_SECONDS = 600  # for a host that starts late
-# jax's own watch, which says less, comes after ours; see watch.py.
-HEARTBEAT_SECONDS = 25
+# jax's own check of its processes, whose message says less, comes after the watchdog's.
+JAX_HEARTBEAT_SECONDS = 25
 PREPARE_SECONDS = 24 * 3600.0  # the longest that a host may prepare its data
-_TELL_SECONDS = 60.0  # of waiting, after which a line says for whom
-_BARRIER_SECONDS = 7 * 24 * 3600  # the watch ends a process whose peers are gone
+_NAME_LATE_AFTER_SECONDS = 60.0
+_BARRIER_SECONDS = 7 * 24 * 3600  # the watchdog ends a process whose peers have failed
 _LOG = logging.getLogger(__name__)
 _watchdog: Watchdog | None = None
 _barriers = itertools.count()
@@ -43,10 +44,10 @@ def connect(
 ) -> None:
   """Joins the processes of a run; call it before the first use of a device.
 
-  Without arguments the hosts of a TPU slice, or of several, find each other; anywhere
-  else this process stays alone, as it does with `num_processes` = 1. jax could look for
-  Slurm and the like, too, but takes one process a GPU for granted there, and would hide
-  all but one GPU from a process that has eight.
+  Without arguments the hosts of one or several TPU slices find each other; elsewhere
+  this process stays alone, as it does with `num_processes` = 1. Slurm and the like are
+  not used: jax would assume one process for each GPU there, and a process with eight
+  GPUs would see one.
 
   Args:
     coordinator: HOST:PORT of process 0, which listens there.
@@ -54,29 +55,23 @@ def connect(
     process_id: number of this process, from 0.
 
   Raises:
-    ValueError: arguments that do not fit together; a TPU that does not tell its hosts.
-    LateProcessError: the others did not come within `WAIT_FOR_ALL_SECONDS`.
+    ValueError: arguments that do not fit together; a TPU whose hosts are not found.
+    LateProcessError: the others did not join within `WAIT_FOR_ALL_SECONDS`.
   """
   global _watchdog
   if num_processes == 1 and process_id in (None, 0):
     return
   _check(coordinator, num_processes, process_id)
-  if coordinator is None and not _on_tpu():
+  if coordinator is None and not private_apis.runs_on_cloud_tpu():
     return
+  where, me = coordinator or 'the first host', _name_of(process_id)
+  others = 'process 0' if process_id else f'{num_processes or "all"} processes'
   minutes = WAIT_FOR_ALL_SECONDS // 60
-  me = 'this process' if process_id is None else f'process {process_id}'
-  if coordinator is None:
-    _LOG.info('Waiting for all hosts of this TPU, at most %d minutes.', minutes)
-  elif process_id == 0:
-    waiting = 'Waiting for %d processes at %s, at most %d minutes.'
-    _LOG.info(waiting, num_processes, coordinator, minutes)
-  else:
-    waiting = '%s: waiting for process 0 at %s, at most %d minutes.'
-    _LOG.info(waiting, me, coordinator, minutes)
-  # Jax aborts a process that the coordinator does not take, or that waits in vain.
+  _LOG.info('%s: waiting for %s at %s, at most %d minutes.', me, others, where, minutes)
+  late = f'not all processes joined at {where} within {WAIT_FOR_ALL_SECONDS} s'
+  # jax aborts a process that the coordinator refuses, or that waits too long.
   exit_reporter = ExitReporter(
-    f'{me}: error: not all processes came to {coordinator or "the first host"} within'
-    f' {WAIT_FOR_ALL_SECONDS} s, or two with the same --process_id, or with different'
+    f'{me}: error: {late}, or two have the same --process_id, or different'
     ' --num_processes: see above, and start all processes again'
   )
   try:
@@ -86,33 +81,36 @@ def connect(
       process_id,
       cluster_detection_method='deactivate' if coordinator else None,
       initialization_timeout=WAIT_FOR_ALL_SECONDS,
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      heartbeat_timeout_seconds=JAX_HEARTBEAT_SECONDS,
     )
   except jax.errors.JaxRuntimeError as error:
-    exit_reporter.dismiss()
-    raise LateProcessError(
-      f'not all processes came to {coordinator or "the first host"} within'
-      f' {WAIT_FOR_ALL_SECONDS} s: {str(error).splitlines()[0]}'
-    ) from error
+    exit_reporter.cancel()
+    raise LateProcessError(f'{late}: {str(error).splitlines()[0]}') from error
   except (ValueError, RuntimeError) as error:
-    exit_reporter.dismiss()
+    exit_reporter.cancel()
     raise UserError(
       f'the hosts of this run cannot be found ({error}): give --coordinator,'
       ' --num_processes and --process_id, or --num_processes=1 to train on this host'
       ' alone'
     ) from error
-  logging.getLogger('absl').addFilter(_is_told)
+  logging.getLogger('absl').addFilter(_is_not_about_preemption)
   if jax.process_count() == 1:
-    exit_reporter.dismiss()
+    exit_reporter.cancel()
     return
   number = jax.process_index()
-  _watchdog = Watchdog(_client(), number, jax.process_count(), exit_reporter)
-  by_jax = 'process 0, the coordinator, is gone' if number else 'see above'
-  exit_reporter.expect(
-    f'process {number}: error: it was killed, or by jax: {by_jax}. {GO_ON}'
+  client = private_apis.distributed_client()
+  _watchdog = Watchdog(client, number, jax.process_count(), exit_reporter)
+  by_jax = 'process 0, the coordinator, has ended' if number else 'see above'
+  exit_reporter.set_text(
+    f'process {number}: error: it was killed, or aborted by jax: {by_jax}.'
+    f' {START_AGAIN}'
   )
   if number > 0:
-    _log_warnings_alone(number)
+    _log_warnings_only(number)
+
+
+def _name_of(process_id: int | None) -> str:
+  return 'this process' if process_id is None else f'process {process_id}'
 
 
 def _check(
@@ -137,41 +135,43 @@ def _check(
   try:
     socket.getaddrinfo(host.strip('[]'), port)
   except OSError as error:
-    raise UserError(f'{coordinator=}: the host is not known here ({error})') from error
+    raise UserError(
+      f'{coordinator=}: this host cannot be resolved ({error})'
+    ) from error
   if process_id > 0:
     return
-  try:  # jax, whose own error here is often a segmentation fault, will listen there
+  try:  # where jax will listen; its own error is often a segmentation fault
     socket.create_server(('', int(port))).close()
   except OSError as error:
     raise UserError(
-      f'{coordinator=}: this host cannot listen there ({error.strerror}): does an older'
-      ' run still live? Else give another port'
+      f'{coordinator=}: this host cannot listen there ({error.strerror}): stop an older'
+      ' run that still uses the port, or give another port'
     ) from error
 
 
 def connected() -> bool:
-  """There are several processes."""
+  """Whether this process is one of several."""
   return _watchdog is not None
 
 
 @contextlib.contextmanager
 def work(*, takes_long: bool = False) -> Iterator[None]:
-  """Work that all processes do in the same order, waiting for each other in it.
+  """A work item that all processes do in the same order, waiting for each other in it.
 
-  A process that has not begun it long after the others is taken for stuck.
+  The watchdog ends the run if a process does not start it for long after the others.
 
   Args:
-    takes_long: however long it takes, this process is not stuck: it compiles, writes.
+    takes_long: it compiles, evaluates or saves, so the others wait for it longer.
   """
   if _watchdog:
-    _watchdog.begin(patient=takes_long)
+    _watchdog.start_work(long=takes_long)
   yield
   if _watchdog and takes_long:
-    _watchdog.begin(patient=False)
+    _watchdog.start_work(long=False)
 
 
 def watched(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-  """`function(state, batch)`, a program of all processes, as work that the peers see.
+  """`function(state, batch)`, a program of all processes, with `work` around it.
 
   Its first call for a canvas compiles, which may take long.
   """
@@ -190,99 +190,100 @@ def watched(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 def wait_for_all() -> None:
   """Returns when all processes have called this as often as this one.
 
-  Whoever lives and does not come within `judge.PATIENT_SECONDS` is taken for stuck.
+  A running process that does not call it within `LONG_STUCK_SECONDS` counts as stuck.
   """
-  _meet(PATIENT_SECONDS)
+  _barrier(LONG_STUCK_SECONDS)
 
 
-def _meet(allowed: float) -> None:
-  """Waits for all, and for a peer that lives so many seconds."""
+def _barrier(allowed: float) -> None:
+  """Waits for all processes, up to `allowed` seconds for one that runs."""
   name = f'gfl_jax/{next(_barriers)}'
   with _waiting(allowed):
     if _watchdog:
-      _client().wait_at_barrier(name, _BARRIER_SECONDS * 1000)
+      client = private_apis.distributed_client()
+      client.wait_at_barrier(name, _BARRIER_SECONDS * 1000)
 
 
 @contextlib.contextmanager
 def _waiting(allowed: float) -> Iterator[None]:
-  """Work that is nothing but waiting; if it takes long, a line says for whom.
+  """A work item that only waits; a line names the others if it takes a minute.
 
-  A process begins it when it comes, so that those who are not there yet are behind.
-  What they do meanwhile may take long, too: until `allowed` seconds are over.
+  A process starts it when it arrives, so those that have not arrived are behind.
   """
   if not _watchdog:
     yield
     return
-  _watchdog.begin(patient=True, allowed=allowed)
-  tell = threading.Timer(_TELL_SECONDS, _tell_for_whom, (allowed,))
-  tell.daemon = True
-  tell.start()
+  _watchdog.start_work(long=True, allowed=allowed)
+  timer = threading.Timer(_NAME_LATE_AFTER_SECONDS, _name_late, (allowed,))
+  timer.daemon = True
+  timer.start()
   try:
     yield
   finally:
-    tell.cancel()
+    timer.cancel()
 
 
-def _tell_for_whom(allowed: float) -> None:
+def _name_late(allowed: float) -> None:
   if _watchdog and (behind := _watchdog.behind()):
     _LOG.warning('Waiting for %s, at most %d min.', names(behind), allowed / 60)
 
 
 def from_first(read: Callable[[], Any]) -> Any:
-  """What `read` returns on process 0, on all: a value that JSON carries.
+  """The value of `read` on process 0, on all processes; JSON must be able to hold it.
 
-  If it has not returned within `judge.PATIENT_SECONDS`, process 0 is taken for stuck.
+  If process 0 runs and has none within `LONG_STUCK_SECONDS`, it counts as stuck.
   """
   if not _watchdog:
     return read()
   name = f'gfl_jax/{next(_barriers)}'
   text = json.dumps(read()) if jax.process_index() == 0 else None
-  with _waiting(PATIENT_SECONDS):
+  client = private_apis.distributed_client()
+  with _waiting(LONG_STUCK_SECONDS):
     if text is not None:
-      _client().key_value_set(name, text)
+      client.key_value_set(name, text)
       return json.loads(text)
-    return json.loads(_client().blocking_key_value_get(name, _BARRIER_SECONDS * 1000))
+    return json.loads(client.blocking_key_value_get(name, _BARRIER_SECONDS * 1000))
 
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-  """Process 0 prepares data first; the others then find its files if they see them.
+  """Process 0 prepares data first; the others then use its files if they see them.
 
-  Those that do not see them prepare their own. Each may take hours, and a process that
-  prepares cannot be told from one whose disk has died: one that lives is taken for
-  stuck after `PREPARE_SECONDS` only, but after a minute a line says for whom all wait.
-  One that is killed is found as ever.
+  Processes that do not see them prepare their own. Preparing may take hours, and cannot
+  be told from waiting for a disk that has failed: a process that runs counts as stuck
+  only after `PREPARE_SECONDS`. After a minute a line names the process waited for. One
+  that is killed is found as always.
 
-  All leave together: on CPUs, the first collective fails if one is half a minute late.
+  All leave together: on CPUs the first collective fails if one is half a minute late.
   """
   if jax.process_index() > 0:
-    _meet(PREPARE_SECONDS)
+    _barrier(PREPARE_SECONDS)
   yield
   if jax.process_index() == 0:
-    _meet(PREPARE_SECONDS)
-  _meet(PREPARE_SECONDS)
+    _barrier(PREPARE_SECONDS)
+  _barrier(PREPARE_SECONDS)
 
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-  """Tells the others of an error at once, before what it leaves behind is put in order.
+  """Reports an error to the others at once, before this process cleans up.
 
-  Closing a checkpoint folder, for one, waits for them.
+  Cleaning up may wait for the others, as closing the checkpoints does.
   """
   try:
     yield
   except jax.errors.JaxRuntimeError:
     if _watchdog:
-      _watchdog.failed()
+      _watchdog.report_failed_collective()
     raise
   except Exception as error:
     if _watchdog:
-      _watchdog.ends(f'error: {error}', retryable=is_transient(error))
+      _watchdog.report_error(f'error: {error}', retryable=is_transient(error))
     raise
 
 
 def finish() -> int:
-  """All is done: waits for the others, who may still write, and ends the watch.
+  """Ends the watchdog when all processes are done; the others may still write.
 
   Returns:
     The number of this process.
@@ -296,13 +297,13 @@ def finish() -> int:
 
 
 def leave(text: str, code: int, *, retryable: bool, advice: str = '') -> NoReturn:
-  """Ends this process with an error, and by it the others, each with a line.
+  """Ends this process with an error, and thereby the others, each with a line.
 
   Args:
-    text: the error, which the others show, too.
+    text: the error; the others show it, too.
     code: exit status.
-    retryable: whether the others are to say that starting all again may help.
-    advice: a line that this process alone shows.
+    retryable: whether the others say that starting all processes again may help.
+    advice: a line that only this process shows.
   """
   assert _watchdog is not None
   _watchdog.leave(text, code, retryable=retryable, advice=advice)
@@ -311,12 +312,12 @@ def leave(text: str, code: int, *, retryable: bool, advice: str = '') -> NoRetur
 def leave_after_failure(error: Exception, *, show: bool) -> NoReturn:
   """Ends this process after an error that is shown with its traceback.
 
-  An error of jax may come from a collective whose peer is gone: which one shows a
-  little later.
+  An error of jax may come from a collective of which a peer has failed: the watchdog
+  then finds that peer a little later.
 
   Args:
-    error: being handled; nobody may have foreseen it.
-    show: where an error of jax came from, too.
+    error: being handled; not one that a user can mend.
+    show: show the traceback of an error of jax, too.
   """
   assert _watchdog is not None
   line = f'{type(error).__name__}: {error}'.splitlines()[0]
@@ -324,35 +325,21 @@ def leave_after_failure(error: Exception, *, show: bool) -> NoReturn:
   if show or not of_jax:
     traceback.print_exc()
   if of_jax:
-    _LOG.warning('A computation failed, looking for who is to blame: %s', line)
-    _watchdog.failed()
+    _LOG.warning('A computation failed; looking for a failed process: %s', line)
+    _watchdog.report_failed_collective()
     time.sleep(SILENT_SECONDS_AFTER_FAILURE + 2 * GRACE_SECONDS)
   if is_transient(error):
-    leave(f'error: {line}', EXIT_RETRYABLE, retryable=True, advice=GO_ON)
+    leave(f'error: {line}', EXIT_RETRYABLE, retryable=True, advice=START_AGAIN)
   leave(f'error: {line}', 1, retryable=False)
 
 
-def _on_tpu() -> bool:
-  # Asking for the devices would start the backend, too early.
-  from jax._src import cloud_tpu_init
-
-  return cloud_tpu_init.running_in_cloud_tpu_vm
-
-
-def _client() -> Any:
-  # jax has no public name for the store that its processes share; orbax uses this, too.
-  from jax._src import distributed
-
-  return distributed.global_state.client
-
-
-def _log_warnings_alone(process: int) -> None:
+def _log_warnings_only(process: int) -> None:
   logger = logging.getLogger('gfl_jax')
   logger.setLevel(logging.WARNING)
   for handler in logger.handlers:
     handler.setFormatter(logging.Formatter(f'process {process}: %(message)s'))
 
 
-def _is_told(record: logging.LogRecord) -> bool:
-  # Orbax tells of a stop on each process and at each look; Preemption does it once.
+def _is_not_about_preemption(record: logging.LogRecord) -> bool:
+  # orbax logs a preemption on each process at each check; Preemption logs it once.
   return 'Reached preemption sync point' not in str(record.msg)

@@ -1,9 +1,9 @@
-"""Ends a process whose peers are gone or stuck, with a line that names them.
+"""Ends a process whose peers failed or are stuck, with a line that names them.
 
-A collective waits for its peers for ever, and jax ends a process only where a peer's
-heartbeat stops: one that lives and hangs would hang all. So each process tells the
-others, through the coordinator and from a thread of its own, how much work it has
-begun, and ends when one is silent or falls behind.
+A collective waits for its peers without limit, and jax ends a process only when a peer
+stops running: a peer that runs but is stuck would block all. So each process sends
+heartbeats through the coordinator, from a thread of its own, with the number of work
+items that it has started. It ends when a peer is silent or falls behind.
 """
 
 import contextlib
@@ -21,40 +21,40 @@ from typing import Any, NoReturn
 from gfl_jax.errors import EXIT_RETRYABLE
 from gfl_jax.multihost.exit_reporter import ExitReporter
 from gfl_jax.multihost.failure_detector import (
-  BEAT_SECONDS,
   GRACE_SECONDS,
+  HEARTBEAT_SECONDS,
   SILENT_SECONDS_AFTER_FAILURE,
   FailureDetector,
   Heartbeat,
 )
 
-ORDER_SECONDS = 60.0  # a process with an error may finish the checkpoint begun before
-PAUSE_SECONDS = 4.0  # of all threads: a stopped machine, or a call that holds Python
-MAX_TEXT = 1000  # characters of an error that the others are told
-GO_ON = 'Start all processes again: the run goes on from its last checkpoint.'
-_FOLDER = 'gfl_jax/watch/'
+CLEANUP_SECONDS = 60.0  # in which a process with an error may finish its checkpoint
+PAUSE_SECONDS = 4.0  # without running: a stopped machine, or a call that holds Python
+MAX_TEXT = 1000  # characters of an error that peers receive
+START_AGAIN = 'Start all processes again: the run continues from its last checkpoint.'
+_FOLDER = 'gfl_jax/watchdog/'
 _LOG = logging.getLogger(__name__)
 
 
 def on_one_line(text: str) -> str:
-  """A text's lines as parts of one, cut off after `MAX_TEXT` characters."""
+  """A text's lines joined into one, cut off after `MAX_TEXT` characters."""
   lines = '; '.join(line.strip() for line in text.splitlines()).replace(':; ', ': ')
   return lines if len(lines) <= MAX_TEXT else f'{lines[: MAX_TEXT - 4]} ...'
 
 
 class Watchdog:
-  """The threads of a process that tell, listen and end it."""
+  """The threads that send heartbeats, receive them and end the process."""
 
   def __init__(
     self, client: Any, process: int, count: int, exit_reporter: ExitReporter
   ):
-    """Starts to tell and to listen.
+    """Starts the threads.
 
     Args:
-      client: of jax's distributed service: a store of keys and values.
-      process: number of this one.
-      count: of all.
-      exit_reporter: of this process's end, dismissed when that is told.
+      client: of jax's distributed service, which stores keys and values.
+      process: number of this process.
+      count: of all processes.
+      exit_reporter: of this process; cancelled when the watchdog reports the end.
     """
     self._exit_reporter = exit_reporter
     self._client, self._process = client, process
@@ -62,57 +62,55 @@ class Watchdog:
     self._heartbeat = Heartbeat()
     self._lock = threading.Lock()
     self._leaving = threading.Lock()
-    self._exchanging = threading.Lock()  # what is told last is the newest
+    self._exchanging = threading.Lock()  # so that the last heartbeat sent is the newest
     self._failed = False
     self._allowed = 0.0
-    self._ended_at = math.inf
-    # Stderr itself may lead elsewhere when this process ends, as while TensorFlow
-    # starts. Never closed: a thread may be about to write to it.
+    self._error_at = math.inf
+    # File descriptor 2 may be redirected when this process ends (TensorFlow's start).
+    # Never closed: a thread may be about to write to it.
     self._stderr = os.dup(2)
     self._closed = threading.Event()
-    for run in (self._tell_and_listen, self._decide):
-      threading.Thread(target=run, daemon=True, name=f'watch{run.__name__}').start()
+    for run in (self._exchange_until_closed, self._check_until_closed):
+      threading.Thread(target=run, daemon=True, name=f'watchdog{run.__name__}').start()
 
-  def begin(self, *, patient: bool, allowed: float = 0.0) -> None:
-    """A piece of work begins that all processes do.
+  def _update(self, **fields: Any) -> None:
+    self._heartbeat = dataclasses.replace(self._heartbeat, **fields)
+
+  def start_work(self, *, long: bool, allowed: float = 0.0) -> None:
+    """Counts a work item that all processes do.
 
     Args:
-      patient: it may take long.
-      allowed: seconds that this process waits in it at least for a peer that lives.
+      long: it may take long.
+      allowed: seconds that this process waits in it at least for a running peer.
     """
     with self._lock:
       self._allowed = allowed
-      self._heartbeat = dataclasses.replace(
-        self._heartbeat, begun=self._heartbeat.begun + 1, patient=patient
-      )
+      self._update(started=self._heartbeat.started + 1, long=long)
 
   def behind(self) -> list[int]:
-    """Peers that have not begun the piece of work that this process is in."""
+    """Peers that have not started the work item that this process is in."""
     with self._lock:
-      return self._detector.behind(self._heartbeat.begun)
+      return self._detector.behind(self._heartbeat.started)
 
   def close(self) -> None:
     """Ends the threads; all processes are known to be done."""
     self._closed.set()
-    self._exit_reporter.dismiss()
+    self._exit_reporter.cancel()
 
-  def failed(self) -> None:
-    """A collective of this process has failed: who is to blame shows sooner now."""
+  def report_failed_collective(self) -> None:
+    """A collective failed here: silent peers are found sooner from now on."""
     self._failed = True
 
-  def ends(self, text: str, *, retryable: bool) -> None:
-    """This process ends with an error, after what it still has to put in order.
+  def report_error(self, text: str, *, retryable: bool) -> None:
+    """Sends the error with which this process will end, after it has cleaned up.
 
     Args:
       text: the error.
       retryable: as in `leave`.
     """
     with self._lock:
-      ended = on_one_line(text)
-      self._heartbeat = dataclasses.replace(
-        self._heartbeat, ended=ended, retryable=retryable
-      )
-      self._ended_at = time.monotonic()
+      self._update(error=on_one_line(text), retryable=retryable)
+      self._error_at = time.monotonic()
 
   def leave(
     self,
@@ -123,85 +121,81 @@ class Watchdog:
     advice: str = '',
     failed_peers: Collection[int] = (),
   ) -> NoReturn:
-    """Ends this process now; the others are told why.
+    """Ends this process now and sends the reason to the others.
 
-    jax's own way out, `jax.distributed.shutdown`, waits for minutes for all processes.
+    `jax.distributed.shutdown` would wait for minutes for all processes.
 
     Args:
-      text: why; as one line it is what the others show.
+      text: the reason; the others show it on one line.
       code: exit status.
-      retryable: its cause may not come back when all processes are started again.
-      advice: a line that this process alone shows.
+      retryable: the reason may not come back when all processes are started again.
+      advice: a line that only this process shows.
       failed_peers: peers that are not waited for.
     """
-    with self._leaving:  # never released: the first to leave says why
+    with self._leaving:  # never released: the first thread to leave gives the reason
       lines = f'\nprocess {self._process}: {text}\n{advice}'.rstrip('\n')
-      with contextlib.suppress(OSError):  # nobody may be reading any more
+      with contextlib.suppress(OSError):  # the terminal may be closed
         sys.stderr.flush()
         os.write(self._stderr, f'{lines}\n'.encode(errors='replace'))
-      self._exit_reporter.dismiss()
-      self.ends(text, retryable=retryable)
-      # Not in this thread: a coordinator that is stopped never answers.
-      farewell = threading.Thread(target=self._exchange, daemon=True)
-      farewell.start()
-      farewell.join(GRACE_SECONDS)
+      self._exit_reporter.cancel()
+      self.report_error(text, retryable=retryable)
+      # In a thread, because a coordinator that is stopped never answers.
+      last_exchange = threading.Thread(target=self._exchange, daemon=True)
+      last_exchange.start()
+      last_exchange.join(GRACE_SECONDS)
       if self._process == 0:
-        self._let_others_leave(failed_peers)
+        self._wait_for_others(failed_peers)
       with contextlib.suppress(OSError):
         sys.stdout.flush()
       os._exit(code)
 
-  def _let_others_leave(self, failed_peers: Collection[int]) -> None:
-    # When the coordinator ends, jax aborts all others before they can say why.
-    limit = time.monotonic() + GRACE_SECONDS + 3 * BEAT_SECONDS
+  def _wait_for_others(self, failed_peers: Collection[int]) -> None:
+    # When the coordinator ends, jax aborts the others before they can report why.
+    limit = time.monotonic() + GRACE_SECONDS + 3 * HEARTBEAT_SECONDS
     while time.monotonic() < limit:
       if self._detector.running() <= set(failed_peers):
         return
-      time.sleep(BEAT_SECONDS / 4)
+      time.sleep(HEARTBEAT_SECONDS / 4)
 
-  def _tell_and_listen(self) -> None:
+  def _exchange_until_closed(self) -> None:
     while not self._closed.is_set():
       try:
         self._exchange()
-      except (
-        Exception
-      ) as error:  # the coordinator may be back; if not, see FailureDetector
+      except Exception as error:  # if it lasts, the failure detector reports it
         _LOG.debug('no answer from the coordinator: %s', error)
-      self._closed.wait(BEAT_SECONDS)
+      self._closed.wait(HEARTBEAT_SECONDS)
 
   def _exchange(self) -> None:
     with self._exchanging:
       with self._lock:
-        self._heartbeat = dataclasses.replace(
-          self._heartbeat, count=self._heartbeat.count + 1
-        )
-        mine = json.dumps(dataclasses.astuple(self._heartbeat))
+        self._update(count=self._heartbeat.count + 1)
+        sent = json.dumps(dataclasses.astuple(self._heartbeat))
       key = f'{_FOLDER}{self._process}'
-      self._client.key_value_set(key, mine, allow_overwrite=True)
+      self._client.key_value_set(key, sent, allow_overwrite=True)
       stored = self._client.key_value_dir_get(_FOLDER)
       heartbeats = {
         int(key.rsplit('/')[-1]): Heartbeat(*json.loads(text)) for key, text in stored
       }
       with self._lock:
-        self._detector.hear(heartbeats, self._heartbeat.begun, time.monotonic())
+        self._detector.receive(heartbeats, self._heartbeat.started, time.monotonic())
 
-  def _decide(self) -> None:
+  def _check_until_closed(self) -> None:
     before = time.monotonic()
-    while not self._closed.wait(BEAT_SECONDS / 2):
+    while not self._closed.wait(HEARTBEAT_SECONDS / 2):
       now = time.monotonic()
       paused, before = now - before > PAUSE_SECONDS, now
       with self._lock:
         if paused:
-          self._detector.resume(now)
-        mine = self._heartbeat
-        late = now - self._ended_at > ORDER_SECONDS
-        gone = self._detector.gone(SILENT_SECONDS_AFTER_FAILURE)
-        diagnosis = self._detector.diagnosis(
+          self._detector.restart(now)
+        own = self._heartbeat
+        late = now - self._error_at > CLEANUP_SECONDS
+        silent = self._detector.any_silent(SILENT_SECONDS_AFTER_FAILURE)
+        diagnosis = self._detector.diagnose(
           now, failed=self._failed, allowed=self._allowed
         )
-      if mine.ended and (late or gone):
-        self._leave_with(mine.ended, mine.retryable)
-      if diagnosis and not mine.ended:
+      if own.error and (late or silent):
+        self._leave_with(own.error, own.retryable)
+      if diagnosis and not own.error:
         self._leave_with(
           f'error: {diagnosis.text}.', diagnosis.retryable, diagnosis.failed_peers
         )
@@ -209,7 +203,7 @@ class Watchdog:
   def _leave_with(
     self, text: str, retryable: bool, failed_peers: Collection[int] = ()
   ) -> None:
-    status, advice = (EXIT_RETRYABLE, GO_ON) if retryable else (1, '')
+    status, advice = (EXIT_RETRYABLE, START_AGAIN) if retryable else (1, '')
     self.leave(
       text, status, retryable=retryable, advice=advice, failed_peers=failed_peers
     )

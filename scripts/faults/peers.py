@@ -21,9 +21,9 @@ _GOAL_SECONDS = 30
 _WORKER = SCRIPTS.parent / 'tests' / 'multihost' / 'host_worker.py'
 # The line with who is to blame.
 _CLEAR = re.compile(
-  r'error: no (sign of life|progress|answer) for \d+ s from .*(process|coordinator)'
+  r'error: no (heartbeat|progress|answer) for \d+ s from .*(process|coordinator)'
   r'|error: process \d+ has ended'
-  r'|by jax: process 0, the coordinator, is gone'
+  r'|by jax: process 0, the coordinator, has ended'
 )
 _WITNESS_SECONDS = 5  # what a shell says after the end of a process is waited for
 _FAULTS = {

@@ -228,8 +228,8 @@ def refused_while_starting(folder, mine):
 
 def hanging_before_the_first_step(folder, mine):
   """The first cannot read from its disk; in shorter times than those of a run."""
-  hosts._TELL_SECONDS = 1.0
-  hosts.PATIENT_SECONDS = failure_detector.PATIENT_SECONDS = 3.0
+  hosts._NAME_LATE_AFTER_SECONDS = 1.0
+  hosts.LONG_STUCK_SECONDS = failure_detector.LONG_STUCK_SECONDS = 3.0
   hosts.from_first(lambda: time.sleep(LIMIT_SECONDS))
 
 

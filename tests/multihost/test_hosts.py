@@ -1,4 +1,4 @@
-"""Real processes over loopback do what one process does, and end when one is gone."""
+"""Real processes over loopback do what one process does, and end when one fails."""
 
 import json
 import os
@@ -121,7 +121,7 @@ def test_two_processes_do_what_one_does(folder, alone, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, resumed, by_jit)
   assert_evaluated_alike(mine, alone)
 
-  # What one process cannot read none goes on from.
+  # No process continues from a checkpoint that one process cannot read.
   steps = [(mine / f'half_read_{number}').read_text() for number in range(2)]
   assert steps == ['4', '4']
   assert 'another host cannot read it' in printed[0]
@@ -139,7 +139,7 @@ def test_two_processes_do_what_one_does(folder, alone, tmp_path):
   ids = json.loads(errors[0].partition('batch: ')[2].partition(']')[0] + ']')
   assert len(set(ids)) == 8
 
-  # One was asked to stop; all stop after the same step, and one process goes on.
+  # One was asked to stop; all stop after the same step, and one process continues.
   (text, code), other = (
     json.loads((mine / f'stopped_{number}').read_text()) for number in range(2)
   )
@@ -175,7 +175,7 @@ def running_group(folder, count, scenario='run_until_ended', **arguments):
 
 def test_a_late_process_is_waited_for_and_a_killed_one_named(tmp_path):
   with running_group(tmp_path, 3, later=[1]) as group:
-    group.wait_for_text(0, 'Waiting for 3 processes', LIMIT_SECONDS)
+    group.wait_for_text(0, 'waiting for 3 processes', LIMIT_SECONDS)
     time.sleep(3)
     group.start(1)
     group.wait_for_text(0, 'under way', LIMIT_SECONDS)
@@ -185,7 +185,7 @@ def test_a_late_process_is_waited_for_and_a_killed_one_named(tmp_path):
     assert group.wait(LIMIT_SECONDS) == statuses, group.report()
     for number in (0, 2):
       assert group.seconds[number] - start < 30
-      assert f'process {number}: error: no sign of life for' in group.text(
+      assert f'process {number}: error: no heartbeat for' in group.text(
         number
       ) and 'from process 1: killed or stopped' in group.text(number), group.report()
       assert 'Start all processes again' in group.text(number)
@@ -199,7 +199,7 @@ def test_without_the_coordinator_a_line_says_what_to_do(tmp_path):
     # Jax aborts it.
     assert group.wait(LIMIT_SECONDS) == [-signal.SIGKILL, -signal.SIGABRT]
     assert group.seconds[1] - start < 30
-    words = 'by jax: process 0, the coordinator, is gone. Start all processes again'
+    words = 'by jax: process 0, the coordinator, has ended. Start all processes again'
     limit = time.monotonic() + 30
     while words not in group.text(1).splitlines()[-1]:  # a shell says it, just after
       assert time.monotonic() < limit, group.report()
@@ -224,7 +224,7 @@ def test_a_line_says_that_the_processes_do_not_meet():
     [sys.executable, '-c', code], env=os.environ | ENVIRONMENT, stderr=subprocess.PIPE
   )
   said = done.stderr.decode(errors='replace').splitlines()[-1]
-  assert f'process 0: error: not all processes came to {at} within 3 s' in said
+  assert f'process 0: error: not all processes joined at {at} within 3 s' in said
 
 
 def test_a_port_that_is_taken_is_named():
@@ -242,7 +242,7 @@ def test_a_stuck_process_is_named(tmp_path):
     # A status of its own tells a loop that starting all again may help.
     assert group.wait(LIMIT_SECONDS, [0])[0] == EXIT_RETRYABLE
     assert group.seconds[0] - start < 30
-    words = 'process 0: error: no progress for 20 s from process 1: alive, but stuck'
+    words = 'process 0: error: no progress for 20 s from process 1: running, but stuck'
     assert words in group.text(0), group.report()
 
 
@@ -260,7 +260,7 @@ def test_a_process_that_hangs_before_the_first_step_is_named(tmp_path):
   with running_group(tmp_path, 2, 'hanging_before_the_first_step') as group:
     group.wait(LIMIT_SECONDS, [1])
     assert 'process 1: Waiting for process 0, at most' in group.text(1), group.report()
-    words = 'from process 0: alive, but stuck where it may take long: opening files'
+    words = 'from process 0: running, but stuck while opening files'
     assert words in group.text(1), group.report()
     assert 'Start all processes again' in group.text(1)
 
@@ -272,7 +272,7 @@ def test_hosts_with_different_configs_or_folders_are_refused(tmp_path, monkeypat
   monkeypatch.setattr(jax, 'process_index', lambda: 3)
   monkeypatch.setattr(hosts, 'from_first', lambda read: first)
   run_folder.open_run(tmp_path / 'run', c)
-  with pytest.raises(ValueError, match='is not there for process 3: --workdir must'):
+  with pytest.raises(ValueError, match='process 3 does not see .*--workdir'):
     run_folder.open_run(tmp_path / 'elsewhere', c)
   c.class_loss.beta = 1.0
   with pytest.raises(ValueError, match='process 3 was started with another') as error:
@@ -290,7 +290,7 @@ def test_hosts_with_different_configs_or_folders_are_refused(tmp_path, monkeypat
     (('here:99999', 2, 0), 'a port from 1 to 65535'),
     (('here:1', 0, 0), 'num_processes=0 must be at least 1'),
     (('here:1', 2, 2), 'process_id=2 must be from 0'),
-    (('no.such.host.invalid:1', 2, 1), 'the host is not known here'),
+    (('no.such.host.invalid:1', 2, 1), 'cannot be resolved'),
     ((None, 1, 1), 'give all three'),
   ],
 )
@@ -303,11 +303,13 @@ def test_on_a_tpu_a_line_says_that_all_hosts_are_waited_for(monkeypatch, caplog)
   def initialize(*arguments, **settings):
     raise RuntimeError('no metadata')
 
-  monkeypatch.setattr(hosts, '_on_tpu', lambda: True)
+  monkeypatch.setattr(hosts.private_apis, 'runs_on_cloud_tpu', lambda: True)
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
   with caplog.at_level('INFO'), pytest.raises(ValueError, match='no metadata'):
     hosts.connect(None, None, None)
-  assert caplog.messages == ['Waiting for all hosts of this TPU, at most 10 minutes.']
+  assert caplog.messages == [
+    'this process: waiting for all processes at the first host, at most 10 minutes.'
+  ]
 
 
 def test_slurm_neither_joins_processes_nor_hides_gpus(monkeypatch):
@@ -327,7 +329,7 @@ def test_slurm_neither_joins_processes_nor_hides_gpus(monkeypatch):
 
 
 def test_a_bucket_is_no_folder_of_a_run():
-  with pytest.raises(ValueError, match='workdir=gs://x/run is no folder: give one of'):
+  with pytest.raises(ValueError, match='workdir=gs://x/run is not a folder: give a'):
     loop.train(tiny.config(), 'gs://x/run')
 
 

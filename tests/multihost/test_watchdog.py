@@ -1,4 +1,4 @@
-"""Who is to blame, from what was heard when; no processes, no waiting."""
+"""Which process failed, from the times of heartbeats; no processes, no waiting."""
 
 import dataclasses
 import json
@@ -16,19 +16,19 @@ from gfl_jax.multihost.failure_detector import FailureDetector, Heartbeat
 
 
 class Peers:
-  """What the coordinator knows, told to process 0 of `count` each second."""
+  """The heartbeats that process 0 of `count` receives each second."""
 
   def __init__(self, count=3):
     self.detector = FailureDetector(0, count, now=0.0)
     self.heartbeats = {process: Heartbeat() for process in range(count)}
     self.stopped = set()
-    self.now, self.begun, self.allowed = 0.0, 0, 0.0
+    self.now, self.started, self.allowed = 0.0, 0, 0.0
 
-  def all_begin(self, *, patient=False, but=()):
-    """All but some begin the next piece of work."""
-    self.begun += 1
+  def all_start(self, *, long=False, but=()):
+    """All but some start the next work item."""
+    self.started += 1
     for process in self.heartbeats.keys() - set(but):
-      self.change(process, begun=self.begun, patient=patient)
+      self.change(process, started=self.started, long=long)
 
   def change(self, process, **fields):
     self.heartbeats[process] = dataclasses.replace(self.heartbeats[process], **fields)
@@ -39,35 +39,33 @@ class Peers:
       self.now += 1.0
       for process in self.heartbeats.keys() - self.stopped:
         self.change(process, count=self.heartbeats[process].count + 1)
-      self.detector.hear(self.heartbeats, self.begun, self.now)
-      if diagnosis := self.detector.diagnosis(self.now, allowed=self.allowed):
+      self.detector.receive(self.heartbeats, self.started, self.now)
+      if diagnosis := self.detector.diagnose(self.now, allowed=self.allowed):
         return diagnosis, second
     return None, seconds
 
 
 def test_a_silent_peer_is_named_in_whatever_all_do():
   peers = Peers()
-  peers.all_begin(patient=True)
+  peers.all_start(long=True)
   assert peers.pass_seconds(600) == (None, 600)  # they compile: it takes what it takes
   peers.stopped.add(2)
   diagnosis, seconds = peers.pass_seconds(60)
   assert (
     diagnosis.failed_peers == (2,)
-    and 'no sign of life for 15 s from process 2:' in diagnosis.text
+    and 'no heartbeat for 15 s from process 2:' in diagnosis.text
   )
   assert seconds == failure_detector.SILENT_SECONDS
 
 
 @pytest.mark.parametrize('ahead', [0, 1])
-def test_a_peer_may_take_longer_for_its_first_sign_of_life(ahead):
+def test_a_peer_may_take_longer_for_its_first_heartbeat(ahead):
   peers = Peers()
-  late = peers.heartbeats.pop(
-    2
-  )  # its devices are not ready: the coordinator has no word
+  late = peers.heartbeats.pop(2)  # its devices are not ready
   for _ in range(ahead):
-    peers.all_begin()
+    peers.all_start()
   assert peers.pass_seconds(59) == (None, 59)
-  assert peers.detector.diagnosis(peers.now, failed=True) is None
+  assert peers.detector.diagnose(peers.now, failed=True) is None
   peers.heartbeats[2] = late
   assert peers.pass_seconds(600) == (None, 600)  # it compiles
   peers.stopped.add(2)  # from now on it is as any other
@@ -75,103 +73,102 @@ def test_a_peer_may_take_longer_for_its_first_sign_of_life(ahead):
   assert diagnosis.failed_peers == (2,) and seconds == failure_detector.SILENT_SECONDS
 
 
-def test_a_peer_that_never_gives_a_sign_is_named():
+def test_a_peer_without_any_heartbeat_is_named():
   peers = Peers()
   del peers.heartbeats[2]
   diagnosis, seconds = peers.pass_seconds(100)
   assert (
-    diagnosis.failed_peers == (2,) and seconds == failure_detector.FIRST_SIGN_SECONDS
+    diagnosis.failed_peers == (2,)
+    and seconds == failure_detector.FIRST_HEARTBEAT_SECONDS
   )
 
 
-def test_after_a_failed_collective_silence_shows_sooner():
+def test_after_a_failed_collective_a_silent_peer_is_found_sooner():
   peers = Peers()
   peers.pass_seconds(1)
   peers.stopped.add(1)
   peers.pass_seconds(6)
-  assert peers.detector.diagnosis(peers.now) is None
-  assert peers.detector.diagnosis(peers.now, failed=True).failed_peers == (1,)
+  assert peers.detector.diagnose(peers.now) is None
+  assert peers.detector.diagnose(peers.now, failed=True).failed_peers == (1,)
 
 
-def test_a_peer_that_lives_but_does_not_go_on_is_stuck():
+def test_a_running_peer_without_progress_is_stuck():
   peers = Peers(4)
-  peers.all_begin()
-  peers.all_begin(but=[1, 3])
+  peers.all_start()
+  peers.all_start(but=[1, 3])
   diagnosis, seconds = peers.pass_seconds(60)
   assert diagnosis.failed_peers == (1, 3)
-  assert 'no progress for 20 s from processes 1, 3: alive' in diagnosis.text
-  assert seconds == failure_detector.STUCK_SECONDS + 1  # heard of a second later
+  assert 'no progress for 20 s from processes 1, 3: running' in diagnosis.text
+  assert seconds == failure_detector.STUCK_SECONDS + 1  # received a second later
 
 
-def test_whoever_is_in_step_is_not_stuck_however_long_the_step_takes():
+def test_a_peer_in_step_is_not_stuck_however_long_the_step_takes():
   peers = Peers()
-  peers.all_begin()
+  peers.all_start()
   assert peers.pass_seconds(3600) == (None, 3600)
-  # Nor is one that all have left behind a moment ago.
-  peers.all_begin(but=[1])
+  # Nor is one that has fallen behind a moment ago.
+  peers.all_start(but=[1])
   assert peers.pass_seconds(19) == (None, 19)
-  peers.change(1, begun=peers.begun)
+  peers.change(1, started=peers.started)
   assert peers.pass_seconds(3600) == (None, 3600)
 
 
-def test_whoever_compiles_or_saves_is_not_stuck_for_half_an_hour():
+def test_a_peer_that_compiles_or_saves_is_not_stuck_for_half_an_hour():
   peers = Peers()
-  peers.all_begin(patient=True)
+  peers.all_start(long=True)
   assert peers.pass_seconds(3600) == (None, 3600)
-  peers.all_begin(but=[2])  # done with it; 2 is not
+  peers.all_start(but=[2])  # process 2 is not done with it
   assert peers.pass_seconds(1799) == (None, 1799)
-  peers.change(2, begun=peers.begun)  # just in time: its half hours begin anew
+  peers.change(2, started=peers.started)  # just in time: its half hour starts again
   assert peers.pass_seconds(3600) == (None, 3600)
-  peers.all_begin(but=[2])
+  peers.all_start(but=[2])
   diagnosis, seconds = peers.pass_seconds(3600)
   assert (
     diagnosis.failed_peers == (2,)
-    and 'for 30 min from process 2: alive' in diagnosis.text
+    and 'for 30 min from process 2: running' in diagnosis.text
   )
-  assert seconds == failure_detector.PATIENT_SECONDS
+  assert seconds == failure_detector.LONG_STUCK_SECONDS
 
 
-def test_whoever_is_done_with_compiling_may_get_stuck_as_ever():
+def test_a_peer_that_has_compiled_is_stuck_after_the_usual_time():
   peers = Peers()
-  peers.all_begin(patient=True)
-  peers.all_begin(but=[2])
+  peers.all_start(long=True)
+  peers.all_start(but=[2])
   assert peers.pass_seconds(600) == (None, 600)
-  peers.change(2, patient=False, begun=1)
+  peers.change(2, long=False, started=1)
   diagnosis, seconds = peers.pass_seconds(60)
   assert diagnosis.failed_peers == (2,) and seconds == failure_detector.STUCK_SECONDS
 
 
-@pytest.mark.parametrize('allowed', [failure_detector.PATIENT_SECONDS, 7200.0])
-@pytest.mark.parametrize('patient', [True, False])
-def test_whoever_does_not_come_to_a_barrier_is_stuck_after_what_is_allowed(
-  allowed, patient
-):
+@pytest.mark.parametrize('allowed', [failure_detector.LONG_STUCK_SECONDS, 7200.0])
+@pytest.mark.parametrize('long', [True, False])
+def test_a_peer_that_misses_a_barrier_is_stuck_after_the_allowed_time(allowed, long):
   peers = Peers()
-  peers.all_begin(patient=patient)  # process 0, for one, writes the report in it
+  peers.all_start(long=long)  # process 0 writes the report in it
   peers.allowed = allowed
-  peers.all_begin(patient=True, but=[2])
-  assert peers.detector.behind(peers.begun) == [1, 2]  # as far as is known yet
+  peers.all_start(long=True, but=[2])
+  assert peers.detector.behind(peers.started) == [1, 2]  # nothing received yet
   diagnosis, seconds = peers.pass_seconds(9000)
-  assert peers.detector.behind(peers.begun) == [2]
+  assert peers.detector.behind(peers.started) == [2]
   assert diagnosis.failed_peers == (2,) and diagnosis.retryable
-  assert f'for {allowed / 60:.0f} min from process 2: alive' in diagnosis.text
-  # One that was patient before is heard of as behind a second later.
+  assert f'for {allowed / 60:.0f} min from process 2: running' in diagnosis.text
+  # A peer in long work before is received as behind a second later.
   assert seconds in (allowed, allowed + 1)
 
 
-def test_whoever_is_killed_is_found_in_a_barrier_as_ever():
+def test_a_killed_peer_is_found_in_a_barrier_after_the_usual_time():
   peers = Peers()
   peers.allowed = hosts.PREPARE_SECONDS
-  peers.all_begin(patient=True, but=[2])
+  peers.all_start(long=True, but=[2])
   peers.pass_seconds(1)
   peers.stopped.add(2)
   diagnosis, seconds = peers.pass_seconds(60)
   assert diagnosis.failed_peers == (2,) and seconds == failure_detector.SILENT_SECONDS
 
 
-def test_a_peer_that_ended_is_named_with_its_error_once_all_had_time_for_their_own():
+def test_a_peer_that_ended_is_named_with_its_error_after_the_grace_time():
   peers = Peers()
-  peers.change(1, ended='error: image 7 cannot be read')
+  peers.change(1, error='error: image 7 cannot be read')
   peers.stopped.add(1)
   diagnosis, seconds = peers.pass_seconds(60)
   assert diagnosis.text == 'process 1 has ended: error: image 7 cannot be read'
@@ -183,7 +180,7 @@ def test_a_peer_that_ended_is_named_with_its_error_once_all_had_time_for_their_o
 
 
 class Store:
-  """What a Watchdog wants of the coordinator."""
+  """What a Watchdog needs of the coordinator."""
 
   def __init__(self):
     self.texts = {}
@@ -196,21 +193,21 @@ class Store:
     return [item for item in self.texts.items() if item[0].startswith(folder)]
 
   def heartbeats(self, process):
-    return Heartbeat(*json.loads(self.texts[f'gfl_jax/watch/{process}']))
+    return Heartbeat(*json.loads(self.texts[f'gfl_jax/watchdog/{process}']))
 
 
-def test_peers_are_told_the_whole_error_on_one_line():
+def test_peers_receive_the_whole_error_on_one_line():
   text = 'error: another config. They differ in:\n  seed: 1, 2\n  epochs: 3, 4'
   store = Store()
-  listening = watchdog.Watchdog(store, 1, 2, ExitReporter('nothing'))
-  listening.ends(text, retryable=True)
+  dog = watchdog.Watchdog(store, 1, 2, ExitReporter('nothing'))
+  dog.report_error(text, retryable=True)
   limit = time.monotonic() + 60
-  while '1' not in ''.join(store.texts) or not store.heartbeats(1).ended:
+  while '1' not in ''.join(store.texts) or not store.heartbeats(1).error:
     assert time.monotonic() < limit
     time.sleep(0.05)
-  listening.close()
+  dog.close()
   wanted = 'error: another config. They differ in: seed: 1, 2; epochs: 3, 4'
-  assert (store.heartbeats(1).ended, store.heartbeats(1).retryable) == (wanted, True)
+  assert (store.heartbeats(1).error, store.heartbeats(1).retryable) == (wanted, True)
 
 
 def test_a_long_error_is_cut_off():
@@ -220,7 +217,7 @@ def test_a_long_error_is_cut_off():
   assert watchdog.on_one_line('x' * watchdog.MAX_TEXT) == 'x' * watchdog.MAX_TEXT
 
 
-def test_last_words_are_shown_though_tensorflow_is_starting():
+def test_the_last_line_is_shown_while_tensorflow_starts():
   code = (
     'import os\n'
     'from gfl_jax.data import console\n'
@@ -243,49 +240,49 @@ def test_last_words_are_shown_though_tensorflow_is_starting():
     ('os.kill(os.getpid(), 9)', 'the second "line" of $HOME\n'),
     ('os.abort()', 'the second "line" of $HOME\n'),
     ('sys.exit(3)', ''),
-    ('exit_reporter.dismiss(); os._exit(3)', ''),
+    ('exit_reporter.cancel(); os._exit(3)', ''),
   ],
 )
-def test_a_witness_speaks_for_who_cannot(end, said):
+def test_the_exit_reporter_prints_for_a_process_that_cannot(end, said):
   code = (
     'import os, sys\n'
     'from gfl_jax.multihost.exit_reporter import ExitReporter\n'
     'exit_reporter = ExitReporter("the first")\n'
-    'exit_reporter.expect(\'the second "line" of $HOME\')\n' + end
+    'exit_reporter.set_text(\'the second "line" of $HOME\')\n' + end
   )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
   assert done.returncode in (-9, -6, 3) and done.stderr == said
 
 
-def test_a_pause_of_this_process_is_no_silence_of_the_others():
+def test_a_pause_of_this_process_is_not_a_failure_of_the_others():
   detector = FailureDetector(1, 3, now=0.0)
-  detector.hear({0: Heartbeat(count=1), 2: Heartbeat(count=1)}, 0, 1.0)
-  detector.resume(100.0)
-  assert detector.diagnosis(100.0) is None and detector.diagnosis(114.9) is None
+  detector.receive({0: Heartbeat(count=1), 2: Heartbeat(count=1)}, 0, 1.0)
+  detector.restart(100.0)
+  assert detector.diagnose(100.0) is None and detector.diagnose(114.9) is None
   for second in range(101, 115):
-    detector.hear({0: Heartbeat(count=second), 2: Heartbeat(count=1)}, 0, second)
-    assert detector.diagnosis(second) is None
-  detector.hear({0: Heartbeat(count=115), 2: Heartbeat(count=1)}, 0, 115.0)
-  assert detector.diagnosis(115.0).failed_peers == (2,)
+    detector.receive({0: Heartbeat(count=second), 2: Heartbeat(count=1)}, 0, second)
+    assert detector.diagnose(second) is None
+  detector.receive({0: Heartbeat(count=115), 2: Heartbeat(count=1)}, 0, 115.0)
+  assert detector.diagnose(115.0).failed_peers == (2,)
 
 
 class Waiting:
-  """A watch and a client whose process 2 is late; keeps what is asked of them."""
+  """A watchdog and a client whose process 2 is late; keeps the calls."""
 
   def __init__(self):
-    self.asked, self.values, self.told = [], {}, threading.Event()
+    self.asked, self.values, self.named = [], {}, threading.Event()
 
-  def begin(self, *, patient, allowed):
-    self.asked.append((patient, allowed))
+  def start_work(self, *, long, allowed):
+    self.asked.append((long, allowed))
 
   def behind(self):
     return [2]
 
   def wait_at_barrier(self, name, milliseconds):
-    # The watch, which says more, is to end it.
+    # The watchdog, whose message says more, is to end it.
     assert milliseconds > 1000 * self.asked[-1][1]
     self.asked.append(name)
-    assert self.told.wait(60)
+    assert self.named.wait(60)
 
   def key_value_set(self, name, text):
     self.values[name] = text
@@ -295,25 +292,25 @@ class Waiting:
     return '[7]'
 
 
-def log_and_tell(log, waiting):
+def log_and_set(log, waiting):
   def both(*arguments):
     log(*arguments)
-    waiting.told.set()
+    waiting.named.set()
 
   return both
 
 
 @pytest.mark.parametrize('process', [0, 1])
-def test_barriers_are_work_that_peers_see(monkeypatch, caplog, process):
+def test_barriers_are_work_items(monkeypatch, caplog, process):
   waiting = Waiting()
   monkeypatch.setattr(hosts, '_watchdog', waiting)
-  monkeypatch.setattr(hosts, '_client', lambda: waiting)
-  monkeypatch.setattr(hosts, '_TELL_SECONDS', 0.05)
+  monkeypatch.setattr(hosts.private_apis, 'distributed_client', lambda: waiting)
+  monkeypatch.setattr(hosts, '_NAME_LATE_AFTER_SECONDS', 0.05)
   monkeypatch.setattr(hosts.jax, 'process_index', lambda: process)
-  monkeypatch.setattr(hosts._LOG, 'warning', log_and_tell(hosts._LOG.warning, waiting))
+  monkeypatch.setattr(hosts._LOG, 'warning', log_and_set(hosts._LOG.warning, waiting))
 
   def read():
-    assert not waiting.asked  # so that a process 0 that hangs here is behind
+    assert not waiting.asked  # so that a process 0 that is stuck here is behind
     return [7]
 
   with caplog.at_level(logging.WARNING):
@@ -331,9 +328,9 @@ def test_barriers_are_work_that_peers_see(monkeypatch, caplog, process):
 
 def test_a_coordinator_that_does_not_answer_is_named():
   detector = FailureDetector(1, 2, now=0.0)
-  detector.hear({0: Heartbeat(count=1)}, 0, 3.0)
-  assert detector.diagnosis(17.9) is None
-  diagnosis = detector.diagnosis(18.0)
+  detector.receive({0: Heartbeat(count=1)}, 0, 3.0)
+  assert detector.diagnose(17.9) is None
+  diagnosis = detector.diagnose(18.0)
   assert (
     diagnosis.failed_peers == (0,)
     and 'from the coordinator, process 0' in diagnosis.text
@@ -343,9 +340,12 @@ def test_a_coordinator_that_does_not_answer_is_named():
 @pytest.mark.parametrize(
   'seconds', [failure_detector.SILENT_SECONDS, failure_detector.STUCK_SECONDS]
 )
-def test_every_verdict_comes_well_within_half_a_minute(seconds):
-  # Two rounds of heartbeats, the farewell and the last wait of the coordinator on top.
+def test_every_diagnosis_comes_well_within_half_a_minute(seconds):
+  # Two rounds of heartbeats, the last exchange and the wait of the coordinator on top.
   assert (
-    seconds + 2 * failure_detector.BEAT_SECONDS + 2 * failure_detector.BEAT_SECONDS < 27
+    seconds
+    + 2 * failure_detector.HEARTBEAT_SECONDS
+    + 2 * failure_detector.HEARTBEAT_SECONDS
+    < 27
   )
-  assert seconds < hosts.HEARTBEAT_SECONDS  # jax's own end says less
+  assert seconds < hosts.JAX_HEARTBEAT_SECONDS  # jax's own message says less
