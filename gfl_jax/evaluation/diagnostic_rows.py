@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gfl_jax.evaluation import rank_statistics, side_distributions
+from gfl_jax.evaluation import side_distributions
 from gfl_jax.evaluation.decode import Candidates, Detections
 from gfl_jax.models import make_anchors
 from gfl_jax.ops.types import ArrayLike
@@ -250,7 +250,7 @@ def _candidate_rows(found, points: np.ndarray, truth: _Truth, image_id: int) -> 
   positive = counts & (iou >= POSITIVE_IOU)
   negative = counts & (all_iou.max(-1, initial=0.0) < NEGATIVE_IOU)
   outranking = [
-    rank_statistics.exceeding_pairs(scores[negative], scores[positive])
+    exceeding_pairs(scores[negative], scores[positive])
     for scores in (found.scores, found.class_scores)
   ]
   lowest = found.scores[positive].min(initial=np.inf)
@@ -270,6 +270,16 @@ def _candidate_rows(found, points: np.ndarray, truth: _Truth, image_id: int) -> 
     'negatives': np.array([[negative.sum(), (found.scores[negative] > lowest).sum()]]),
     'sample': table[np.concatenate(drawn)],
   }
+
+
+def exceeding_pairs(below: np.ndarray, above: np.ndarray) -> float:
+  """Number of pairs in which a value of `below` [n] exceeds one of `above` [m].
+
+  Equal values count half.
+  """
+  ordered = np.sort(above)
+  ranks = [np.searchsorted(ordered, below, side) for side in ('left', 'right')]
+  return float(np.sum(ranks)) / 2
 
 
 def _detection_rows(found, iou: np.ndarray, truth: _Truth) -> Rows:

@@ -15,8 +15,9 @@ distribution, so the errors are those before variance voting and clipping.
 """
 
 import numpy as np
+import scipy.stats
 
-from gfl_jax.evaluation import rank_statistics, side_distributions
+from gfl_jax.evaluation import calibration, side_distributions
 from gfl_jax.evaluation.diagnostic_rows import Rows
 
 LEVELS = (50, 80, 95)  # per cent, of central intervals
@@ -69,7 +70,7 @@ def summarize(rows: Rows, box_kind: str, edge_kinds: list[str]) -> tuple[Scalars
       sides_at_floor: share of the sides whose density is below `DENSITY_FLOOR`.
       constant_std: strides; the one standard deviation that stands in for Dirac's.
     Arrays: `sample` [n, 5] (class score, quality or nan, final score, IoU, 1 if
-      positive), `reliability` (see `rank_statistics.reliability`), `edge_kinds` [K], by
+      positive), `reliability` (see `calibration.reliability`), `edge_kinds` [K], by
       rising true spread, `kind_table` [K, 6] (count, mean predicted and mean true
       deviation, coverage at `LEVELS`), `spread_sample` [n, 3] (true and predicted
       deviation in px, index of the kind).
@@ -84,19 +85,17 @@ def _inconsistency(rows: Rows) -> tuple[Scalars, Rows]:
   class_score, score, iou, centerness = rows['positives'].T
   num_negatives, num_above = rows['negatives'].sum(0, np.float64)
   detection_score, detection_iou = rows['detections'].T
-  table = rank_statistics.reliability(detection_score, detection_iou, NUM_BINS)
+  table = calibration.reliability(detection_score, detection_iou, NUM_BINS)
   scalars = {
     'true_positives': float(len(iou)),
     'true_negatives': float(num_negatives),
     'negatives_above_a_positive': _share(num_above, num_negatives),
     'outranking_negatives': _share(by_score, num_pairs),
     'outranking_negatives_class_score': _share(by_class_score, num_pairs),
-    'score_iou_correlation': rank_statistics.spearman(score, iou),
-    'class_score_iou_correlation': rank_statistics.spearman(class_score, iou),
-    'detection_score_iou_correlation': rank_statistics.spearman(
-      detection_score, detection_iou
-    ),
-    'calibration_error': rank_statistics.calibration_error(table),
+    'score_iou_correlation': _spearman(score, iou),
+    'class_score_iou_correlation': _spearman(class_score, iou),
+    'detection_score_iou_correlation': _spearman(detection_score, detection_iou),
+    'calibration_error': calibration.calibration_error(table),
     'positive_iou_mean': _mean(iou),
     'positive_iou_std': _std(iou),
     'positive_centerness_mean': _mean(centerness),
@@ -127,8 +126,8 @@ def _flexibility(rows: Rows, box_kind: str, edge_kinds) -> tuple[Scalars, Rows]:
   shares = [spread[ambiguous] / extent[ambiguous] for spread in (std, true_std)]
   scalars = {
     'matched_detections': float(len(rows['side_error'])),
-    'spread_correlation': rank_statistics.spearman(std[known], true_std[known]),
-    'spread_correlation_relative': rank_statistics.spearman(*shares),
+    'spread_correlation': _spearman(std[known], true_std[known]),
+    'spread_correlation_relative': _spearman(*shares),
     'side_error': _mean(np.abs(error) * px),
     'side_crps': _mean(crps),
     'side_nll': _mean(nll),
@@ -157,6 +156,13 @@ def _flexibility(rows: Rows, box_kind: str, edge_kinds) -> tuple[Scalars, Rows]:
     'kind_table': table[order],
     'spread_sample': _some(sides[known]),
   }
+
+
+def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:
+  """Spearman's rank correlation of two lists [n]; None if one is all equal or empty."""
+  if not all(values.size and np.ptp(values) for values in (first, second)):
+    return None
+  return float(scipy.stats.spearmanr(first, second).statistic)
 
 
 def _some(rows: np.ndarray) -> np.ndarray:

@@ -21,10 +21,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.special
 
 from gfl_jax.models.representations import bin_grid
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
 _TINIEST_STD = 1e-6  # strides; keeps every quotient finite
 
 
@@ -52,7 +52,7 @@ def normal(error: np.ndarray, std: np.ndarray | float) -> SideFit:
   std = np.maximum(np.asarray(std, np.float64), _TINIEST_STD)
   z = np.asarray(error, np.float64) / std
   bell = np.exp(-0.5 * np.square(z)) / math.sqrt(2 * math.pi)
-  cdf = 0.5 * (1 + _erf(z / math.sqrt(2)))
+  cdf = scipy.special.ndtr(z)
   crps = std * (z * (2 * cdf - 1) + 2 * bell - 1 / math.sqrt(math.pi))
   return SideFit(cdf, bell / std, crps)
 
@@ -96,8 +96,7 @@ def tents(probabilities: np.ndarray, targets: np.ndarray, grid: Any) -> SideFit:
 
 def bin_probabilities(outputs: np.ndarray) -> np.ndarray:
   """The softmax of the head's outputs [*, bins], in float64."""
-  weights = np.exp(outputs.astype(np.float64) - outputs.max(-1, keepdims=True))
-  return weights / weights.sum(-1, keepdims=True)
+  return scipy.special.softmax(outputs.astype(np.float64), -1)
 
 
 def _dirac(outputs, errors, std, targets, box_config) -> SideFit:

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from gfl_jax.evaluation import diagnostic_rows, diagnostics
@@ -140,6 +142,13 @@ def test_pairs_are_those_of_one_image_on_many_random_images():
   scalars, _ = diagnostics.summarize(diagnostic_rows.join(rows), 'general', [])
   assert scalars['outranking_negatives'] == pytest.approx(wins / total)
   assert scalars['negatives_above_a_positive'] == pytest.approx(np.mean(above))
+
+
+@settings(max_examples=30, deadline=None)
+@given(*2 * [st.lists(st.integers(-4, 4), max_size=12)])
+def test_exceeding_pairs_by_brute_force(below, above):
+  want = sum((b > a) + 0.5 * (b == a) for b in below for a in above)
+  assert diagnostic_rows.exceeding_pairs(np.array(below), np.array(above)) == want
 
 
 def test_the_labels_of_true_positives_are_pooled():

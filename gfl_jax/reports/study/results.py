@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import scipy.stats
+
 from gfl_jax.errors import MissingFileError, UserError
-from gfl_jax.evaluation import rank_statistics
 from gfl_jax.reports.study import statistics
 from gfl_jax.reports.study.statistics import Estimate
 
@@ -306,10 +308,10 @@ def compare_order(study: Study) -> Order:
     is_settled = corrected.get(index, 1.0) < _ALPHA
     pairs.append(Pair(high, low, gap, difference, _outcome(difference, is_settled)))
   rows = [row for row in in_paper if row.points('AP')]
-  means = [statistics.estimate(list(row.points('AP').values())) for row in rows]
-  tau = rank_statistics.kendall_tau(
-    [row.paper['AP'] for row in rows], [mean.mean for mean in means if mean]
-  )
+  paper = [row.paper['AP'] for row in rows]
+  ours = [np.mean(list(row.points('AP').values())) for row in rows]
+  has_order = len(set(paper)) > 1 and len(set(ours)) > 1
+  tau = float(scipy.stats.kendalltau(paper, ours).statistic) if has_order else None
   return Order(rows, tau, pairs, len(ordered) - len(pairs))
 
 

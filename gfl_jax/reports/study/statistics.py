@@ -1,13 +1,11 @@
 """What a few seeds can tell: intervals, paired differences, corrections."""
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-from gfl_jax.errors import UserError
+import scipy.stats
 
 LEVEL = 0.95  # of all intervals; a difference counts where this interval excludes 0
 
@@ -49,9 +47,10 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(1, mean, None, None, None)
   std = float(np.std(values, ddof=1))
   error = std / math.sqrt(count)
-  half_width = student_t_bound(LEVEL, count - 1) * error
+  student = scipy.stats.t(count - 1)
+  half_width = float(student.ppf((1 + LEVEL) / 2)) * error
   if error:
-    p_value = 1 - student_t_within(abs(mean) / error, count - 1)
+    p_value = float(2 * student.sf(abs(mean) / error))
   else:
     p_value = float(mean == 0)
   return Estimate(count, mean, std, half_width, p_value)
@@ -69,65 +68,6 @@ def paired_difference(
   """
   seeds = sorted(values.keys() & baseline.keys())
   return estimate([values[seed] - baseline[seed] for seed in seeds])
-
-
-def student_t_within(t: float, degrees: int) -> float:
-  """P(|T| <= t) of Student's t distribution with whole degrees of freedom.
-
-  Args:
-    t: at least 0; inf is allowed.
-    degrees: of freedom, at least 1.
-
-  Raises:
-    ValueError: t is negative or NaN, or degrees is below 1.
-
-  Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4,
-  finite sums that are exact for every whole number of degrees.
-  """
-  if not t >= 0:
-    raise UserError(f't must be at least 0, is {t}')
-  if degrees < 1:
-    raise UserError(f'degrees of freedom must be at least 1, are {degrees}')
-  return _within_angle(math.atan(t / math.sqrt(degrees)), degrees)
-
-
-@functools.cache
-def student_t_bound(level: float, degrees: int) -> float:
-  """The t with P(|T| <= t) = level: `student_t_within`, inverted by bisection.
-
-  Args:
-    level: above 0, below 1; 0.95 gives the half width of a 95 % interval in standard
-      errors.
-    degrees: of freedom, at least 1.
-
-  Raises:
-    ValueError: level or degrees is out of range.
-  """
-  if not 0 < level < 1:
-    raise UserError(f'level must be between 0 and 1, is {level}')
-  if degrees < 1:
-    raise UserError(f'degrees of freedom must be at least 1, are {degrees}')
-  low, high = 0.0, math.pi / 2
-  for _ in range(60):  # halvings: to the last bit of the angle
-    middle = (low + high) / 2
-    if _within_angle(middle, degrees) < level:
-      low = middle
-    else:
-      high = middle
-  return math.sqrt(degrees) * math.tan(low)
-
-
-def _within_angle(angle: float, degrees: int) -> float:
-  """P(|T| <= sqrt(degrees) tan(angle))."""
-  cosine_squared = math.cos(angle) ** 2
-  is_odd = degrees % 2
-  term, total = (math.cos(angle) if is_odd else 1.0), 0.0
-  for k in range(2 + is_odd, degrees + 1, 2):
-    total += term
-    term *= cosine_squared * (k - 1) / k
-  if is_odd:
-    return 2 / math.pi * (angle + math.sin(angle) * total)
-  return math.sin(angle) * total
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,59 +1,11 @@
 import math
 
 import hypothesis
-import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from gfl_jax.reports.study import statistics
-
-
-def density(t, degrees):
-  log = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)
-  scale = math.exp(log) / math.sqrt(degrees * math.pi)
-  return scale * (1 + t**2 / degrees) ** (-(degrees + 1) / 2)
-
-
-@pytest.mark.parametrize('degrees', [1, 2, 3, 4, 5, 9, 10, 31])
-def test_t_probabilities_are_the_integral_of_the_density(degrees):
-  t = np.linspace(0, 4, 4001)
-  height = density(t, degrees)
-  for end in (500, 2000, 4000):
-    integral = np.trapezoid(height[: end + 1], t[: end + 1])
-    within = statistics.student_t_within(t[end], degrees)
-    assert within == pytest.approx(2 * integral, abs=1e-6)
-
-
-@pytest.mark.parametrize('degrees', [1, 2, 7, 12])
-def test_t_probabilities_are_an_incomplete_beta_function(degrees):
-  for t in (0.0, 0.3, 2.5, 40.0):
-    outside = jax.scipy.special.betainc(degrees / 2, 0.5, degrees / (degrees + t * t))
-    within = statistics.student_t_within(t, degrees)
-    assert within == pytest.approx(1 - float(outside), abs=1e-5)
-
-
-def test_t_bounds_have_their_closed_forms():
-  for level in (0.5, 0.95, 0.999):
-    one = math.tan(math.pi / 2 * level)
-    two = level * math.sqrt(2 / (1 - level**2))
-    assert statistics.student_t_bound(level, 1) == pytest.approx(one, rel=1e-9)
-    assert statistics.student_t_bound(level, 2) == pytest.approx(two, rel=1e-9)
-  # Many degrees: the normal distribution's.
-  assert statistics.student_t_bound(0.95, 10**4) == pytest.approx(1.959964, abs=3e-4)
-
-
-def test_t_needs_degrees_and_a_level():
-  assert statistics.student_t_within(math.inf, 3) == pytest.approx(1)
-  for bad in (-1.0, math.nan):
-    with pytest.raises(ValueError, match=f'at least 0, is {bad}'):
-      statistics.student_t_within(bad, 3)
-  for bad in (0.0, 1.0):
-    with pytest.raises(ValueError, match=f'between 0 and 1, is {bad}'):
-      statistics.student_t_bound(bad, 3)
-  for function in (statistics.student_t_within, statistics.student_t_bound):
-    with pytest.raises(ValueError, match='at least 1, are 0'):
-      function(0.5, 0)
 
 
 def test_an_estimate_by_hand():
