@@ -1,7 +1,6 @@
-"""What a study is asked to run: the config and the command of each of its runs."""
+"""What a study runs: the config and the command of each of its runs."""
 
 import dataclasses
-import functools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gfl_jax.errors import UserError
-from gfl_jax.reports import tables
 from gfl_jax.studies import options
 from gfl_jax.studies.runs import Run
 from gfl_jax.training import config_checks
@@ -18,34 +16,26 @@ from gfl_jax.training import config_checks
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """What is to be run.
+  """The rows of a table, the seeds, and the config that they start from.
 
   Attributes:
     name: of the study.
-    file: of its table, as --config of one of its runs has it.
-    title, table, question, notes: for its report.
-    rows: all of its table by name; each has `title`, `paper` (AP, AP50, ... in percent,
-      or None), `note`, `baseline` (a row's name, or None: the study's) and
-      `change(config)`. See configs/ablations/table.py.
-    chosen: names of the rows to be run.
-    baseline: the row that others are compared with.
+    file: of the study, as it stands in --config=FILE:ROW@BASE of a single run.
+    module: that file's content: TITLE, ROWS, BASELINE and the other names that
+      configs/ablations/table.py lists.
+    chosen: names of the rows to run.
     base: the config that the rows change: its name, or the path of its file.
     make_base: makes that config.
-    overrides: 'FIELD=VALUE' each, set in the base before a row changes it.
-    seeds: one run of each chosen row for each.
+    overrides: 'FIELD=VALUE' texts, set in the base before a row changes it.
+    seeds: each chosen row is run once for each of them.
     root: the results folder.
-    command: that runs the study, but for its rows and seeds; for its report.
+    command: the command of the study without its rows and seeds, for its report.
   """
 
   name: str
   file: str
-  title: str
-  table: str
-  question: str
-  notes: str
-  rows: Mapping[str, Any]
+  module: Any
   chosen: Sequence[str]
-  baseline: str
   base: str
   make_base: Callable[[], ConfigDict]
   overrides: Sequence[str]
@@ -55,86 +45,69 @@ class Study:
 
   @property
   def folder(self) -> Path:
-    """Where study.json and the report are."""
+    """The folder of study.json and the report."""
     return self.root / self.name
 
-  def config(self, row: str, seed: int) -> ConfigDict:
-    """The config of a run.
+  def run(self, row: str, seed: int) -> Run:
+    """One run, with its config.
 
     Raises:
-      ValueError: it cannot run, or the row sets what an override sets; names the row.
+      ValueError: the config cannot run, or the row sets what an override sets; the
+        error names the row.
     """
-    config = self.make_base()
-    options.override(config, self.overrides)
     try:
-      self.rows[row].change(config)
-      self._check_overrides(row, config)
+      config = self._changed(row, self.overrides)
+      self._check_overrides(row, options.flatten(config))
       config.seed = seed
       config_checks.check_config(config)
     except ValueError as error:
       raise UserError(f'row {row!r} on base {self.base!r}: {error}') from error
-    return config.lock()
-
-  def run(self, row: str, seed: int) -> Run:
-    """One run; as `config`."""
-    return Run(self.root, f'{self.name}.{row}', self.config(row, seed))
+    return Run(self.root, f'{self.name}.{row}', config.lock())
 
   def runs(self) -> dict[tuple[str, int], Run]:
-    """What is asked for, by row and seed: seeds outside, so that all rows exist early.
-
-    Raises:
-      ValueError: as `config`.
-    """
+    """As `run`, by row and seed: all rows with the first seed, then with the next."""
     return {
       (row, seed): self.run(row, seed) for seed in self.seeds for row in self.chosen
     }
 
   def run_command(self, row: str, run: Run) -> str:
-    """The command that makes this run alone: exact, whatever the study overrode."""
-    plain = self.make_base()
-    self.rows[row].change(plain)
-    before, now = _leaves(plain), _leaves(run.config)
+    """The command that repeats this run alone, with all values that were overridden."""
+    plain = options.flatten(self._changed(row, ()))
     changed = [
-      f'--config.{name}={value}' for name, value in now.items() if value != before[name]
+      f'--config.{name}={value}'
+      for name, value in options.flatten(run.config).items()
+      if value != plain[name]
     ]
-    return shlex.join(
-      [
-        'python',
-        'scripts/train.py',
-        f'--config={self.file}:{row}@{self.base}',
-        f'--workdir={run.folder}',
-        *changed,
-      ]
-    )
+    config = f'--config={self.file}:{row}@{self.base}'
+    flags = [config, f'--workdir={run.folder}', *changed]
+    return shlex.join(['python', 'scripts/train.py', *flags])
 
-  def _check_overrides(self, row: str, config: ConfigDict) -> None:
-    """Raises a ValueError if a row's config is the same without one of them.
+  def _changed(self, row: str, overrides: Sequence[str]) -> ConfigDict:
+    """The base with overrides and then a row's change."""
+    config = self.make_base()
+    options.override(config, overrides)
+    self.module.ROWS[row].change(config)
+    return config
 
-    A row that counts from the base's value, as rows of bins do, loses nothing.
+  def _check_overrides(self, row: str, values: Mapping[str, Any]) -> None:
+    """Raises a ValueError if a row replaces the value of an override.
+
+    A row may compute its value from the base's, as the rows of bins do. So the value
+    counts as replaced only if it is the same without the override. `values` are those
+    of the config with all overrides and the row's change.
     """
-    base, given = self.make_base(), self.make_base()
-    options.override(given, self.overrides)
+    base = self.make_base()
+    options.override(base, self.overrides)
+    given = options.flatten(base)
     for text in self.overrides:
-      value = functools.partial(_value, name=text.partition('=')[0])
-      if value(given) in (value(base), value(config)):
-        continue
-      without = self.make_base()
-      options.override(without, [one for one in self.overrides if one != text])
+      name = text.partition('=')[0]
+      others = [other for other in self.overrides if other != text]
       try:
-        self.rows[row].change(without)
+        without = options.flatten(self._changed(row, others))
       except ValueError:  # the row needs the override
         continue
-      if value(without) == value(config):
+      if values[name] == without[name] != given[name]:
         raise UserError(
-          f'--set={text} would be lost, for this row itself sets {value(config)!r}:'
-          ' leave it out, or choose other rows (--rows)'
+          f'--set={text} has no effect, because this row itself sets {name} to'
+          f' {values[name]!r}: leave it out, or choose other rows (--rows)'
         )
-
-
-def _value(config: Any, name: str) -> Any:
-  return functools.reduce(lambda node, field: node[field], name.split('.'), config)
-
-
-def _leaves(config: ConfigDict) -> dict[str, str]:
-  """Its values as text."""
-  return dict(tables.flatten(config.to_dict()))

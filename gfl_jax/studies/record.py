@@ -1,4 +1,4 @@
-"""study.json: what a study is, and what became of its runs."""
+"""study.json: the texts of a study, and the state and numbers of its runs."""
 
 import collections
 import json
@@ -9,170 +9,148 @@ from typing import Any
 
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation.coco_metrics import METRICS
-from gfl_jax.files import atomic_write, lock
+from gfl_jax.files import atomic_write, lock, read_json
 from gfl_jax.studies import options, source_digests
 from gfl_jax.studies.plan import Study
-from gfl_jax.studies.runs import Run, environment, outcome, read_record
+from gfl_jax.studies.runs import RECORD, Run, outcome
 
+_TEXTS = ('TITLE', 'TABLE', 'QUESTION', 'NOTES')
 Runs = Mapping[tuple[str, int], Run]  # by row and seed
 
 
 def write(study: Study, asked: Runs) -> None:
-  """Writes study.json: the runs asked for, and the finished ones that it had before.
+  """Writes study.json: the runs asked for, and finished ones that it already holds.
 
-  Several processes may write it; each writes all that is there.
+  Several processes may write it; each writes the state of all runs.
 
   Raises:
-    ValueError: it is of another base, other overrides, or rows that have changed.
+    ValueError: as `finished_runs`.
   """
   with lock(study.folder / '.lock', wait=True):
-    runs = {**_finished_before(study, asked), **asked}
-    names = [name for name in study.rows if any(name == row for row, _ in runs)]
-    rows = [_row(study, name, names, runs) for name in names]
+    runs = {**finished_runs(study, asked), **asked}
+    names = [name for name in study.module.ROWS if any(name == row for row, _ in runs)]
+    baseline = study.module.BASELINE
     content = {
       'study': study.name,
-      'title': study.title,
-      'table': study.table,
-      'question': study.question,
-      'notes': study.notes,
+      **{name.lower(): getattr(study.module, name) for name in _TEXTS},
       'base': study.base,
       'overrides': list(study.overrides),
       'command': _command(study, names, {seed for _, seed in runs}),
-      'baseline': study.baseline if study.baseline in names else names[0],
-      **_totals(study.root, rows),
-      'rows': rows,
+      'baseline': baseline if baseline in names else names[0],
+      'rows': [_row(study, name, runs) for name in names],
     }
-    atomic_write(_file(study), json.dumps(content, indent=2))
+    _save(study, content)
 
 
-def check(study: Study, asked: Runs) -> None:
-  """Raises the ValueError of `write`; reads study.json alone."""
-  _finished_before(study, asked)
+def finished_runs(study: Study, asked: Runs) -> dict[tuple[str, int], Run]:
+  """The finished runs of a study.json, whether they are asked for or not.
+
+  Raises:
+    ValueError: the file is of another base, other overrides, or rows that have changed
+      since.
+  """
+  if not _file(study).exists():
+    return {}
+  content = read(study.folder)
+  _check_same(study, content)
+  found = {}
+  for name, entry in _entries(content):
+    if entry['status'] != 'finished':
+      continue
+    where = name, entry['seed']
+    run = asked.get(where) or (study.run(*where) if name in study.module.ROWS else None)
+    if run is None or not entry['folder'].endswith(run.key):
+      raise UserError(
+        f'{_file(study)} has row {name!r}, seed {entry["seed"]} by another config'
+        f' ({entry["folder"]}): the row or the base has changed since. Give another'
+        ' --root'
+      )
+    if run.metrics:
+      found[where] = run
+  return found
 
 
 def refresh(study: Study) -> None:
-  """Writes study.json anew from the folders of its runs, whatever code made them.
+  """Writes study.json again from the folders of its runs, whatever code made them.
 
-  Its rows keep their words; with which row each is compared is the table's to say. If
-  finished runs are not there any more, what it has of all runs stays.
+  Titles and notes stay as they are; the baseline of each row is the table's. If the
+  folder of a finished run is missing, the numbers of all runs stay as they are.
 
   Raises:
-    ValueError: there is none; it is of another base, or of other overrides.
+    ValueError: there is no study.json, or it is of another base or other overrides.
   """
-  read(study.folder)  # without one, the lock's folder is not made either
+  read(study.folder)  # an error before the lock makes the folder
   with lock(study.folder / '.lock', wait=True):
     content = read(study.folder)
     _check_same(study, content)
-    names = [row['name'] for row in content['rows']]
-    for row in content['rows']:
-      if row['name'] in study.rows:
-        row['baseline'] = _baseline(study, row['name'], names)
-    runs = [run for row in content['rows'] for run in row['runs']]
-    finished = [run for run in runs if run['status'] == 'finished']
-    if all((study.root / run['folder']).exists() for run in finished):
-      for run in runs:
-        run |= outcome(study.root / run['folder'])
-      content |= _totals(study.root, content['rows'])
-    atomic_write(_file(study), json.dumps(content, indent=2))
+    _save(study, content)
 
 
 def read(folder: Path) -> dict[str, Any]:
-  """The content of a study's study.json.
-
-  Args:
-    folder: of the study, below its root.
+  """The content of the study.json in a study's folder.
 
   Raises:
     ValueError: there is none.
   """
-  file = folder / 'study.json'
-  if not file.exists():
-    raise UserError(
-      f'there is no {file}: give the --root, and perhaps the --base, that the study'
-      ' was run with'
-    )
-  return json.loads(file.read_text())
+  if content := read_json(folder / 'study.json'):
+    return content
+  raise UserError(
+    f'there is no {folder / "study.json"}: give the --root, and the --base if there'
+    ' was one, that the study was run with'
+  )
 
 
 def missing_baselines(study: Study) -> list[str]:
-  """What study.json compares with other rows than the table does, in words."""
+  """A line for each baseline of the table that study.json has no row of."""
   content = read(study.folder)
-  names = [row['name'] for row in content['rows']]
-  instead = content['baseline']
-  lines = []
-  if study.baseline not in names and len(names) > 1:
-    lines.append(
-      f"The table's baseline ({study.baseline}) is not among the rows: compared with"
-      f' {instead}.'
-    )
+  names, instead = [row['name'] for row in content['rows']], content['baseline']
+  compared = collections.defaultdict(list)
   for name in names:
-    own = study.rows[name].baseline
-    if own not in (None, study.baseline, *names) and name != instead:
-      lines.append(
-        f"{name}'s own baseline ({own}) is not among the rows: compared with {instead}."
-      )
-  return lines
+    baseline = study.module.ROWS[name].baseline or study.module.BASELINE
+    if baseline not in names and name != instead:
+      compared[baseline].append(name)
+  return [
+    f'The baseline {baseline!r} is not among the rows. Compared with {instead!r}'
+    f' instead: {", ".join(rows)}.'
+    for baseline, rows in compared.items()
+  ]
 
 
 def _file(study: Study) -> Path:
   return study.folder / 'study.json'
 
 
+def _entries(content: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+  """(name of the row, its entry in study.json) of each run."""
+  return [(row['name'], run) for row in content['rows'] for run in row['runs']]
+
+
 def _check_same(study: Study, content: dict[str, Any]) -> None:
-  """A study.json without any recorded run may become of another base."""
-  runs = [run for row in content['rows'] for run in row['runs']]
-  there = content['base'], sorted(content['overrides'])
-  if there == (study.base, sorted(study.overrides)) or not any(
-    run['status'] != 'missing' or read_record(study.root / run['folder'])
-    for run in runs
+  """Raises a ValueError if study.json has runs of another base or other overrides."""
+  stored = content['base'], sorted(content['overrides'])
+  if stored != (study.base, sorted(study.overrides)) and any(
+    run['status'] != 'missing' or read_json(study.root / run['folder'] / RECORD)
+    for _, run in _entries(content)
   ):
-    return
-  raise UserError(
-    f'{_file(study)} has another base or other --set than this; it was made by\n'
-    f'  {content["command"]}\n'
-    'give the same, or another --root'
-  )
+    raise UserError(
+      f'{_file(study)} has another base or other --set than this command; it was made'
+      f' by\n  {content["command"]}\ngive the same, or another --root'
+    )
 
 
-def _finished_before(study: Study, asked: Runs) -> dict[tuple[str, int], Run]:
-  """The finished runs of study.json that are not among those asked for."""
-  if not _file(study).exists():
-    return {}
-  content = read(study.folder)
-  _check_same(study, content)
-  found = {}
-  for row in content['rows']:
-    for entry in row['runs']:
-      if entry['status'] != 'finished':
-        continue
-      where = row['name'], entry['seed']
-      known = row['name'] in study.rows
-      run = asked.get(where) or (study.run(*where) if known else None)
-      if run is None or not entry['folder'].endswith(run.key):
-        raise UserError(
-          f'{_file(study)} has row {where[0]!r}, seed {where[1]} by another config'
-          f' ({entry["folder"]}): the row or the base has changed since. Give another'
-          ' --root'
-        )
-      if where not in asked and run.metrics:
-        found[where] = run
-  return found
-
-
-def _row(study: Study, name: str, names: list[str], runs: Runs) -> dict[str, Any]:
-  row = study.rows[name]
+def _row(study: Study, name: str, runs: Runs) -> dict[str, Any]:
+  """A row without the state of its runs."""
+  row = study.module.ROWS[name]
   return {
     'name': name,
     'title': row.title,
     'paper': dict(zip(METRICS, row.paper, strict=False)) if row.paper else None,
     'note': row.note,
-    'baseline': _baseline(study, name, names),
     'runs': [
       {
         'seed': seed,
         'folder': run.folder.relative_to(study.root).as_posix(),
         'command': study.run_command(name, run),
-        **outcome(run.folder),
       }
       for (row_name, seed), run in sorted(runs.items(), key=lambda item: item[0][1])
       if row_name == name
@@ -180,28 +158,34 @@ def _row(study: Study, name: str, names: list[str], runs: Runs) -> dict[str, Any
   }
 
 
-def _baseline(study: Study, name: str, names: list[str]) -> str | None:
-  """Of a row, by name; None (the study's) if its own is not among the rows."""
-  baseline = study.rows[name].baseline
-  return baseline if baseline in names else None
+def _save(study: Study, content: dict[str, Any]) -> None:
+  """Writes study.json, with the state of its runs as their folders have it now."""
+  names = [row['name'] for row in content['rows']]
+  for row in content['rows']:
+    if row['name'] in study.module.ROWS:
+      own = study.module.ROWS[row['name']].baseline
+      row['baseline'] = own if own in names else None  # None: the study's
+  folders = [(study.root / run['folder'], run) for _, run in _entries(content)]
+  if all(f.exists() for f, run in folders if run.get('status') == 'finished'):
+    for folder, run in folders:
+      run |= outcome(folder)
+    content |= _totals(folders)
+  atomic_write(_file(study), json.dumps(content, indent=2))
 
 
-def _totals(root: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-  """What made the runs, and what they cost."""
-  runs = [run for row in rows for run in row['runs']]
-  records = [read_record(root / run['folder']) for run in runs]
-  finished = [run for run in runs if run['status'] == 'finished']
-  machines = [environment(root / run['folder']) for run in finished]
+def _totals(folders: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+  """Code, machines and time of all runs, given as (folder, entry in study.json)."""
+  records = [read_json(folder / RECORD) for folder, _ in folders]
+  finished = [(f, run) for f, run in folders if run['status'] == 'finished']
+  machines = [read_json(folder / 'env.json') for folder, _ in finished]
   counts = collections.Counter(
     json.dumps({name: machine[name] for name in ('devices', 'versions', 'git')})
     for machine in machines
   )
   first = machines[0] if machines else {}
-  codes = sorted({run['code'] for run in finished}) or [
-    source_digests.digest(source_digests.current())
-  ]
+  current = source_digests.digest(source_digests.current())
   return {
-    'code': ', '.join(sorted(codes)),
+    'code': ', '.join(sorted({run['code'] for _, run in finished} or {current})),
     'git': first.get('git', ''),
     'environment': first,
     'environments': [{**json.loads(key), 'runs': n} for key, n in counts.items()],
@@ -211,8 +195,8 @@ def _totals(root: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _command(study: Study, names: list[str], seeds: set[int]) -> str:
-  """The command that makes all of study.json, however many made it."""
+  """The one command that makes all of study.json, which several may have made."""
   flags = [f'--seeds={options.format_seeds(sorted(seeds))}']
-  if len(names) < len(study.rows):
+  if len(names) < len(study.module.ROWS):
     flags.append(f'--rows={",".join(names)}')
   return f'{study.command} {shlex.join(flags)}'

@@ -1,9 +1,8 @@
 """The runs of studies in one results folder: found, locked, recorded, never mixed.
 
-`ROOT/runs/` holds the run folders that all studies below ROOT share: a run is found by
-its config and seed, whichever study made it. Beside what every run has, each folder
-has `study_run.json`: the code that made it, how it ended, what it cost, and what it was
-trained with.
+`ROOT/runs/` holds the run folders that all studies below ROOT use: a run is found by
+its config and seed, whichever study made it. `study_run.json` in each holds the code
+that made it, its state, its time, and a digest of what it was trained with.
 """
 
 import contextlib
@@ -12,11 +11,13 @@ import functools
 import hashlib
 import json
 import shutil
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.monitoring
 from ml_collections import ConfigDict
 
 from gfl_jax.errors import UserError
@@ -28,13 +29,13 @@ RECORD = 'study_run.json'
 
 
 def check_code(root: Path) -> None:
-  """Raises a ValueError if a run below `root` was made by another code than today's."""
+  """Raises a ValueError if other code than the present made a run below `root`."""
   for file in sorted(root.glob(f'runs/*/{RECORD}')):
     if differing := source_digests.difference(json.loads(file.read_text())['code']):
       raise UserError(
-        f'{file.parent} was made by other code than this, and their numbers are not'
-        f' mixed: {differing}. Give another --root, or check out the code that made it'
-        f' ({_revision(file.parent)})'
+        f'{file.parent} was made by other code, and a study does not mix runs of'
+        f' different code: {differing}. Give another --root, or check out the code that'
+        f' made it (git {read_json(file.with_name("env.json")).get("git", "unknown")})'
       )
 
 
@@ -44,8 +45,8 @@ class Run:
 
   Attributes:
     root: the results folder.
-    label: study and row, as the folder's name begins if this study makes it.
-    config: with the seed in it.
+    label: 'STUDY.ROW', with which the name of a new folder begins.
+    config: of the run, with its seed.
   """
 
   root: Path
@@ -54,12 +55,12 @@ class Run:
 
   @functools.cached_property
   def key(self) -> str:
-    """Names the config: 'seed3-0123abcd'. Equal for all whose numbers are the same."""
+    """A name of the config, 'seed3-0123abcd'; the same if all numbers are the same."""
     return self._key()
 
   @functools.cached_property
   def training_key(self) -> str:
-    """As `key`, equal for all that train the same, however they decode."""
+    """As `key`, but the same for configs that differ in their decoding alone."""
     return self._key('decode')
 
   def _key(self, *without: str) -> str:
@@ -71,40 +72,40 @@ class Run:
 
   @property
   def folder(self) -> Path:
-    """The folder that some study made for this config, or the one to be made."""
+    """The folder that a study has made for this config, or the one to make."""
     found = sorted(self.root.glob(f'runs/*-{self.key}'))
     return found[0] if found else self.root / 'runs' / f'{self.label}-{self.key}'
 
   @property
   def record(self) -> dict[str, Any]:
-    """`study_run.json`; empty before the run."""
-    return read_record(self.folder)
+    """The content of `study_run.json`; empty before the run."""
+    return read_json(self.folder / RECORD)
 
   @property
   def metrics(self) -> dict[str, Any] | None:
-    """Those of the last step; None if it is not done or was not evaluated last."""
+    """The metrics of the last step; None if the run or that evaluation is not done."""
     return _final_metrics(self.folder)
 
-  def trained_alike(self) -> Path | None:
-    """The folder of a finished run that differs in decoding alone, if there is one."""
+  def take_trained_network(self) -> str | None:
+    """Takes the network of a finished run that differs in its decoding alone, if any.
+
+    Copies that run's last checkpoint and training log, unless this run already has
+    checkpoints. Returns the name of that run's folder.
+    """
     for file in sorted(self.root.glob(f'runs/*-seed{self.config.seed}-*/{RECORD}')):
-      found = read_json(file).get('training') == self.training_key
-      if found and file.parent != self.folder and _final_metrics(file.parent):
-        return file.parent
+      other, record = file.parent, read_json(file)
+      alike = record.get('training') == self.training_key and other != self.folder
+      if alike and _final_metrics(other):
+        if not run_folder.has_checkpoints(self.folder):
+          self._copy_training(other, str(record['step']))
+        return other.name
     return None
 
-  def take_training(self, other: Path) -> None:
-    """Copies the last checkpoint of a run, and its log of the training.
-
-    Nothing is copied into a run that has checkpoints of its own.
-    """
-    checkpoints, step = self.folder / 'checkpoints', str(read_record(other)['step'])
-    if run_folder.has_checkpoints(self.folder):
-      return
+  def _copy_training(self, other: Path, step: str) -> None:
     lines = read_json_lines(other / 'metrics.jsonl')
     trained = [line for line in lines if line['kind'] == 'train']
     write_json_lines(self.folder / 'metrics.jsonl', trained)
-    part = self.folder / 'checkpoint.part'
+    checkpoints, part = self.folder / 'checkpoints', self.folder / 'checkpoint.part'
     shutil.rmtree(part, ignore_errors=True)  # of a copy that was killed
     shutil.copytree(other / 'checkpoints' / step, part)
     checkpoints.mkdir(exist_ok=True)
@@ -112,25 +113,26 @@ class Run:
 
   @contextlib.contextmanager
   def recording(self) -> Iterator[dict[str, Any]]:
-    """Makes the folder; keeps how the run ends. The caller adds what it cost."""
-    before = self.record
+    """Makes the folder; records the code, how the run ends, and the time it takes.
+
+    The caller sets `step` and `trained_in` of the dict.
+    """
+    before, start, compiled = self.record, time.perf_counter(), _seconds_compiling()[0]
     self.folder.mkdir(parents=True, exist_ok=True)
     record = {
       'code': source_digests.current(),
       'training': self.training_key,
-      'trained_in': before.get('trained_in'),  # another run's folder, if not here
+      'trained_in': before.get('trained_in'),  # the run whose network it took, if any
       'status': 'running',
-      'error': None,
-      'step': None,
       'seconds': before.get('seconds', 0.0),
-      'compiling': before.get('compiling', 0.0),  # seconds of `seconds`
+      'compiling': before.get('compiling', 0.0),  # a part of `seconds`
     }
     write = lambda: atomic_write(self.folder / RECORD, json.dumps(record, indent=2))
     write()
     try:
       yield record
       record['status'] = 'finished'
-      (self.folder / 'error.txt').unlink(missing_ok=True)  # of an attempt before
+      (self.folder / 'error.txt').unlink(missing_ok=True)  # of an earlier attempt
     except Exception as error:
       record.update(status='failed', error=f'{type(error).__name__}: {error}')
       atomic_write(self.folder / 'error.txt', traceback.format_exc())
@@ -139,24 +141,16 @@ class Run:
       record['status'] = 'interrupted'
       raise
     finally:
+      record['seconds'] += time.perf_counter() - start
+      record['compiling'] += _seconds_compiling()[0] - compiled
       write()
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-  """A run's `study_run.json`; empty before the run."""
-  return read_json(folder / RECORD)
-
-
-def environment(folder: Path) -> dict[str, Any]:
-  """A run's `env.json`: machine, versions and revision."""
-  return read_json(folder / 'env.json')
-
-
 def outcome(folder: Path) -> dict[str, Any]:
-  """What became of a run, as study.json has it."""
-  record, metrics = read_record(folder), _final_metrics(folder)
+  """State, numbers and time of a run, as study.json holds them."""
+  record, metrics = read_json(folder / RECORD), _final_metrics(folder)
   status = record.get('status', 'missing')
-  if status == 'finished' and metrics is None:  # its last step is to be evaluated again
+  if status == 'finished' and metrics is None:  # its last step is not evaluated
     status = 'missing'
   return {
     'status': status,
@@ -168,10 +162,20 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def _final_metrics(folder: Path) -> dict[str, Any] | None:
-  metrics, record = read_json(folder / 'eval' / 'metrics.json'), read_record(folder)
+  record = read_json(folder / RECORD)
+  metrics = read_json(folder / 'eval' / 'metrics.json')
   done = record.get('status') == 'finished' and metrics.get('step') == record['step']
   return metrics if done else None
 
 
-def _revision(folder: Path) -> str:
-  return f'git {environment(folder).get("git", "unknown")}'
+@functools.cache
+def _seconds_compiling() -> list[float]:
+  """One number: the seconds that this process has compiled since the first call."""
+  total = [0.0]
+
+  def add(event: str, duration_secs: float, **_) -> None:
+    if event == '/jax/core/compile/backend_compile_duration':
+      total[0] += duration_secs
+
+  jax.monitoring.register_event_duration_secs_listener(add)
+  return total

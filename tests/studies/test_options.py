@@ -16,7 +16,7 @@ def test_seeds(text, seeds):
 
 @pytest.mark.parametrize(
   'seeds, text',
-  [((0,), '1'), ((0, 1, 2), '3'), ((4,), '4,'), ((0, 2), '0,2'), ((1, 0), '1,0')],
+  [((0,), '0,'), ((0, 1, 2), '0,1,2'), ((4,), '4,'), ((1, 0), '1,0')],
 )
 def test_seeds_as_text(seeds, text):
   assert options.format_seeds(seeds) == text
@@ -26,8 +26,8 @@ def test_seeds_as_text(seeds, text):
 @pytest.mark.parametrize(
   'text, message',
   [
-    ('0,4,4', r'\[4\] given twice'),
-    ('0', 'at least one seed'),
+    ('0,4,4', '0,4,4: .*only once'),
+    ('0', '--seeds=0: give at least one seed'),
     ('-1', 'give how many'),
     ('1,x', 'give how many'),
     ('', 'give how many'),
@@ -51,7 +51,9 @@ def test_rows_are_chosen_by_pattern_in_the_tables_order():
   assert options.select_rows(names, '*') == list(names)
   assert options.select_rows(names, 'atss_iou,*_none') == list(names)
   assert options.select_rows(names, 'atss_*') == ['atss_none', 'atss_iou']
-  with pytest.raises(ValueError, match="no row is 'x\\*'; the rows: atss_none, fcos"):
+  with pytest.raises(
+    ValueError, match="no row matches 'x\\*'; the rows: atss_none, fcos"
+  ):
     options.select_rows(names, 'atss_*,x*')
 
 
@@ -80,14 +82,14 @@ def test_overrides_are_typed_by_the_field():
 @pytest.mark.parametrize(
   'text, message',
   [
-    ('epoch=4', "no field 'epoch': did you mean 'epochs'"),
-    ('data.m=4', "no field 'm': "),
-    ('epochs.n=4', "no field 'n'"),
-    ('data=4', 'is a section; its fields'),
+    ('epoch=4', "no field 'epoch'; .*epochs"),
+    ('data.m=4', "no field 'data.m'; .*data.n"),
+    ('epochs.n=4', "no field 'epochs.n'"),
+    ('data=4', "no field 'data'; .*data.n, data.size"),
     ('epochs', 'FIELD=VALUE'),
-    ('data.n=4.5', '--set=data.n=4.5: an int is needed, as 3 is'),
-    ('cache=maybe', 'a bool is needed'),
-    ('data.size=3', 'a tuple is needed'),
+    ('data.n=4.5', '--set=data.n=4.5: .* int, such as 3'),
+    ('cache=maybe', 'bool, such as False'),
+    ('data.size=3', 'tuple, such as '),
     ('seed=3', 'given by --seeds'),
   ],
 )

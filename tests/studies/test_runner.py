@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -24,8 +25,8 @@ from tests import tiny
 from tests.data import sets
 
 ROOT = pathlib.Path(__file__).parents[2]
-ROWS = table.load_study('beta').ROWS
-QUESTION = table.load_study('beta').QUESTION
+BETA = table.load_study('beta')
+ROWS = BETA.ROWS
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -62,13 +63,8 @@ def make_study(data_file, root, *, rows=('1', '2'), seeds=(0, 1), **changes):
   values = dict(
     name='beta',
     file='configs/ablations/beta.py',
-    title='Beta',
-    table='1c',
-    question='Which?',
-    notes='Shorter.',
-    rows=ROWS,
+    module=BETA,
     chosen=rows,
-    baseline='2',
     base='demo_shapes',
     make_base=lambda: make_base(data_file),
     overrides=(),
@@ -77,6 +73,12 @@ def make_study(data_file, root, *, rows=('1', '2'), seeds=(0, 1), **changes):
     command='python scripts/ablate.py --study=beta',
   )
   return plan.Study(**(values | changes))
+
+
+def with_rows(asked, rows, **texts):
+  """The study with other rows in its table, and other texts."""
+  module = types.SimpleNamespace(**{**vars(asked.module), 'ROWS': rows, **texts})
+  return dataclasses.replace(asked, module=module)
 
 
 def read(asked):
@@ -145,7 +147,7 @@ def test_a_study_leaves_its_numbers_and_its_report(finished):
   same = {name: content['environment'][name] for name in fields}
   assert content['environments'] == [same | {'runs': 4}]
   assert content['code'] == source_digests.digest(source_digests.current())
-  assert content['notes'] == 'Shorter.'
+  assert (content['table'], content['question']) == ('1c', BETA.QUESTION)
   row = content['rows'][1]
   assert row['paper'] == {'AP': 39.9, 'AP50': 58.5, 'AP75': 43.0}
   run = row['runs'][1]
@@ -210,7 +212,7 @@ def test_another_study_with_the_same_config_shares_the_run(
     name='contributions',
     overrides=('log_every_steps=7',),  # changes no number
   )
-  other = dataclasses.replace(other, rows=contributions, baseline='qfl')
+  other = with_rows(other, contributions, BASELINE='qfl')
   calls = spy(monkeypatch)
   assert runner.run_study(other) == [] and calls == []
   (run,) = read(other)['rows'][0]['runs']
@@ -319,7 +321,7 @@ def test_a_run_that_another_process_is_at_is_passed_over(
     with caplog.at_level(logging.INFO, 'gfl_jax'):
       assert runner.run_study(asked) == []
     other.stdin.close()
-  assert calls == [(2.0, 0)] and 'another process is at it' in caplog.text
+  assert calls == [(2.0, 0)] and 'runs in another process' in caplog.text
   assert runner.run_study(asked) == [] and calls[1:] == [(1.0, 0)]
 
 
@@ -331,17 +333,24 @@ def test_progress_says_which_run_and_the_time_left(
   with caplog.at_level(logging.INFO, 'gfl_jax'):
     runner.run_study(asked)
   assert 'Run 1 of 4: beta = 1, seed 0 (' in caplog.text
-  assert 'Run 4 of 4: beta = 2, seed 1; about 0:00 left, 1 run to do' in caplog.text
+  assert (
+    'Run 4 of 4: beta = 2, seed 1; about 0 min 0 s left, runs to do: 1' in caplog.text
+  )
 
 
 def test_the_time_left_is_the_mean_of_the_finished_runs():
-  run = lambda seconds, other=None: {'seconds': seconds, 'trained_in': other}
+  def run(seconds, other=None, *, metrics=True):
+    record = {'seconds': seconds, 'trained_in': other}
+    return types.SimpleNamespace(record=record, metrics=metrics)
+
+  def left(runs, count):
+    mine = [run(0.0, metrics=False)] * count + runs
+    return runner._time_left(dict(enumerate(mine)), dict(enumerate(runs)))
+
   runs = [run(70.0), run(40.0), run(2.0, 'beta.1')]
-  left = runner._time_left
-  assert left(runs, 3) == '; about 2:45 left, 3 runs to do'
-  assert left(runs[1:2], 1) == '; about 0:40 left, 1 run to do'
-  assert left(runs[1:2], 100) == '; about 1:06:40 left, 100 runs to do'
-  assert left(runs[2:], 2) == '; about 0:04 left, 2 runs to do'
+  assert left(runs, 3) == '; about 2 min 45 s left, runs to do: 3'
+  assert left(runs[1:2], 100) == '; about 1 h 6 min left, runs to do: 100'
+  assert left(runs[2:], 2) == '; about 0 min 4 s left, runs to do: 2'
   assert left([], 1) == ''
 
 
@@ -371,7 +380,7 @@ def test_runs_of_another_code_are_not_mixed(data_file, tmp_path, monkeypatch):
   file = asked.runs()['1', 0].folder / 'study_run.json'
   file.write_text(json.dumps(json.loads(file.read_text()) | {'code': 'aaaa'}))
   monkeypatch.setattr(source_digests, 'current', lambda: code)
-  with pytest.raises(ValueError, match=r'\(aaaa\).* cannot tell which file differs'):
+  with pytest.raises(ValueError, match=r'\(aaaa\).* Give another --root'):
     runner.run_study(asked)
   assert len(calls) == 4
 
@@ -419,9 +428,9 @@ def test_a_call_with_less_leaves_what_is_finished(data_file, tmp_path, monkeypat
     (row, seed, 'finished') for row, seed in [('0', 1), ('1', 0), ('1', 1), ('2', 1)]
   ]
   command = read(asked)['command']
-  assert command.endswith('ablate.py --study=beta --seeds=2 --rows=0,1,2')
+  assert command.endswith('ablate.py --study=beta --seeds=0,1 --rows=0,1,2')
   runner.run_study(make_study(data_file, tmp_path, rows=tuple(ROWS), seeds=(0, 2)))
-  assert read(asked)['command'].endswith('ablate.py --study=beta --seeds=3')
+  assert read(asked)['command'].endswith('ablate.py --study=beta --seeds=0,1,2')
   before = read(asked)
   runner.write_report(asked)
   assert read(asked) == before
@@ -448,7 +457,9 @@ def test_a_report_of_a_study_that_was_changed_is_not_replaced(
       assert before['command'] in str(error.value)
   changed = {'1': ROWS['1']._replace(change=ROWS['0'].change)}
   with pytest.raises(ValueError, match="row '1', seed 0 by another config .* --root"):
-    runner.run_study(dataclasses.replace(asked, rows=ROWS | changed, chosen=['2']))
+    runner.run_study(
+      with_rows(dataclasses.replace(asked, chosen=['2']), ROWS | changed)
+    )
   assert calls == [] and read(asked) == before
 
 
@@ -486,14 +497,15 @@ def test_the_log_says_with_what_rows_are_compared_instead(
     caplog.clear()
     asked = make_study(data_file, tmp_path / root, rows=chosen, seeds=(0,))
     with caplog.at_level(logging.INFO, 'gfl_jax'):
-      runner.run_study(dataclasses.replace(asked, rows=rows))
+      runner.run_study(with_rows(asked, rows))
     return caplog.text
 
   text = logged('a', '1', '4')
-  assert "table's baseline (2) is not among the rows: compared with 1." in text
-  assert "4's own baseline (2.5) is not among the rows: compared with 1." in text
+  assert "'2.5' is not among the rows" in text and "with '1' instead: 4." in text
   text = logged('a', '2')  # what is finished stays
-  assert "The table's" not in text and "4's own baseline (2.5)" in text
+  assert "'2.5' is not among the rows" in text and "with '2' instead: 4." in text
+  text = logged('c', '0', '1')
+  assert "'2' is not among the rows" in text and "with '0' instead: 1." in text
   assert 'baseline' not in logged('a', '2.5') + logged('b', '1')
 
 
@@ -503,7 +515,7 @@ def test_a_row_keeps_its_own_baseline_where_that_is_there(
   fake_training(monkeypatch)
   rows = ROWS | {'1': ROWS['1']._replace(baseline='4')}
   asked = make_study(data_file, tmp_path, rows=('1', '2'), seeds=(0,))
-  asked = dataclasses.replace(asked, rows=rows)
+  asked = with_rows(asked, rows)
   baselines = lambda: [row['baseline'] for row in read(asked)['rows']]
   runner.run_study(asked)
   assert baselines() == [None, None] and read(asked)['baseline'] == '2'
@@ -552,7 +564,7 @@ def test_a_row_that_decodes_differently_takes_the_trained_network(finished, data
 
   rows = {'2': ROWS['2'], 'one': ROWS['2']._replace(change=change)}
   other = make_study(data_file, asked.root, rows=('one',), name='decoding')
-  other = dataclasses.replace(other, rows=rows)
+  other = with_rows(other, rows)
   assert runner.run_study(other) == []
   source, run = asked.runs()['2', 1], other.runs()['one', 1]
   assert run.record['trained_in'] == source.folder.name
@@ -579,7 +591,7 @@ def test_the_data_are_read_once(data_file, tmp_path, monkeypatch):
   )
   rows = ROWS | {'both': table.load_study('contributions').ROWS['both']}
   asked = make_study(data_file, tmp_path, rows=('1', '2', 'both'))
-  runner.run_study(dataclasses.replace(asked, rows=rows))
+  runner.run_study(with_rows(asked, rows))
   assert len(loaded) == 1
 
 
@@ -609,9 +621,9 @@ def test_an_override_that_a_row_sets_itself(rows, text, is_lost, tmp_path):
   base = lambda: table.base_config('demo_shapes')
   asked = make_study(None, tmp_path, rows=rows, make_base=base, overrides=(text,))
   wide = {'wide': ROWS['2']._replace(change=widen)}
-  asked = dataclasses.replace(asked, rows=ROWS | wide)
+  asked = with_rows(asked, ROWS | wide)
   if is_lost:
-    message = f"row '[12]' on base 'demo_shapes': --set={text} would be lost"
+    message = f"row '[12]' on base 'demo_shapes': --set={text} has no effect"
     with pytest.raises(ValueError, match=message):
       asked.runs()
   else:
@@ -649,7 +661,7 @@ def ablate(*arguments):
 def test_the_script_names_what_there_is():
   listed = ablate('--list')
   assert listed.returncode == 0 and 'beta: Beta of quality focal loss' in listed.stdout
-  for words in (QUESTION, "paper's AP 39.0   beta = 1\n", 'beta = 2 (baseline)'):
+  for words in (BETA.QUESTION, "paper's AP 39.0   beta = 1\n", 'beta = 2 (baseline)'):
     assert words in listed.stdout
   assert 'bases: bccd, coco128, demo_shapes' in listed.stdout
   bad = ablate('--study=beta', '--base=demo_shape')
