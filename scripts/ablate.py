@@ -1,19 +1,23 @@
-"""Runs a study: the rows of a table over several seeds, and its report.
+"""Runs a study: the rows of a table over several seeds, and writes its report.
 
   python scripts/ablate.py --study=beta --base=demo_shapes --seeds=3
 
---study and --base may be files of your own, anywhere: configs/ablations/table.py says
-what is in them. --list prints the studies and their rows, --summary=FOLDER the results
-of all studies below a folder, in Markdown. Started again, the same command goes on:
-finished runs are passed over, one that was cut off resumes, one that failed is tried
-again. Runs land in ROOT/runs, the report in ROOT/STUDY/report.html; studies with the
-same ROOT share the runs that they have in common. With fewer rows or seeds than
-before, what is finished stays in the report; another base or other --set need another
-ROOT. --report writes the report of a ROOT again, without them.
+--list prints the studies and their rows. --study and --base may also be files of your
+own: configs/ablations/table.py says what they hold. --summary=FOLDER prints the results
+of all studies below a folder, in Markdown.
 
-Several processes may share a ROOT: --jobs=0/2 here and --jobs=1/2 there take every
-second run each. A process uses all GPUs that it sees for each run; to give each GPU of
-a host runs of its own, start a process per GPU:
+The same command continues an interrupted study: it skips finished runs, resumes an
+interrupted one, and starts a failed one again. Runs land in ROOT/runs, the report in
+ROOT/STUDY/report.html. Studies with the same ROOT use each other's runs where these
+have the same config and seed. The report also covers finished runs of other rows and
+seeds than those of this command; another base or another --set needs another ROOT.
+--report writes the report of a ROOT again without running anything.
+
+Each row compiles its own training step. Runs that differ in the seed alone load it from
+the compilation cache in ROOT.
+
+Several processes can work on one study: --jobs=0/2 in one and --jobs=1/2 in another run
+every second run each. A process uses all GPUs that it sees. To run one process per GPU:
 
   CUDA_VISIBLE_DEVICES=0 python scripts/ablate.py --study=beta --jobs=0/2 &
   CUDA_VISIBLE_DEVICES=1 python scripts/ablate.py --study=beta --jobs=1/2
@@ -33,31 +37,25 @@ from absl import app, flags
 from gfl_jax import launch
 
 _STUDY = flags.DEFINE_string(
-  'study', None, 'A study, --list shows them; or a file of your own, FILE.py.'
+  'study', None, 'Name of a study (--list prints them), or a FILE.py of your own.'
 )
 _BASE = flags.DEFINE_string(
-  'base', 'demo_shapes', 'A config in configs/, or FILE.py of your own.'
+  'base', 'demo_shapes', 'Name of a config in configs/, or a FILE.py of your own.'
 )
 _SEEDS = flags.DEFINE_string('seeds', '3', 'How many (3: 0,1,2), or a list: 0,4,7.')
-_ROWS = flags.DEFINE_string('rows', '*', "Only these: '2,2.5', 'atss_*'.")
-_SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE for the base, as epochs=4')
+_ROWS = flags.DEFINE_string('rows', '*', "Only these rows: '2,2.5', 'atss_*'.")
+_SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE in the base, as epochs=4.')
 _ROOT = flags.DEFINE_string(
-  'root', None, 'The results folder; runs/ablations/BASE if not given.'
+  'root', None, 'The results folder; by default runs/ablations/BASE.'
 )
 _JOBS = flags.DEFINE_string(
-  'jobs',
-  '0/1',
-  'INDEX/COUNT: every COUNT-th run, from INDEX on. One process for each host, or for'
-  ' each GPU with CUDA_VISIBLE_DEVICES=0, 1, ... set.',
+  'jobs', '0/1', 'INDEX/COUNT: only every COUNT-th run, from number INDEX on.'
 )
 _REPORT = flags.DEFINE_bool(
-  'report',
-  False,
-  'Run nothing, write the report of all recorded runs again, whatever code made them,'
-  ' whatever --set they had.',
+  'report', False, 'Run nothing; write the report of all recorded runs again.'
 )
 _SUMMARY = flags.DEFINE_string(
-  'summary', None, 'Print tables of all studies below this folder, and run nothing.'
+  'summary', None, 'Run nothing; print tables of all studies below this folder.'
 )
 _LIST = flags.DEFINE_bool('list', False, 'Print the studies and their rows.')
 
@@ -75,7 +73,7 @@ def main(argv: list[str]) -> int:
     print(page.summary_table(_SUMMARY.value), end='')
     return 0
   if _STUDY.value is None:
-    raise app.UsageError('--study=NAME is needed; --list shows the studies')
+    raise app.UsageError('give --study=NAME; --list prints the studies')
   from gfl_jax.studies import options, runner
 
   asked = _study()
@@ -95,10 +93,10 @@ def _study():
 
   module = table.load_study(_STUDY.value)
   name, base = table.stem(_STUDY.value), table.resolved(_BASE.value)
-  table.base_config(base)  # an unknown one is an error here
+  table.base_config(base)  # an error here if it is unknown
   root = pathlib.Path(_ROOT.value or f'runs/ablations/{table.stem(base)}')
   overrides = tuple(_SET.value)
-  if _REPORT.value:  # what is not given is as it was
+  if _REPORT.value:  # by default the base and the overrides that the runs had
     recorded = record.read(root / name)
     base = base if _BASE.present else recorded['base']
     overrides = overrides if _SET.present else tuple(recorded['overrides'])
@@ -117,7 +115,7 @@ def _study():
 
 
 def _command() -> str:
-  """The command of the study, whatever share, rows and seeds of it run here."""
+  """The command of the study without --jobs, --rows and --seeds."""
   from configs.ablations import table
 
   root = [f'--root={_ROOT.value}'] if _ROOT.present else []

@@ -6,14 +6,14 @@ r"""Compiles a config's training and evaluation step for TPUs, on a machine with
 
   python scripts/compile_for_tpu.py --table=results/tpu/compiled.jsonl
 
-Prints what each chip needs and how long the compiler expects a step to take, and why;
-exit code 1 if a program does not fit. The programs are those that training runs, for
-the config's canvas; nothing is allocated and no data is read. Portrait images come on
-its transpose, by a program of its own: --config.data.canvas='(1344, 800)' compiles that
-one. A compilation of R-50 takes minutes, and 4 GB.
+Prints the memory that each chip needs, the time that the compiler expects a step to
+take, and where it goes; the exit code is 1 if a program does not fit. The programs are
+those of training and evaluation, for the config's canvas. Nothing is allocated and no
+data is read. Portrait images have a transposed canvas and a program of their own:
+--config.data.canvas='(1344, 800)' compiles it. Compiling R-50 takes minutes and 4 GB.
 
-All times are predictions out of the compiler's own estimates, which exist for nearly
-all that is computed but not for gathers, scatters, sorts and copies under way: see
+All times are predictions from the compiler's own estimates. These exist for nearly all
+computation, but not for gathers, scatters, sorts and copies under way: see
 results/tpu/README.md.
 """
 
@@ -32,19 +32,23 @@ from gfl_jax import files, launch
 from gfl_jax.errors import MissingFileError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config.')
-_TOPOLOGY = flags.DEFINE_string('topology', None, 'The slice: v5e:16x16, v5p:4x8x8.')
+_TOPOLOGY = flags.DEFINE_string('topology', None, 'The slice, such as v5e:16x16.')
 _IMAGES = flags.DEFINE_integer(
-  'images_per_chip', None, 'Sets batch_size; by default the config says it.', 1
+  'images_per_chip', None, 'Sets batch_size for all chips together.', 1
 )
 _PROGRAMS = flags.DEFINE_list('programs', ['train', 'evaluate'], 'What to compile.')
-_OUT = flags.DEFINE_string('out', None, 'File to add a JSON line for each program to.')
-_TABLE = flags.DEFINE_string('table', None, 'Compile nothing: print this --out file.')
+_OUT = flags.DEFINE_string('out', None, 'File that gets a JSON line for each program.')
+_TABLE = flags.DEFINE_string(
+  'table', None, 'Compile nothing; print this --out file as a table.'
+)
 _OPTIONS = flags.DEFINE_multi_string(
   'option',
   [],
-  'NAME=VALUE for the compiler; in training LIBTPU_INIT_ARGS=--NAME=VALUE.',
+  'NAME=VALUE for the compiler; for training set LIBTPU_INIT_ARGS=--NAME=VALUE.',
 )
-_TEXT = flags.DEFINE_string('text', None, 'File to write the compiled program to.')
+_TEXT = flags.DEFINE_string(
+  'text', None, 'File that gets the compiled program as text.'
+)
 
 
 def main(argv: list[str]) -> None:
@@ -58,15 +62,19 @@ def main(argv: list[str]) -> None:
       raise MissingFileError(f'--table={_TABLE.value} does not exist')
     lines = files.read_json_lines(_TABLE.value)
     if not lines:
-      raise UserError(f'--table={_TABLE.value} holds no lines of this script')
+      raise UserError(f'--table={_TABLE.value} has no line: give a file made by --out')
     print(tables.table(lines))
     return
   if _CONFIG.value is None or _TOPOLOGY.value is None:
-    raise app.UsageError('--config and --topology say what to compile for what')
+    raise app.UsageError('give both --config and --topology')
   if unknown := set(_PROGRAMS.value) - {'train', 'evaluate'}:
-    raise app.UsageError(f'--programs={",".join(unknown)}: train, evaluate or both')
+    raise app.UsageError(
+      f'--programs={",".join(unknown)}: give train, evaluate or both'
+    )
   if _TEXT.value and len(_PROGRAMS.value) != 1:
-    raise app.UsageError('--text takes one program: give --programs=train or evaluate')
+    raise app.UsageError(
+      '--text holds one program: give --programs=train or --programs=evaluate'
+    )
   os.environ['JAX_PLATFORMS'] = 'cpu'
   from scripts.tpu import chips, programs, tables
 
@@ -77,7 +85,7 @@ def main(argv: list[str]) -> None:
   options = programs.parsed_options(_OPTIONS.value)
   does_not_fit = []
   for name in _PROGRAMS.value:
-    print(f'Compiling {name} for {where.name}, in minutes ...', file=sys.stderr)
+    print(f'Compiling {name} for {where.name} (minutes) ...', file=sys.stderr)
     line, text = programs.compiled(name, config, where, options)
     print(tables.report(line), flush=True)
     if _OUT.value:

@@ -1,15 +1,15 @@
-"""Evaluates a checkpoint of a run: COCO metrics on the screen, and a report of them.
+"""Evaluates a checkpoint of a run: prints COCO metrics and writes a report.
 
   python scripts/evaluate.py --run=runs/demo --step=best
 
-Detections in COCO's form, metrics, samples and report.html go into RUN/evaluations, or
-into --out; nothing that the training writes is changed, which may go on meanwhile. If
-that folder cannot be written, the metrics are on the screen alone.
+RUN/evaluations, or --out, gets detections in COCO's form, metrics, samples and
+report.html. The run itself is not changed and may still be training. If the folder
+cannot be written, the metrics are only printed.
 
---data_path and --data_dir say where the data lie now. The data at --data_path may be
-others than the run's, as a test set, of the same classes in the same order: a folder
-with images/ and annotations/instances_{train,val}.json, of which those of val are
-evaluated, or a file of scripts/prepare_data.py.
+--data_path and --data_dir say where the data are now. --data_path may also be other
+data with the same classes in the same order, such as a test set: a file of
+scripts/prepare_data.py, or a folder with images/ and
+annotations/instances_{train,val}.json, of which the images of val are evaluated.
 """
 
 import pathlib
@@ -25,10 +25,10 @@ from absl import app, flags
 from gfl_jax import launch
 
 _RUN = flags.DEFINE_string('run', None, "The run's folder.")
-_STEP = flags.DEFINE_string('step', 'newest', "'newest', 'best' or a number of steps.")
-_DATA_PATH = flags.DEFINE_string('data_path', '', "In place of the run's data.path.")
-_DATA_DIR = flags.DEFINE_string('data_dir', '', "In place of the run's data.data_dir.")
-_OUT = flags.DEFINE_string('out', '', 'Folder of the files, made if missing.')
+_STEP = flags.DEFINE_string('step', 'newest', "'newest', 'best' or a step number.")
+_DATA_PATH = flags.DEFINE_string('data_path', '', "Replaces the run's data.path.")
+_DATA_DIR = flags.DEFINE_string('data_dir', '', "Replaces the run's data.data_dir.")
+_OUT = flags.DEFINE_string('out', '', 'Folder of the results, made if missing.')
 
 
 def main(argv: list[str]) -> None:
@@ -36,7 +36,9 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   if _STEP.value not in ('newest', 'best') and not _STEP.value.isdigit():
-    raise app.UsageError(f"--step={_STEP.value}: 'newest', 'best' or a number of steps")
+    raise app.UsageError(
+      f"--step={_STEP.value}: give 'newest', 'best' or a step number"
+    )
   import jax
 
   from gfl_jax.training import evaluate

@@ -1,15 +1,15 @@
-"""Exports the detector of a run, and says so once it is known to be equal to it.
+"""Exports the detector of a run, and checks that the export gives the same detections.
 
   python scripts/export.py --run=runs/demo --format=stablehlo --out=exports/demo
 
 Formats:
   params     the parameters in one safetensors file, with config and class names
-  stablehlo  programs for cpu, cuda and tpu: images to detections, any batch size; jax
-             alone runs them
+  stablehlo  programs for cpu, cuda and tpu, from images to detections, for any batch
+             size; they run with jax alone
   onnx       the same for onnxruntime; needs the extra: pip install -e '.[onnx]'
 
 Programs are compared with the run on its evaluation images, or on --images. The folder
---out gets a manifest.json, which says what goes in and what comes out.
+--out gets a manifest.json that describes inputs and outputs.
 """
 
 import pathlib
@@ -26,20 +26,20 @@ _FORMAT = flags.DEFINE_enum(
   'format', None, ['params', 'stablehlo', 'onnx'], 'What to export.'
 )
 _OUT = flags.DEFINE_string('out', None, 'Folder of the export.')
-_STEP = flags.DEFINE_string('step', 'newest', "'newest', 'best' or a number of steps.")
+_STEP = flags.DEFINE_string('step', 'newest', "'newest', 'best' or a step number.")
 _WEIGHTS = flags.DEFINE_enum(
   'weights',
   'ema',
   ['ema', 'raw'],
-  "'ema': the running average of the parameters, where there is one.",
+  "'ema': the running average of the parameters, if the run has one.",
 )
 _IMAGES = flags.DEFINE_list(
-  'images', [], 'Files, folders or quoted patterns to compare on, with commas between.'
+  'images', [], 'Files, folders or quoted patterns to compare on, comma-separated.'
 )
 
 
 def main(argv: list[str]) -> None:
-  """Loads the run, exports it and prints what was compared."""
+  """Loads the run, exports it and prints how it compares."""
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   from gfl_jax.inference import exporting, runs

@@ -1,14 +1,16 @@
-"""Makes a run of a detector that mmdetection, or this program, trained.
+"""Makes a run of a detector that mmdetection or GFL-JAX has trained.
 
   python scripts/import_weights.py --checkpoint=gfl_r50_fpn_1x_coco.pth \
     --config=configs/gfl_r50_fpn_1x_coco.py --workdir=runs/r50_mmdet
 
-The config must describe the same detector; for R-101 give
---config.model.backbone.depth=101, for X-101-32x4d besides
+The config must describe the same detector. R-101 needs
+--config.model.backbone.depth=101; X-101-32x4d needs that and
 --config.model.backbone.groups=32 --config.model.backbone.group_width=4. The run can be
-evaluated, exported and used like any other, and scripts/train.py with the same config
-and folder goes on from it. For other classes than the checkpoint's, give the config of
-the training that is to follow, data and all, and train with the same one:
+evaluated, exported and used like any other; scripts/train.py with the same config and
+folder continues its training.
+
+For other classes than the checkpoint's, give --new_head and the config of the training
+that follows, with its data, to both commands:
 
   python scripts/import_weights.py --checkpoint=gfl_r50_fpn_1x_coco.pth \
     --new_head --class_names=FOLDER/annotations/instances_train.json \
@@ -19,14 +21,14 @@ the training that is to follow, data and all, and train with the same one:
     --config.data.name=coco_folder --config.data.path=FOLDER \
     --config.model.num_classes=3 --config.batch_size=4
 
---checkpoint may be the folder of a run (with --step), or of an export that has the
-parameters, to start another training from, with other classes by --new_head.
+--checkpoint may also be the folder of a run (with --step), or of an export that holds
+the parameters, to start another training from it.
 
-Reading .pth needs torch (pip install -e '.[torch]'); nothing in the file is executed.
+Reading .pth needs torch (pip install -e '.[torch]'); no code in the file is executed.
 
 Checkpoints of mmdetection 1.x (the authors' first code) need
---config.points.offset=0.5. Its boxes held their last pixel, so here each side comes out
-half a pixel of the network's input further inside.
+--config.points.offset=0.5. Its boxes include their last pixel, so here each side comes
+out half a pixel of the network's input further inside.
 """
 
 import pathlib
@@ -46,7 +48,7 @@ from gfl_jax.weights.state_dicts import read_state_dict
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
   None,
-  'File of mmdetection: .pth, or its state dict as .safetensors; or the folder of a run'
+  "mmdetection's file .pth, or its state dict as .safetensors; or the folder of a run"
   ' or of an export.',
 )
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config.')
@@ -55,16 +57,16 @@ _WEIGHTS = flags.DEFINE_enum(
   'weights',
   'ema',
   ['ema', 'raw'],
-  'Where the checkpoint has a running average: the average, or what was trained.',
+  "If the checkpoint has a running average: 'ema' takes it, 'raw' does not.",
 )
 _STEP = flags.DEFINE_string(
-  'step', None, "Of a run: 'newest' (if not given), 'best' or a number of steps."
+  'step', None, "Of a run: 'newest' (the default), 'best' or a step number."
 )
 _CLASS_NAMES = flags.DEFINE_string(
-  'class_names', '', "cat,dog or a FILE.json in COCO form; empty: the checkpoint's."
+  'class_names', '', "cat,dog or a FILE.json in COCO form; by default the checkpoint's."
 )
 _NEW_HEAD = flags.DEFINE_boolean(
-  'new_head', False, "Draw the class output anew, for the config's number of classes."
+  'new_head', False, "Start with a new class output, for the config's num_classes."
 )
 
 
@@ -81,7 +83,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'--step: {_CHECKPOINT.value} is not the folder of a run')
   else:
     with futures.ThreadPoolExecutor(1) as pool:
-      # torch starts, in a process of its own, while this one imports jax.
+      # torch reads the file in another process while this one imports jax.
       reading = pool.submit(read_state_dict, _CHECKPOINT.value, _WEIGHTS.value)
       importlib.import_module('gfl_jax.training.importing')
       stored = reading.result()

@@ -2,17 +2,18 @@
 
   python scripts/predict.py --model=runs/demo photos/ 'more/*.jpg' one.png --out=found
 
---model is a run's folder or an export. Images are files, folders (with all below them)
-and quoted patterns. The folder --out gets
+--model is the folder of a run or of an export. Images are files, folders (with all
+subfolders) and quoted patterns. The folder --out gets
 
   pictures/        each image with its boxes, classes, scores and the spread of each
-                   side: the band along it reaches one standard deviation
+                   side: a band along the side, one standard deviation to each side
   detections.json  every box as COCO results, with edge_std (left, top, right, bottom)
-  images.json      the image and category ids of it: what pycocotools' COCO reads, whose
-                   loadRes then takes detections.json
+  images.json      the ids of images and categories, in COCO's form: pycocotools' COCO
+                   reads it, and its loadRes reads detections.json
 
-An image that cannot be read is named, the others go on, and the exit code is 1. Broken
-off, it writes the json of the pictures so far. Earlier pictures of other names stay.
+An image that cannot be read is named and skipped, and the exit code is 1. If you
+interrupt the command, it writes the json files of the pictures so far. Pictures of
+other names that are in the folder already stay.
 """
 
 import pathlib
@@ -29,28 +30,31 @@ from gfl_jax.errors import UserError
 _MODEL = flags.DEFINE_string('model', None, 'Folder of a run or of an export.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the results, made if missing.')
 _BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', 1, 'Images at a time; more than 1 pays on GPUs and TPUs.', lower_bound=1
+  'batch_size',
+  1,
+  'Images at a time; on GPUs and TPUs more than 1 is faster.',
+  lower_bound=1,
 )
 _MIN_SCORE = flags.DEFINE_float(
   'min_score',
   0.3,
-  'Least score of a box in the pictures; detections.json has all.',
+  'Least score of a box in the pictures; detections.json has all boxes.',
   lower_bound=0.0,
   upper_bound=1.0,
 )
 _STEP = flags.DEFINE_string(
-  'step', None, "Of a run: 'newest' (if not given), 'best' or a number of steps."
+  'step', None, "Of a run: 'newest' (the default), 'best' or a step number."
 )
 _WEIGHTS = flags.DEFINE_enum(
   'weights',
   None,
   ['ema', 'raw'],
-  "Of a run: 'ema' (if not given), their running average, where there is one.",
+  "Of a run: 'ema' (the default) takes the running average, if there is one.",
 )
 
 
 def main(argv: list[str]) -> None:
-  """Finds the images, predicts, and writes."""
+  """Finds the images, predicts and writes the results."""
   from gfl_jax.inference import image_files, predictor, results
 
   out = pathlib.Path(_OUT.value)
@@ -73,13 +77,13 @@ def main(argv: list[str]) -> None:
       ):
         writer.add(index, image, found)
         progress.update()
-  except BaseException:  # Ctrl-C, too: hours of results may be there
-    print(f'Broken off. {writer.finish()}')
+  except BaseException:  # Ctrl-C too: keep the results so far
+    print(f'Interrupted. {writer.finish()}')
     raise
   print(writer.finish())
   if problems:
     lines = ''.join(f'\n  {text}' for _, text in sorted(problems.items()))
-    raise UserError(f'{len(problems)} of {len(sources)} images were left out:{lines}')
+    raise UserError(f'{len(problems)} of {len(sources)} images were skipped:{lines}')
 
 
 if __name__ == '__main__':

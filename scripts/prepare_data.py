@@ -4,23 +4,23 @@ r"""Prepares a config's data set, and checks what is prepared.
     --config.data.path=FOLDER
   python scripts/train.py --config=configs/gfl_r50_fpn_1x_coco.py --workdir=runs/r50_1x
 
-For COCO, FOLDER holds what its site gives, zipped or unpacked: train2017, val2017 and
-annotations_trainval2017 (and, if wanted, test2017 and image_info_test2017). Zips are
-read in place. For a `coco_folder`, it holds images/ and
+For COCO, FOLDER holds the files of its site, zipped or unpacked: train2017, val2017 and
+annotations_trainval2017 (optional: test2017 and image_info_test2017). Zips are not
+unpacked. For a `coco_folder`, it holds images/ and
 annotations/instances_{train,val}.json. Every image is decoded once to check it. The
-result lies under --config.data.data_dir in TFDS's form, COCO as
-`tfds.builder('coco/2017', data_dir=...)` reads it. A preparation that was stopped goes
-on where it was; of one that is done, the checksums in its SHA256SUMS are compared.
-Training prepares what is missing by itself: this is for doing it before, once for all
-hosts.
+result lies under --config.data.data_dir in TFDS's form;
+`tfds.builder('coco/2017', data_dir=...)` reads COCO's. The same command continues an
+interrupted preparation, and compares the checksums of a finished one with its
+SHA256SUMS. Training itself prepares missing data: this command does it beforehand, once
+for all hosts.
 
   python scripts/prepare_data.py --config=configs/bccd.py --out=datasets/bccd.npz \
     --config.data.path=FOLDER
   python scripts/train.py --config=configs/bccd.py --workdir=runs/bccd \
     --config.data.name=file --config.data.path=datasets/bccd.npz
 
-With --out both splits are written, too, as one file that needs no TensorFlow: decoded,
-at the config's largest short side, whole and not augmented.
+--out also writes both splits to one file that is read without TensorFlow: decoded,
+resized to the config's largest short side, not cropped and not augmented.
 """
 
 import pathlib
@@ -36,18 +36,20 @@ from ml_collections import config_flags
 from gfl_jax import launch
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config.')
-_OUT = flags.DEFINE_string('out', None, 'A file of decoded images to write, .npz.')
+_OUT = flags.DEFINE_string('out', None, 'File FILE.npz that gets the decoded images.')
 
 
 def main(argv: list[str]) -> None:
-  """Checks the flags, prepares and prints what there is."""
+  """Checks the flags, prepares the data and prints their numbers."""
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   if _OUT.value is not None and not _OUT.value.endswith('.npz'):
-    raise app.UsageError(f'--out={_OUT.value}: the name must end in .npz')
+    raise app.UsageError(f'--out={_OUT.value}: give a name that ends in .npz')
   config = _CONFIG.value.data
   if config.name == 'file':
-    raise app.UsageError(f'{config.path} is such a file already: name a TFDS data set')
+    raise app.UsageError(
+      f'--config.data.path={config.path} is prepared already: it is a file of --out'
+    )
   from gfl_jax import data
   from gfl_jax.training import config_checks
 

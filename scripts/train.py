@@ -1,18 +1,14 @@
-"""Trains a detector; started again with the same folder, it goes on.
+"""Trains a detector; the same command continues an interrupted run.
 
   python scripts/train.py --config=configs/demo_shapes.py --workdir=runs/demo
 
-Any value of the config can be given on the command line: --config.epochs=30,
---config.model.num_classes=3. The folder gets checkpoints, metrics.jsonl, eval/ and
-report.html.
+The command line can set any value of the config, such as --config.epochs=30. The folder
+gets checkpoints, metrics.jsonl, eval/ and report.html.
 
-A finished run goes on for more epochs with --config.epochs= and --extend=:
-
-  keep_rate     the learning rate of its last step stays
-  new_schedule  the rate that the config's schedule now has from that step on; fields
-                of config.schedule may differ from the run's
-
-Its config.json says so in schedule.extensions. The same command goes on with it.
+To train a finished run for more epochs, give a larger --config.epochs and --extend:
+  keep_rate     the added epochs have the learning rate of the run's last step
+  new_schedule  they have the rate of config.schedule, which may differ from the run's
+The run's config.json records it in schedule.extensions.
 """
 
 import pathlib
@@ -27,9 +23,8 @@ from gfl_jax import launch
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config.')
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder, made if missing.")
-
 _EXTEND = flags.DEFINE_enum(
-  'extend', None, ['keep_rate', 'new_schedule'], 'Go on with a finished run, see above.'
+  'extend', None, ['keep_rate', 'new_schedule'], 'Continues a finished run, see above.'
 )
 
 

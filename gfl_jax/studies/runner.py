@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from gfl_jax import data, files
 from gfl_jax.errors import UserError
@@ -94,7 +93,7 @@ def write_report(study: Study) -> Path:
     return page.write_study_report(study.folder)
 
 
-def _dataset(config: ConfigDict, opened: dict[str, data.Dataset]) -> data.Dataset:
+def _dataset(config: Any, opened: dict[str, data.Dataset]) -> data.Dataset:
   """The data set of a run's config, from `opened` if it is there, else put there."""
   key = config.data.to_json_best_effort(sort_keys=True)
   try:

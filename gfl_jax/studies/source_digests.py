@@ -18,8 +18,8 @@ _NO_NUMBERS = frozenset(
     *('reports', 'multihost', 'checkpointing', 'studies', 'export', 'inference'),
     *('__init__.py', 'errors.py', 'files.py', 'launch.py', 'data/console.py'),
     *('training/config_checks.py', 'training/evaluate.py', 'training/extension.py'),
-    *('training/importing.py', 'training/metrics_log.py', 'training/run_folder.py'),
-    *('weights/trained.py', 'weights/trees.py'),
+    *('training/environment.py', 'training/importing.py', 'training/metrics_log.py'),
+    *('training/run_folder.py', 'weights/trained.py', 'weights/trees.py'),
   )
 )
 Code = Mapping[str, str] | str  # str: one digest of all files, in older records

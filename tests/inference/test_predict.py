@@ -158,7 +158,7 @@ def test_a_picture_each_and_json_that_pycocotools_reads(run, tmp_path):
   )
   assert done.returncode == 1
   errors = done.stderr[done.stderr.index('error: ') :]
-  assert errors.startswith('error: 2 of 5 images were left out:\n')
+  assert errors.startswith('error: 2 of 5 images were skipped:\n')
   assert f'{photos}/b/cut.jpg cannot be decoded' in errors
   assert f'{photos}/b/text.png is not an image file' in errors
   assert 'Traceback' not in done.stderr
@@ -210,7 +210,7 @@ def test_what_was_found_before_a_failure_is_written(run, tmp_path):
   assert done.returncode == 1 and 'Traceback' not in done.stderr
   assert 'b.jpg' in done.stderr
   last = done.stdout.splitlines()[-1]
-  assert last.startswith(f'Broken off. {out}: 1 pictures with ')
+  assert last.startswith(f'Interrupted. {out}: 1 pictures with ')
   assert last.endswith('; 1 other pictures were there before')
   data_set = json.loads((out / 'images.json').read_text())
   assert [image['picture'] for image in data_set['images']] == ['pictures/a.jpg']
