@@ -42,11 +42,13 @@ def main(argv: list[str]) -> None:
   """Loads the run, exports it and prints how it compares."""
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  from gfl_jax.inference import exporting, runs
+  from gfl_jax.inference import loading, verified_export
 
   launch.use_compilation_cache(_RUN.value)
-  trained = runs.load_run(_RUN.value, _STEP.value, _WEIGHTS.value)
-  result = exporting.export(trained, _FORMAT.value, _OUT.value, images=_IMAGES.value)
+  trained = loading.load_run(_RUN.value, _STEP.value, _WEIGHTS.value)
+  result = verified_export.write(
+    trained, _FORMAT.value, _OUT.value, images=_IMAGES.value
+  )
   folder = pathlib.Path(_OUT.value)
   size = sum(path.stat().st_size for path in folder.iterdir())
   print(f'{folder}: {_FORMAT.value}, {size / 2**20:.1f} MiB')

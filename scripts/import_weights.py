@@ -75,10 +75,10 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   if pathlib.Path(_CHECKPOINT.value).is_dir():
-    from gfl_jax.inference import runs
+    from gfl_jax.inference import loading
 
     weights = _WEIGHTS.value if _WEIGHTS.present else None
-    stored = runs.load_trained(_CHECKPOINT.value, step=_STEP.value, weights=weights)
+    stored = loading.load_trained(_CHECKPOINT.value, step=_STEP.value, weights=weights)
   elif _STEP.present:
     raise app.UsageError(f'--step: {_CHECKPOINT.value} is not the folder of a run')
   else:

@@ -27,16 +27,17 @@ class Detections(NamedTuple):
     classes: 0..C-1.
     valid: False for an unused slot.
     edge_std: standard deviation of each side's distribution (left, top, right,
-      bottom) in the px of `boxes`.
-    anchor_index: the point that predicted the box, an index into `points`.
+      bottom) in the px of `boxes`; 0 for a representation without a spread.
+    anchor_index: the anchor that predicted the box, an index into `points`; None where
+      an exported program found the box, which does not return it.
   """
 
-  boxes: Float[Array, '*b n 4']
-  scores: Float[Array, '*b n']
-  classes: Int[Array, '*b n']
-  valid: Bool[Array, '*b n']
-  edge_std: Float[Array, '*b n 4']
-  anchor_index: Int[Array, '*b n']
+  boxes: Float[ArrayLike, '*b n 4']
+  scores: Float[ArrayLike, '*b n']
+  classes: Int[ArrayLike, '*b n']
+  valid: Bool[ArrayLike, '*b n']
+  edge_std: Float[ArrayLike, '*b n 4']
+  anchor_index: Int[ArrayLike, '*b n'] | None = None
 
 
 class Candidates(NamedTuple):

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,12 +27,9 @@ from gfl_jax.models.representations import REPRESENTATIONS
 _LOG = logging.getLogger(__name__)
 
 
-class PredictOutput(NamedTuple):
-  """Detections in original px, their sides, and candidates for the diagnostics."""
-
-  detections: Detections
-  sides: Sides
-  candidates: Candidates
+# What `make_predict`'s function returns: detections in original px, their sides, and
+# candidates for the diagnostics.
+Output = tuple[Detections, Sides, Candidates]
 
 
 def make_detect(detector, config: Any) -> Callable:
@@ -63,12 +60,13 @@ def make_detect(detector, config: Any) -> Callable:
 
 
 def make_predict(detector, config: Any) -> Callable:
-  """The pure function `predict(variables, batch) -> PredictOutput`, to be jitted.
+  """The pure function `predict(variables, batch) -> Output`, to be jitted.
 
-  What `make_detect` does, and what the diagnostics need besides; same arguments.
+  It does what `make_detect`'s does and returns what the diagnostics need, too. The
+  arguments are the same.
   """
 
-  def predict(variables, batch) -> PredictOutput:
+  def predict(variables, batch) -> Output:
     predictions = detector.apply(variables, network_input(config, batch), train=False)
     points = make_anchors(config, batch['images'].shape[1:3])
     arguments = predictions, points, batch['image_sizes'], config
@@ -79,7 +77,7 @@ def make_predict(detector, config: Any) -> Callable:
     gather = jax.vmap(lambda logits, index: logits[index])
     outputs = gather(predictions.box_logits, found.anchor_index)
     distance = REPRESENTATIONS[config.box.kind].distance(outputs, config.box)
-    return PredictOutput(found, Sides(distance, outputs), candidates)
+    return found, Sides(distance, outputs), candidates
 
   return predict
 
@@ -180,7 +178,7 @@ def _write(folder: Path, contents: dict[str, str | bytes]) -> None:
     files.atomic_write(folder / name, content)
 
 
-def _one_ahead(predict, variables, batches) -> Iterator[tuple[dict, PredictOutput]]:
+def _one_ahead(predict, variables, batches) -> Iterator[tuple[dict, Output]]:
   """Hands over a result once the next batch is sent off, so the device never waits."""
   before = None
   for batch in batches:

@@ -1,8 +1,8 @@
-"""manifest.json: what an export folder says of itself, and what is checked on reading.
+"""manifest.json: what describes an export folder, and what is checked on reading.
 
-It holds all that a caller needs who has none of this package: the programs' inputs and
-outputs, how an image comes onto the canvas, what the classes are called. Every other
-file of the folder is named with its SHA-256.
+It holds all that a caller without this package needs: the programs' inputs and outputs,
+how to place an image on the canvas, and what the classes are called. It names every
+other file of the folder with its SHA-256.
 """
 
 import dataclasses
@@ -22,62 +22,55 @@ from gfl_jax.files import MALFORMED
 from gfl_jax.weights.trained import Trained
 
 NAME = 'manifest.json'
-VERSION = 1  # of the folder's form; a reader refuses what is newer
+VERSION = 1  # of the folder's form; a reader refuses a newer one
 FORMATS = ('params', 'stablehlo', 'onnx')
 _KIND = 'gfl_jax export'
 
+
+def _array(dtype: str, shape: list[str | int], meaning: str) -> dict[str, Any]:
+  return {'dtype': dtype, 'shape': ['batch', *shape], 'meaning': meaning}
+
+
 INPUTS = {
-  'images': {
-    'dtype': 'uint8',
-    'shape': ['batch', 'height', 'width', 3],
-    'meaning': 'RGB, each image at the top left of a canvas of zeros',
-  },
-  'image_sizes': {
-    'dtype': 'int32',
-    'shape': ['batch', 2],
-    'meaning': '(height, width) of the part of the canvas that the image covers, px;'
-    ' (0, 0) for a row that only fills up the batch',
-  },
-  'scales': {
-    'dtype': 'float32',
-    'shape': ['batch', 2],
-    'meaning': '(x, y): canvas px per px of the original image, which is resized width'
-    ' / original width and so on; 1 for a row that only fills up the batch',
-  },
+  'images': _array(
+    'uint8', ['height', 'width', 3], 'RGB, each at the top left of a canvas of zeros'
+  ),
+  'image_sizes': _array(
+    'int32',
+    [2],
+    '(height, width) of the part of the canvas that the image covers, px; (0, 0) for a'
+    ' row that only fills up the batch',
+  ),
+  'scales': _array(
+    'float32',
+    [2],
+    '(x, y): canvas px per px of the original image, which is resized width / original'
+    ' width and so on; 1 for a row that only fills up the batch',
+  ),
 }
 OUTPUTS = {
-  'boxes': {
-    'dtype': 'float32',
-    'shape': ['batch', 'slots', 4],
-    'meaning': 'left, top, right, bottom in px of the original image, by falling score',
-  },
-  'scores': {
-    'dtype': 'float32',
-    'shape': ['batch', 'slots'],
-    'meaning': 'in (0, 1]; 0 in an unused slot',
-  },
-  'classes': {
-    'dtype': 'int32',
-    'shape': ['batch', 'slots'],
-    'meaning': 'index into class_names and category_ids',
-  },
-  'valid': {
-    'dtype': 'bool',
-    'shape': ['batch', 'slots'],
-    'meaning': 'false for an unused slot, which is zero everywhere',
-  },
-  'edge_std': {
-    'dtype': 'float32',
-    'shape': ['batch', 'slots', 4],
-    'meaning': 'standard deviation of the left, top, right and bottom side, px of the'
-    ' original image',
-  },
+  'boxes': _array(
+    'float32',
+    ['slots', 4],
+    'left, top, right, bottom in px of the original image, by falling score',
+  ),
+  'scores': _array('float32', ['slots'], 'in (0, 1]; 0 in an unused slot'),
+  'classes': _array('int32', ['slots'], 'index into class_names and category_ids'),
+  'valid': _array(
+    'bool', ['slots'], 'false for an unused slot, which is zero everywhere'
+  ),
+  'edge_std': _array(
+    'float32',
+    ['slots', 4],
+    'standard deviation of the left, top, right and bottom side, px of the original'
+    ' image',
+  ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What stands in manifest.json.
+  """The content of manifest.json.
 
   Attributes:
     format: one of FORMATS.
@@ -85,11 +78,11 @@ class Manifest:
     category_ids: the data set's own id of each class.
     config: the experiment's config, a locked ConfigDict.
     origin: where the parameters are from, as in `Trained`.
-    programs: each with its `file`, `canvas` (height, width) and `batch`, a number of
-      images or 'any'; none if the export is parameters alone.
+    programs: each with its `file`, `canvas` (height, width) and `batch`, 'any' for any
+      number of images; empty if the export is parameters alone.
     files: SHA-256 of each file by its name.
     verification: what the export was compared with, and the differences found; empty
-      if it was not verified yet.
+      before the comparison.
   """
 
   format: str
@@ -103,8 +96,8 @@ class Manifest:
 
 
 def canvases(config: Any) -> tuple[tuple[int, int], ...]:
-  """The (height, width) of the canvases of a config: its own and, if that is not
-  square, the transposed one for images of the other orientation."""
+  """The canvases of a config as (height, width): its own and, if that is not square,
+  its transpose for images of the other orientation."""
   height, width = config.data.canvas
   return ((height, width),) if height == width else ((height, width), (width, height))
 
@@ -127,7 +120,6 @@ def write(
     programs: as in `Manifest`.
   """
   folder = pathlib.Path(folder)
-  config = json.loads(trained.config.to_json())
   content = {
     **head(),
     'format': format,
@@ -141,7 +133,7 @@ def write(
     'files': {name: sha256(folder / name) for name in names},
     'origin': dict(trained.origin),
     'verification': {},
-    'config': config,
+    'config': json.loads(trained.config.to_json()),
   }
   files.atomic_write(folder / NAME, json.dumps(content, indent=2) + '\n')
 
@@ -149,19 +141,19 @@ def write(
 def record_verification(
   folder: str | os.PathLike, verification: Mapping[str, Any]
 ) -> None:
-  """Adds to a manifest what `Manifest.verification` holds."""
+  """Adds `Manifest.verification` to a manifest."""
   path = pathlib.Path(folder) / NAME
   content = json.loads(path.read_text()) | {'verification': dict(verification)}
   files.atomic_write(path, json.dumps(content, indent=2) + '\n')
 
 
 def read(folder: str | os.PathLike) -> Manifest:
-  """The manifest of an export folder, once its files are known to be whole.
+  """The manifest of an export folder, after all its files are checked.
 
   Raises:
     FileNotFoundError: not the folder of an export, or a file of it is missing.
-    ValueError: not such a manifest, one of a newer version or of an unknown format; or
-      a file that is not as it was written.
+    ValueError: not a manifest, or one of a newer version or an unknown format; a file
+      that differs from what was written.
   """
   folder = pathlib.Path(folder)
   path = folder / NAME
@@ -183,7 +175,7 @@ def read(folder: str | os.PathLike) -> Manifest:
     )
   except MALFORMED as error:
     raise UserError(
-      f'{path} is no whole manifest of an export ({error!r}): export again'
+      f'{path} is not a complete manifest of an export ({error!r}): export again'
     ) from error
   if found.format not in FORMATS:
     raise UserError(f'{path}: format {found.format!r} is not one of {FORMATS}')
@@ -193,20 +185,15 @@ def read(folder: str | os.PathLike) -> Manifest:
 
 
 def head() -> dict[str, Any]:
-  """What everything exported begins with: its kind and the versions it was made by."""
+  """The first fields of every exported file: its kind, and which versions wrote it."""
   versions = {'gfl-jax': __version__, 'jax': jax.__version__}
   return {'kind': _KIND, 'format_version': VERSION, 'versions': versions}
 
 
 def check_head(content: Mapping[str, Any], path: str | os.PathLike) -> None:
-  """Raises a ValueError unless `content` begins with a `head` that this code knows.
-
-  Args:
-    content: of a file.
-    path: of that file, for the error.
-  """
+  """Raises a ValueError unless the content of the file `path` has a known `head`."""
   if not isinstance(content, Mapping) or content.get('kind') != _KIND:
-    raise UserError(f'{path} is not of an export of gfl_jax')
+    raise UserError(f'{path} is not part of an export of gfl_jax')
   version = content.get('format_version')
   if not isinstance(version, int):
     raise UserError(f'{path} has format_version={version!r}, no number: export again')
@@ -233,13 +220,13 @@ def _check_file(folder: pathlib.Path, name: str, checksum: str) -> None:
     )
   if sha256(folder / name) != checksum:
     raise UserError(
-      f'{folder / name} is not as it was written (its SHA-256 differs from the'
+      f'{folder / name} has changed since the export (its SHA-256 differs from the'
       " manifest's): copy it again, or export again"
     )
 
 
 def _preprocessing(config: Any) -> dict[str, Any]:
-  """How an image comes onto a canvas: data/transforms.py's rule for evaluation."""
+  """How to place an image on a canvas: the rule that evaluation follows, in words."""
   return {
     'canvases': [list(canvas) for canvas in canvases(config)],
     'short_side': config.data.short_side[1],
@@ -247,15 +234,14 @@ def _preprocessing(config: Any) -> dict[str, Any]:
     'steps': [
       'turn the image upright by its EXIF orientation, put what is transparent over'
       ' white, and convert it to 8-bit RGB',
-      'of two canvases [height, width] take the one that is wider or higher as the'
-      ' image is; the first for a square image',
+      'of two canvases [height, width] take the wide one for a wide image and the high'
+      ' one for a high image; the first for a square image',
       'scale = min(short_side / min(h, w), max_long_side / max(h, w)); the resized h'
       ' and w are max(1, int(h * scale + 0.5)) and max(1, int(w * scale + 0.5))',
       'resize: bilinear, centres of pixels at half px, no antialiasing (as'
       " cv2.INTER_LINEAR; Pillow's Image.transform with AFFINE and BILINEAR)",
       'place it at the top left of the canvas, zeros around it',
       'image_sizes = (resized h, resized w); scales = (resized w / w, resized h / h)',
-      'normalising, decoding and suppression are in the program: nothing is to be'
-      ' subtracted or divided',
+      'the program normalises, decodes and suppresses: subtract and divide nothing',
     ],
   }

@@ -1,4 +1,4 @@
-"""A detector's parameters in one safetensors file that says what they are of."""
+"""A detector's parameters in one safetensors file that describes the detector."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ def write(trained: Trained, folder: str | os.PathLike) -> None:
 
 
 def load(folder: str | os.PathLike, described: manifest.Manifest) -> Trained:
-  """The detector of a folder whose manifest was read, bit for bit as it was written.
+  """The detector of a folder whose manifest was read; parameters equal bit for bit.
 
   Raises:
     ValueError: what `read` raises, or the export holds no parameters.
@@ -43,18 +43,18 @@ def load(folder: str | os.PathLike, described: manifest.Manifest) -> Trained:
 
 
 def write_weights(trained: Trained, folder: str | os.PathLike) -> dict[str, np.ndarray]:
-  """Writes the file alone.
+  """Writes the file without a manifest.
 
-  The arrays have names like 'params/backbone/stem/conv/kernel', the kernels of
-  convolutions the shape [height, width, in, out]. The file's metadata holds 'kind',
+  The arrays have names like 'params/backbone/stem/conv/kernel'; kernels of convolutions
+  have the shape [height, width, in, out]. The file's metadata holds 'kind',
   'format_version', 'versions', 'config', 'class_names', 'category_ids' and 'origin',
-  each as JSON, and 'sha256', of all that and of the arrays.
+  each as JSON, and 'sha256', of these and of the arrays.
 
   Returns:
     The arrays by their names.
   """
   arrays = {
-    # `save` writes the bytes of a transposed array in the order they lie in.
+    # `save` would write the bytes of a transposed array in their order in memory.
     name: np.asarray(leaf, order='C')
     for name, leaf in traverse_util.flatten_dict(trained.variables, sep='/').items()
   }
@@ -67,13 +67,13 @@ def write_weights(trained: Trained, folder: str | os.PathLike) -> dict[str, np.n
   }
   stored = {name: json.dumps(value) for name, value in metadata.items()}
   stored['sha256'] = _sha256(arrays, stored)
-  # `save_file` would make a file that its owner alone can read.
+  # `save_file` would make a file that only its owner can read.
   files.atomic_write(pathlib.Path(folder) / FILE, save(arrays, metadata=stored))
   return arrays
 
 
 def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
-  """The variables that arrays with names like 'params/head/scale0' are."""
+  """Variables from arrays by name, such as 'params/head/scale0'."""
   return traverse_util.unflatten_dict(dict(arrays), sep='/')
 
 
@@ -82,8 +82,8 @@ def read(path: str | os.PathLike) -> Trained:
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: no whole safetensors file, not one of these, of a newer version, not as
-      it was written, or parameters that are not those of its config's detector.
+    ValueError: a damaged or incomplete file, one that is not exported parameters or is
+      of a newer version, or parameters that are not those of its config's detector.
   """
   if not pathlib.Path(path).is_file():
     raise MissingFileError(f'{path} does not exist')
@@ -92,42 +92,35 @@ def read(path: str | os.PathLike) -> Trained:
       stored = file.metadata() or {}
       arrays = {name: file.get_tensor(name) for name in file.keys()}
   except safetensors.SafetensorError as error:
-    raise UserError(f'{path} is no whole safetensors file: {error}') from error
-  manifest.check_head(_head_of(stored), path)
-  if stored.get('sha256') != _sha256(arrays, stored):
     raise UserError(
-      f'{path} is not as it was written (its SHA-256 differs from the one in its'
+      f'{path} is not a complete safetensors file ({error}): copy it again'
+    ) from error
+  checksum, metadata = stored.pop('sha256', None), {}
+  for name, text in stored.items():
+    # A newer version may hold anything but the head in another form.
+    with contextlib.suppress(json.JSONDecodeError):
+      metadata[name] = json.loads(text)
+  manifest.check_head(metadata, path)
+  if checksum != _sha256(arrays, stored):
+    raise UserError(
+      f'{path} has changed since the export (its SHA-256 differs from the one in its'
       ' metadata): copy it again, or export again'
     )
   try:
-    metadata = {name: json.loads(text) for name, text in _described(stored).items()}
     names, ids = checked_classes(metadata['class_names'], metadata['category_ids'])
     config, origin = stored_config(metadata['config']), metadata['origin']
   except MALFORMED as error:
     raise UserError(
-      f'{path} does not say what it is of ({error!r}): export again'
+      f'{path} does not describe its detector ({error!r}): export again'
     ) from error
   trained = Trained(config, nested(arrays), names, ids, origin)
   check_trained(trained, path)
   return trained
 
 
-def _head_of(stored: Mapping[str, str]) -> dict[str, Any]:
-  """What `check_head` reads; a newer version may hold all else in another form."""
-  head = {}
-  for name in ('kind', 'format_version'):
-    with contextlib.suppress(KeyError, json.JSONDecodeError):
-      head[name] = json.loads(stored[name])
-  return head
-
-
-def _described(stored: Mapping[str, str]) -> dict[str, str]:
-  return {name: text for name, text in stored.items() if name != 'sha256'}
-
-
-def _sha256(arrays: Mapping[str, np.ndarray], stored: Mapping[str, str]) -> str:
-  """Of the metadata and of the arrays, each by name, whatever their order in a file."""
-  total = hashlib.sha256(json.dumps(_described(stored), sort_keys=True).encode())
+def _sha256(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+  """Of the metadata and the arrays; their order in the file does not count."""
+  total = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
   for name, array in sorted(arrays.items()):
     total.update(f'{name} {array.dtype} {array.shape}'.encode())
     total.update(array.tobytes())

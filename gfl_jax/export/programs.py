@@ -1,53 +1,93 @@
-"""What the exported programs have in common: a file for each canvas."""
+"""Detectors as programs: the exported function, and one file for each canvas."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation import evaluator
+from gfl_jax.evaluation.decode import Detections
+from gfl_jax.export import manifest
 from gfl_jax.models import build_detector
-from gfl_jax.weights.trained import Found, Program
-
-INPUTS = ('images', 'image_sizes', 'scales')
-OUTPUTS = ('boxes', 'scores', 'classes', 'valid', 'edge_std')
+from gfl_jax.weights.trained import Program, Trained
 
 
 def make_function(config: Any) -> Callable[..., dict[str, Any]]:
-  """The pure function that is exported: (variables, batch) -> what `Found` holds."""
-  # Nothing is computed again where there is no backward pass.
+  """The pure function (variables, batch) -> outputs, as in `manifest.OUTPUTS`."""
+  # Without a backward pass, nothing has to be recomputed to save memory.
   detector = build_detector({**config, 'model': {**config.model, 'remat': ()}})
   detect = evaluator.make_detect(detector, config)
 
   def function(variables, batch):
     found = detect(variables, batch)._asdict()
-    return {name: found[name] for name in OUTPUTS}
+    return {name: found[name] for name in manifest.OUTPUTS}
 
   return function
 
 
-def file_name(canvas: tuple[int, int], suffix: str) -> str:
-  """Of the program for a canvas (height, width)."""
-  return f'detect_{canvas[0]}x{canvas[1]}.{suffix}'
+def jitted(trained: Trained) -> Program:
+  """A detector as a program of this process, compiled at the first batch of a shape."""
+  detect = jax.jit(make_function(trained.config))
+  variables = jax.device_put(trained.variables)
+  return lambda batch: Detections(**jax.device_get(detect(variables, dict(batch))))
 
 
-def by_canvas(
-  folder: pathlib.Path, described: Any, load_file: Callable[[pathlib.Path], Callable]
-) -> Program:
-  """One program out of those for each canvas; a file is loaded when it is needed.
+def batch_shapes(canvas: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a batch of any size on a canvas (height, width)."""
+  (size,) = jax.export.symbolic_shape('batch')
+  return {
+    'images': jax.ShapeDtypeStruct((size, *canvas, 3), jnp.uint8),
+    'image_sizes': jax.ShapeDtypeStruct((size, 2), jnp.int32),
+    'scales': jax.ShapeDtypeStruct((size, 2), jnp.float32),
+  }
+
+
+def write(
+  folder: pathlib.Path,
+  trained: Trained,
+  serialize: Callable[[dict[str, jax.ShapeDtypeStruct]], bytes],
+  *,
+  format: str,
+  files: Sequence[str] = (),
+) -> None:
+  """Writes a program for each canvas, and the manifest.
 
   Args:
     folder: of the export.
-    described: its `Manifest`.
-    load_file: makes of a program's file a function of the batch that returns a
-      mapping with what `Found` holds.
+    trained: the detector.
+    serialize: returns the content of a program's file for a batch of such shapes.
+    format: one of `manifest.FORMATS`.
+    files: names of other files of the export, which are there already.
+  """
+  described = []
+  for height, width in manifest.canvases(trained.config):
+    name = f'detect_{height}x{width}.{format}'
+    (folder / name).write_bytes(serialize(batch_shapes((height, width))))
+    described.append({'file': name, 'canvas': [height, width], 'batch': 'any'})
+  names = [*files, *(program['file'] for program in described)]
+  manifest.write(folder, trained, format=format, names=names, programs=described)
+
+
+def by_canvas(
+  folder: pathlib.Path,
+  described: manifest.Manifest,
+  load_file: Callable[[pathlib.Path], Callable],
+) -> Program:
+  """The programs of an export as one; a file is loaded at the first batch for it.
+
+  Args:
+    folder: of the export.
+    described: its manifest.
+    load_file: returns the function of a program's file: batch -> outputs by name.
   """
   files = {tuple(p['canvas']): folder / p['file'] for p in described.programs}
   loaded: dict[tuple[int, ...], Callable] = {}
 
-  def program(batch: Mapping[str, np.ndarray]) -> Found:
+  def program(batch: Mapping[str, np.ndarray]) -> Detections:
     canvas = batch['images'].shape[1:3]
     if canvas not in files:
       raise UserError(
@@ -56,7 +96,7 @@ def by_canvas(
       )
     if canvas not in loaded:
       loaded[canvas] = load_file(files[canvas])
-    found = loaded[canvas]({name: batch[name] for name in INPUTS})
-    return Found(**{name: np.asarray(found[name]) for name in OUTPUTS})
+    found = loaded[canvas]({name: batch[name] for name in manifest.INPUTS})
+    return Detections(**{name: np.asarray(found[name]) for name in manifest.OUTPUTS})
 
   return program

@@ -1,15 +1,14 @@
 """A detector as programs of StableHLO, which jax alone runs, on CPU, GPU and TPU.
 
-Images to detections, with normalising, decoding and suppression; any batch size. The
-parameters lie beside, once for all canvases. jax reads a program for at least six
-months after it was written (docs.jax.dev/en/latest/export), and not before its version.
+A program turns images into detections: it normalises, decodes and suppresses, for any
+batch size. All programs share one file of parameters. jax reads a program for at least
+six months after it was written (docs.jax.dev/en/latest/export); an older jax does not.
 """
 
 import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
 from safetensors.numpy import load_file
 
 from gfl_jax.errors import UserError
@@ -17,41 +16,27 @@ from gfl_jax.export import manifest, params, programs
 from gfl_jax.weights.trained import Program, Trained
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-_SUFFIX = 'stablehlo'
 
 
 def write(trained: Trained, folder: str | os.PathLike) -> None:
   """Writes the programs, `weights.safetensors` and the manifest into an empty folder.
 
-  A file is what `jax.export.deserialize` reads: a function (weights, batch) -> found,
-  where `weights` are the arrays of `weights.safetensors` by their names, and `batch`
-  and `found` are dicts of arrays as the manifest has them.
+  `jax.export.deserialize` reads a program: a function (weights, batch) -> outputs.
+  `weights` are the arrays of `weights.safetensors` by name; `batch` and the outputs are
+  dicts of arrays, which the manifest describes.
   """
   folder = pathlib.Path(folder)
   weights = params.write_weights(trained, folder)
   function = programs.make_function(trained.config)
-
-  def detect(weights, batch):
-    return function(params.nested(weights), batch)
-
-  shapes = {
-    name: jax.ShapeDtypeStruct(array.shape, array.dtype)
-    for name, array in weights.items()
-  }
-  described = []
-  for canvas in manifest.canvases(trained.config):
-    name = programs.file_name(canvas, _SUFFIX)
-    exported = jax.export.export(jax.jit(detect), platforms=PLATFORMS)(
-      shapes, batch_shapes(canvas)
-    )
-    (folder / name).write_bytes(exported.serialize())
-    described.append({'file': name, 'canvas': list(canvas), 'batch': 'any'})
-  manifest.write(
+  shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in weights.items()}
+  detect = jax.jit(lambda weights, batch: function(params.nested(weights), batch))
+  export = jax.export.export(detect, platforms=PLATFORMS)
+  programs.write(
     folder,
     trained,
+    lambda batch: export(shapes, batch).serialize(),
     format='stablehlo',
-    names=[params.FILE, *(program['file'] for program in described)],
-    programs=described,
+    files=[params.FILE],
   )
 
 
@@ -69,18 +54,8 @@ def load(folder: str | os.PathLike, described: manifest.Manifest) -> Program:
   def load_program(path: pathlib.Path):
     try:
       call = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
-    except Exception as error:  # flatbuffers and MLIR raise of many kinds
+    except Exception as error:  # flatbuffers and MLIR raise errors of many types
       raise UserError(f'jax {jax.__version__} cannot read {path}: {error}') from error
     return lambda batch: jax.device_get(call(weights, batch))
 
   return programs.by_canvas(folder, described, load_program)
-
-
-def batch_shapes(canvas: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a batch of any size on a canvas (height, width)."""
-  (size,) = jax.export.symbolic_shape('batch')
-  return {
-    'images': jax.ShapeDtypeStruct((size, *canvas, 3), jnp.uint8),
-    'image_sizes': jax.ShapeDtypeStruct((size, 2), jnp.int32),
-    'scales': jax.ShapeDtypeStruct((size, 2), jnp.float32),
-  }

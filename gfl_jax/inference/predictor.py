@@ -1,6 +1,7 @@
 """Predictions in three lines: `gfl_jax.load(path).predict(images)`."""
 
 import dataclasses
+import importlib
 import itertools
 import os
 import pathlib
@@ -13,10 +14,10 @@ from PIL import Image
 
 from gfl_jax.data import prefetch
 from gfl_jax.errors import MissingFileError, UserError
-from gfl_jax.export import manifest
-from gfl_jax.inference import inputs as image_forms
-from gfl_jax.inference.inputs import Placed, Source
-from gfl_jax.weights.trained import Program
+from gfl_jax.export import manifest, programs
+from gfl_jax.inference import preprocessing
+from gfl_jax.inference.preprocessing import Placed, Source
+from gfl_jax.weights.trained import Program, Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +156,8 @@ class Predictor:
   def _read(self, images, failed) -> Iterator[tuple[int, np.ndarray, Placed]]:
     for index, image in enumerate(images):
       try:
-        rgb = image_forms.to_rgb(image)
-        placed = image_forms.place(rgb, self.config)
+        rgb = preprocessing.to_rgb(image)
+        placed = preprocessing.place(rgb, self.config)
       except (TypeError, ValueError, OSError) as error:
         failed(index, error)
         continue
@@ -164,7 +165,7 @@ class Predictor:
 
   def _detect(self, group, batch_size):
     placed = [placed for _, _, placed in group]
-    found = self._program(image_forms.batch_of(placed, batch_size))
+    found = self._program(preprocessing.batch_of(placed, batch_size))
     for row, (index, rgb, _) in enumerate(group):
       kept = found.valid[row]
       classes = found.classes[row][kept]
@@ -182,10 +183,7 @@ class Predictor:
 
 
 def load(
-  path: str | os.PathLike,
-  *,
-  step: str | int | None = None,
-  weights: str | None = None,
+  path: str | os.PathLike, *, step: str | int | None = None, weights: str | None = None
 ) -> Predictor:
   """A trained detector, ready for images.
 
@@ -200,80 +198,49 @@ def load(
   Raises:
     FileNotFoundError: nothing there, or neither a run nor an export.
     ValueError: what is there does not fit together, or is damaged; `step` or `weights`
-      of an export, which holds one step's.
+      of an export, which holds one step.
   """
-  root = root_of(path)
-  chosen = choice(root, step=step, weights=weights)
+  root = root_of(path, step=step, weights=weights)
   if (root / manifest.NAME).is_file():
-    described = manifest.read(root)
-    return Predictor(
-      _exported_program(root, described),
-      described.config,
-      described.class_names,
-      described.category_ids,
-    )
-  from gfl_jax.inference import runs
+    source = manifest.read(root)
+    # A format's packages are imported when it is loaded: onnx needs an extra.
+    module = importlib.import_module(f'gfl_jax.export.{source.format}')
+    loaded = module.load(root, source)
+  else:
+    # Not imported for an export, which needs neither training nor orbax.
+    from gfl_jax.inference import loading
 
-  trained = runs.load_trained(root, **chosen)
-  program = runs.make_program(trained)
-  return Predictor(program, trained.config, trained.class_names, trained.category_ids)
-
-
-def choice(
-  root: pathlib.Path, *, step: str | int | None, weights: str | None
-) -> dict[str, Any]:
-  """What was chosen of a run, by name; None chooses nothing.
-
-  Args:
-    root: from `root_of`.
-    step: as `load` takes it.
-    weights: as `load` takes them.
-
-  Raises:
-    ValueError: something is chosen of an export, which holds one step's.
-  """
-  both = {'step': step, 'weights': weights}
-  chosen = {name: value for name, value in both.items() if value is not None}
-  if chosen and (root.is_file() or (root / manifest.NAME).is_file()):
-    raise UserError(f'{root} is an export, of one step: {chosen} is for runs alone')
-  return chosen
+    source = loaded = loading.load_trained(root, step=step, weights=weights)
+  program = programs.jitted(loaded) if isinstance(loaded, Trained) else loaded
+  return Predictor(program, source.config, source.class_names, source.category_ids)
 
 
-def root_of(path: str | os.PathLike) -> pathlib.Path:
-  """What `load` would read: the folder of a run or of an export, or a lone file.
+def root_of(
+  path: str | os.PathLike, *, step: str | int | None = None, weights: str | None = None
+) -> pathlib.Path:
+  """What `load` reads: the folder of a run or of an export, or a lone file.
 
   Raises:
     FileNotFoundError: it is no run, no export and no file of one.
+    ValueError: `step` or `weights` of an export.
   """
-  path = pathlib.Path(path)
+  root = path = pathlib.Path(path)
   if not path.exists():
     raise MissingFileError(f'{path} does not exist')
-  if path.is_file():
-    if (path.parent / manifest.NAME).is_file():
-      return path.parent
-    if path.suffix == '.safetensors':
-      return path
+  if path.is_file() and (path.parent / manifest.NAME).is_file():
+    root = path.parent
+  elif path.is_file() and path.suffix != '.safetensors':
     raise MissingFileError(f'{path} is no file of an export: no {manifest.NAME} beside')
-  if not any((path / name).is_file() for name in (manifest.NAME, 'config.json')):
+  is_run = (root / 'config.json').is_file()
+  is_export = root.is_file() or (root / manifest.NAME).is_file()
+  if not is_run and not is_export:
     raise MissingFileError(
       f'{path} is neither the folder of a run (no config.json) nor of an export (no'
       f' {manifest.NAME})'
     )
-  return path
-
-
-# A format's packages are imported when it is loaded: onnx needs an extra, and the
-# programs need none of the detector's code.
-def _exported_program(folder: pathlib.Path, described: manifest.Manifest) -> Program:
-  if described.format == 'params':
-    from gfl_jax.export import params
-    from gfl_jax.inference import runs
-
-    return runs.make_program(params.load(folder, described))
-  if described.format == 'stablehlo':
-    from gfl_jax.export import stablehlo
-
-    return stablehlo.load(folder, described)
-  from gfl_jax.export import onnx
-
-  return onnx.load(folder, described)
+  if is_export and (step, weights) != (None, None):
+    raise UserError(
+      f'{root} is an export of one step, so {step=} and {weights=} cannot be chosen:'
+      ' leave them out, or give the folder of a run'
+    )
+  return root

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -117,14 +116,11 @@ class Results:
     )
 
   def _coco_results(self, image_id: int, found: ImageDetections) -> list[dict]:
-    fields: dict[str, Any] = {
-      name: getattr(found, name)[None]
-      for name in ('boxes', 'scores', 'classes', 'edge_std')
-    }
-    fields['valid'] = np.ones((1, len(found)), bool)
-    fields['anchor_index'] = np.full((1, len(found)), -1)  # not known, and not read
+    fields = found.boxes, found.scores, found.classes, np.ones(len(found), bool)
     results = coco_metrics.to_coco_results(
-      Detections(**fields), [image_id], self._detector.category_ids
+      Detections(*(field[None] for field in (*fields, found.edge_std))),
+      [image_id],
+      self._detector.category_ids,
     )
     spreads = found.edge_std.astype(np.float64).round(3).tolist()
     return [one | {'edge_std': s} for one, s in zip(results, spreads, strict=True)]

@@ -1,22 +1,26 @@
 """Whether an exported program finds what the run's own detector finds."""
 
+import itertools
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+import tqdm
 
 from gfl_jax import data
 from gfl_jax.errors import UserError
-from gfl_jax.export import manifest
-from gfl_jax.inference import image_files
-from gfl_jax.inference import inputs as image_forms
-from gfl_jax.inference.inputs import Placed
-from gfl_jax.weights.trained import Found
+from gfl_jax.evaluation.decode import Detections
+from gfl_jax.export import manifest, programs
+from gfl_jax.inference import image_files, preprocessing
+from gfl_jax.inference.preprocessing import Placed
+from gfl_jax.weights.trained import Program, Trained
 
 NUM_IMAGES = 4  # in a batch, and of the data set
-_MOST_FILES = 16  # of the given ones: a folder may hold thousands
+_MAX_FILES = 16  # of the given ones: a folder may hold thousands
 TOLERANCE = 1e-4
 _LOG = logging.getLogger(__name__)
 _UNITS = (
@@ -32,8 +36,8 @@ def sample_images(
   Args:
     config: the experiment's.
     images: files, folders or patterns, of which 16 evenly spaced ones are taken; one
-      that cannot be read is named in a warning and left out. None takes the data set
-      of `config.data`.
+      that cannot be read is named in a warning and left out. An empty list takes the
+      data set of `config.data`.
     leave_out: a folder whose images are not taken.
 
   Raises:
@@ -41,7 +45,7 @@ def sample_images(
     FileNotFoundError: images that do not exist.
   """
   if images:
-    return _of_files(config, image_files.find(images, leave_out=leave_out))
+    return _read_some(config, image_files.find(images, leave_out=leave_out))
   try:
     data_config = config.data.copy_and_resolve_references()
     data_config.cache = False  # a few images are read, not all
@@ -51,23 +55,20 @@ def sample_images(
       'an export is compared with its run on images, and the data set of the run'
       f' cannot be used here ({error}): give --images=FOLDER of some like it'
     ) from error
-  placed: list[Placed] = []
-  for batch in dataset.eval_batches(NUM_IMAGES):
-    placed += [
-      Placed(batch['images'][row], batch['image_sizes'][row], batch['scales'][row])
-      for row in np.flatnonzero(batch['image_ids'] >= 0)
-    ]
-    if len(placed) >= NUM_IMAGES:
-      break
-  return placed[:NUM_IMAGES]
+  placed = (
+    Placed(batch['images'][row], batch['image_sizes'][row], batch['scales'][row])
+    for batch in dataset.eval_batches(NUM_IMAGES)
+    for row in np.flatnonzero(batch['image_ids'] >= 0)
+  )
+  return list(itertools.islice(placed, NUM_IMAGES))
 
 
-def _of_files(config: Any, found: Sequence[image_files.ImageFile]) -> list[Placed]:
-  chosen = np.linspace(0, len(found) - 1, min(len(found), _MOST_FILES)).round()
+def _read_some(config: Any, found: Sequence[image_files.ImageFile]) -> list[Placed]:
+  chosen = np.linspace(0, len(found) - 1, min(len(found), _MAX_FILES)).round()
   placed = []
   for path in (found[int(index)].path for index in chosen):
     try:
-      placed.append(image_forms.place(image_forms.to_rgb(path), config))
+      placed.append(preprocessing.place(preprocessing.to_rgb(path), config))
     except (ValueError, OSError) as error:
       _LOG.warning('Not compared on %s: %s', path, error)
   if not placed:
@@ -91,40 +92,70 @@ def batches_on_each_canvas(
     ]
     for start in range(0, len(fitting), NUM_IMAGES):
       part = fitting[start : start + NUM_IMAGES]
-      yield image_forms.batch_of(part, NUM_IMAGES)
+      yield preprocessing.batch_of(part, NUM_IMAGES)
+
+
+def compare(
+  trained: Trained, program: Program, placed: Sequence[Placed], *, precise: bool
+) -> dict[str, Any]:
+  """Compares an exported program with the run's detector on each canvas.
+
+  Args:
+    trained: the run's detector.
+    program: the export's.
+    placed: images.
+    precise: whether the program multiplies in full float32 on any device. On GPUs and
+      TPUs a jitted function does so only if it is told to.
+
+  Returns:
+    `Comparison.result`, and the device.
+
+  Raises:
+    ValueError: what `Comparison.result` raises.
+  """
+  comparison = Comparison(trained.config.decode.score_threshold)
+  reference = programs.jitted(trained)
+  batches = list(batches_on_each_canvas(trained.config, placed))
+  with jax.default_matmul_precision('highest' if precise else 'default'):
+    for batch in tqdm.tqdm(batches, desc='compare', unit='batch'):
+      comparison.add(batch, reference(batch), program(batch))
+  return comparison.result() | {'device': jax.devices()[0].device_kind}
 
 
 class Comparison:
-  """Adds up how two programs differ, batch by batch."""
+  """How much two programs differ, batch after batch."""
 
   def __init__(self, score_threshold: float):
-    """Args: score_threshold: of the programs; what lies within the tolerance of it may
-    be found by one of them alone."""
+    """Args: score_threshold: of the programs. A detection whose score is within the
+    tolerance of it may be found by one of them alone."""
     self._threshold = score_threshold
-    self._images: dict[str, int] = {}
-    self._detections: dict[str, int] = {}
+    self._images: Counter[str] = Counter()
+    self._detections: Counter[str] = Counter()
     self._largest = {'scores': 0.0, 'boxes': 0.0, 'edge_std': 0.0}
 
-  def add(self, batch: Mapping[str, np.ndarray], expected: Found, actual: Found):
+  def add(
+    self, batch: Mapping[str, np.ndarray], expected: Detections, actual: Detections
+  ):
     """Compares what is found in one batch, detection by detection.
 
-    The order does not count, because equal scores have none. Each detection of one is
-    held against the nearest of its class of the other.
+    Equal scores have no order, so the order does not count: each detection of one
+    program is compared with the nearest of its class of the other, both ways.
     """
     height, width = batch['images'].shape[1:3]
     canvas = f'{height}x{width}'
-    real = np.flatnonzero(batch['image_sizes'].all(-1))
-    self._images[canvas] = self._images.get(canvas, 0) + len(real)
-    self._detections[canvas] = self._detections.get(canvas, 0) + int(
-      expected.valid.sum()
-    )
+    self._images[canvas] += int(batch['image_sizes'].all(-1).sum())
+    self._detections[canvas] += int(expected.valid.sum())
     for row in range(len(batch['images'])):
       side = (batch['image_sizes'][row][::-1] / batch['scales'][row]).max()
-      theirs, ours = _of_image(expected, row, side), _of_image(actual, row, side)
-      floor = max(self._threshold, _last(expected, row), _last(actual, row))
-      for these, others in ((theirs, ours), (ours, theirs)):
-        sure = these['scores'] > floor + TOLERANCE
-        self._add_nearest({k: v[sure] for k, v in these.items()}, others)
+      pair = [_of_image(found, row, side) for found in (expected, actual)]
+      lowest = [
+        found.scores[row].min()
+        for found in (expected, actual)
+        if found.valid[row].all()  # no free slot: weaker detections were left out
+      ]
+      floor = max([self._threshold, *lowest]) + TOLERANCE
+      self._add_nearest(pair[0], pair[1], floor)
+      self._add_nearest(pair[1], pair[0], floor)
 
   def result(self) -> dict[str, Any]:
     """For the manifest: images and detections on each canvas, largest differences.
@@ -146,23 +177,25 @@ class Comparison:
         ' or train it longer'
       )
     return {
-      'images': self._images,
-      'detections': self._detections,
+      'images': dict(self._images),
+      'detections': dict(self._detections),
       'largest_differences': self._largest,
       'tolerance': TOLERANCE,
       'units': _UNITS,
     }
 
-  def _add_nearest(self, these, others) -> None:
+  def _add_nearest(self, these, others, floor: float) -> None:
+    """Adds the differences of those of `these` with a score above `floor`."""
+    these = {name: values[these['scores'] > floor] for name, values in these.items()}
     if not len(these['scores']):
       return
+    apart = lambda name: np.abs(these[name][:, None] - others[name][None])
     differences = {
-      'scores': np.abs(these['scores'][:, None] - others['scores'][None]),
-      'boxes': np.abs(these['boxes'][:, None] - others['boxes'][None]).max(-1),
-      'edge_std': np.abs(these['edge_std'][:, None] - others['edge_std'][None]).max(-1),
+      'scores': apart('scores'),
+      'boxes': apart('boxes').max(-1),
+      'edge_std': apart('edge_std').max(-1),
     }
-    unlike = these['classes'][:, None] != others['classes'][None]
-    total = np.where(unlike, np.inf, sum(differences.values()))
+    total = np.where(apart('classes') != 0, np.inf, sum(differences.values()))
     if not total.size or np.isinf(total.min(-1)).any():
       self._largest['scores'] = max(self._largest['scores'], 1.0)
       return
@@ -174,7 +207,7 @@ class Comparison:
         self._largest[name] = largest
 
 
-def _of_image(found: Found, row: int, side: float) -> dict[str, np.ndarray]:
+def _of_image(found: Detections, row: int, side: float) -> dict[str, np.ndarray]:
   """The detections of one image; px as shares of its longer side."""
   kept = found.valid[row]
   return {
@@ -183,8 +216,3 @@ def _of_image(found: Found, row: int, side: float) -> dict[str, np.ndarray]:
     'boxes': found.boxes[row][kept] / max(side, 1),
     'edge_std': found.edge_std[row][kept] / max(side, 1),
   }
-
-
-def _last(found: Found, row: int) -> float:
-  """The score below which detections were left out for want of slots."""
-  return float(found.scores[row].min()) if found.valid[row].all() else 0.0

@@ -194,7 +194,7 @@ def compiled_functions(
 
   Returns:
     The Flax module; update: (state, batch) -> (state, metrics); predict:
-    (variables, batch) -> `evaluator.PredictOutput`. They compile at their first call
+    (variables, batch) -> `evaluator.Output`. They compile at their first call
     for each canvas.
   """
   detector = models.build_detector(config)

@@ -1,4 +1,4 @@
-"""A trained detector: what every export is made of, and what every use begins with."""
+"""A trained detector: its parameters and what is needed to use or export them."""
 
 import dataclasses
 import os
@@ -8,12 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation import decode
+from gfl_jax.evaluation.decode import Detections
 from gfl_jax.models import build_detector, make_anchors, network_input
 from gfl_jax.weights.trees import check_same, named_leaves
+
+# Finds the boxes of a batch, as `evaluator.make_detect` takes it, in NumPy.
+Program = Callable[[Mapping[str, np.ndarray]], Detections]
+_SIDE = 64  # px: parameters and the config's fields are the same for any canvas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,33 +40,6 @@ class Trained:
   origin: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """What a program finds in a batch, as numpy arrays: N slots for each of B images.
-
-  Attributes:
-    boxes: xyxy in px of the original image, by falling score; unused slots are zero.
-    scores: in (0, 1].
-    classes: 0..C-1.
-    valid: False for an unused slot.
-    edge_std: standard deviation of each side (left, top, right, bottom), in original
-      px.
-  """
-
-  boxes: Float[np.ndarray, 'b n 4']
-  scores: Float[np.ndarray, 'b n']
-  classes: Int[np.ndarray, 'b n']
-  valid: Bool[np.ndarray, 'b n']
-  edge_std: Float[np.ndarray, 'b n 4']
-
-
-# A batch as `evaluator.make_detect` takes it, in numpy, to what is found in it.
-Program = Callable[[Mapping[str, np.ndarray]], Found]
-
-
-_SIDE = 64  # px: parameters and the config's fields are the same for any canvas
-
-
 def check_trained(trained: Trained, source: str | os.PathLike) -> None:
   """Checks that a detector can be used; nothing is computed.
 
@@ -80,7 +57,7 @@ def check_trained(trained: Trained, source: str | os.PathLike) -> None:
     if len(names) != num_classes:
       raise UserError(
         f'{source} has model.num_classes={num_classes} and {len(names)} names of'
-        ' classes: in classes.json of a run, write what each class is called'
+        ' classes: give each class a name, in classes.json of a run'
       )
     for name in ('canvas', 'short_side', 'max_long_side'):
       getattr(config.data, name)
@@ -90,7 +67,7 @@ def check_trained(trained: Trained, source: str | os.PathLike) -> None:
       images = network_input(config, batch)
       predictions, variables = detector.init_with_output(key, images, train=False)
       points = make_anchors(config, images.shape[1:3])
-      # Traced for what it reads of the config.
+      # Traced only to read every field of the config that decoding needs.
       decode.decode_detections(
         predictions, points, batch['image_sizes'], config, scale_factors=batch['scales']
       )
@@ -104,8 +81,8 @@ def check_trained(trained: Trained, source: str | os.PathLike) -> None:
     expected = jax.eval_shape(init_and_detect, jax.random.key(0), batch)
   except AttributeError as error:
     raise UserError(
-      f'{source}: the config lacks a field ({error}): another version of gfl_jax wrote'
-      ' it; in config.json of a run, add the field as configs/gfl_r50_fpn_1x_coco.py'
-      ' has it'
+      f'{source}: the config lacks a field ({error}), because another version of'
+      ' gfl_jax wrote it: add the field to config.json of a run, as'
+      ' configs/gfl_r50_fpn_1x_coco.py has it'
     ) from error
   check_same(named_leaves(trained.variables), expected, str(source))

@@ -10,7 +10,6 @@ import jax
 
 from gfl_jax import models
 from gfl_jax.export import manifest, onnx, programs, stablehlo
-from gfl_jax.inference import runs
 from gfl_jax.weights.trained import Trained
 from scripts.benchmarks import cases
 
@@ -28,13 +27,13 @@ def exports(options: cases.Options, *, name: str) -> Iterator[dict]:
   names, ids = tuple(map(str, range(count))), tuple(range(count))
   trained = Trained(config.lock(), jax.device_get(variables), names, ids, {})
   batch = cases.random_batch(config, (side, side), size)
-  batch = {key: batch[key] for key in programs.INPUTS}
+  batch = {key: batch[key] for key in manifest.INPUTS}
 
   formats = {'stablehlo': stablehlo}
   if importlib.util.find_spec('onnx') and importlib.util.find_spec('onnxruntime'):
     formats['onnx'] = onnx
   with tempfile.TemporaryDirectory() as folder:
-    built = {'jitted': runs.make_program(trained)}
+    built = {'jitted': programs.jitted(trained)}
     for key, module in formats.items():
       part = pathlib.Path(folder) / key
       part.mkdir()

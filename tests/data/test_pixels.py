@@ -13,7 +13,7 @@ from PIL import Image, ImageFile, ImageOps
 from gfl_jax import data
 from gfl_jax.data import coco_json, pixels
 from gfl_jax.errors import UserError
-from gfl_jax.inference import inputs as used
+from gfl_jax.inference import preprocessing
 from tests.data import sets
 
 RAMP = np.add.outer(np.arange(32), np.arange(0, 256, 8)[:24]).astype(np.uint8)
@@ -176,12 +176,12 @@ def test_training_and_use_see_the_same_pixels(trained, number):
   folder, shown = trained
   name, _, expected = KINDS[number]
   path = folder / 'images' / name
-  in_use = used.to_rgb(path)
+  in_use = preprocessing.to_rgb(path)
   if expected is not None:
     np.testing.assert_array_equal(in_use, expected)
   np.testing.assert_array_equal(shown[number], in_use)
   with Image.open(path) as image:
-    np.testing.assert_array_equal(used.to_rgb(image), in_use)
+    np.testing.assert_array_equal(preprocessing.to_rgb(image), in_use)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))

@@ -209,8 +209,8 @@ def half(start, stop):
   observed = diagnostic_rows.Observations(ground_truth(14), CONFIG)
   ids = []
   for batch in list(batches(14, 1))[start:stop]:
-    output = jax.tree.map(np.asarray, predict(table(14), batch))
-    observed.add(batch, output.detections, output.candidates, output.sides)
+    found, sides, rest = jax.tree.map(np.asarray, predict(table(14), batch))
+    observed.add(batch, found, rest, sides)
     ids += batch['image_ids'].tolist()
   return [{'image_id': i} for i in ids], ids, observed.rows()
 

@@ -1,13 +1,11 @@
 """A tiny trained detector, and whether programs find the same with it."""
 
-import functools
-
 import jax
 import numpy as np
 
 from gfl_jax import models
-from gfl_jax.export import programs
-from gfl_jax.weights.trained import Found, Trained
+from gfl_jax.evaluation.decode import Detections
+from gfl_jax.weights.trained import Trained
 from tests import tiny
 
 
@@ -33,18 +31,7 @@ def batch(size=3, *, canvas=(64, 64)) -> dict[str, np.ndarray]:
   return {'images': images, 'image_sizes': sizes.astype(np.int32), 'scales': scales}
 
 
-def jitted(detector: Trained):
-  """What the exports are compared with."""
-  function = jax.jit(programs.make_function(detector.config))
-
-  @functools.wraps(function)
-  def program(batch):
-    return Found(**jax.device_get(function(detector.variables, batch)))
-
-  return program
-
-
-def assert_same(actual: Found, expected: Found, *, atol: float):
+def assert_same(actual: Detections, expected: Detections, *, atol: float):
   """Slot by slot; px and scores within atol."""
   assert expected.valid[:-1].all() and not expected.valid[-1].any()
   for name in ('valid', 'classes'):

@@ -79,14 +79,14 @@ def test_a_newer_version_may_hold_all_else_in_another_form(folder):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'kind': 'else'}, 'is not of an export of gfl_jax'),
+    ({'kind': 'else'}, 'not part of an export'),
     ({'format': 'tflite'}, r"format 'tflite' is not one of \('params'"),
     ({'files': {'../a.bin': ''}}, 'names a file outside its folder'),
-    ({'files': {'a.bin': '00'}}, r'a\.bin is not as it was written'),
-    ({'class_names': None}, 'no whole manifest'),
-    ({'class_names': 'abc'}, 'no whole manifest'),
+    ({'files': {'a.bin': '00'}}, r'a\.bin has changed'),
+    ({'class_names': None}, 'complete manifest'),
+    ({'class_names': 'abc'}, 'complete manifest'),
     ({'category_ids': [1, 7]}, '3 names and 2 category_ids'),
-    ({'config': {}}, 'no whole manifest'),
+    ({'config': {}}, 'complete manifest'),
     ({'format_version': 'x'}, r"manifest.json has format_version='x', no number"),
     ({'format_version': None}, r'manifest.json has format_version=None, no number'),
   ],
@@ -99,14 +99,14 @@ def test_what_cannot_be_meant_is_named(folder, changes, message):
 
 def test_a_changed_a_missing_and_a_truncated_file_are_named(folder):
   (folder / 'a.bin').write_bytes(b'abd')
-  with pytest.raises(ValueError, match=r'a\.bin is not as it was written'):
+  with pytest.raises(ValueError, match=r'a\.bin has changed'):
     manifest.read(folder)
   (folder / 'a.bin').unlink()
   with pytest.raises(FileNotFoundError, match=r'a\.bin is missing'):
     manifest.read(folder)
   path = folder / manifest.NAME
   path.write_text(path.read_text()[:100])
-  with pytest.raises(ValueError, match='no whole manifest'):
+  with pytest.raises(ValueError, match='complete manifest'):
     manifest.read(folder)
   path.unlink()
   with pytest.raises(FileNotFoundError, match='not the folder of an export'):

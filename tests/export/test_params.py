@@ -96,11 +96,11 @@ def test_a_changed_byte_of_a_lone_file_is_found(exported, tmp_path):
   path = tmp_path / 'x.safetensors'
   content[-9] ^= 1
   path.write_bytes(content)
-  with pytest.raises(ValueError, match=r'x\.safetensors is not as it was written'):
+  with pytest.raises(ValueError, match=r'x\.safetensors has changed'):
     params.read(path)
   content[-9] ^= 1
   path.write_bytes(content.replace(b'ttchen', b'ttchem'))
-  with pytest.raises(ValueError, match=r'x\.safetensors is not as it was written'):
+  with pytest.raises(ValueError, match=r'x\.safetensors has changed'):
     params.read(path)
 
 
@@ -127,7 +127,7 @@ def of_another_shape(trained):
     ),
     (None, {'class_names': ('a',), 'category_ids': (1,)}, 'num_classes=3 and 1 names'),
     (None, {'category_ids': (1,)}, '3 names and 1 category_ids'),
-    (None, {'config': ml_collections.ConfigDict()}, 'does not say what it is of'),
+    (None, {'config': ml_collections.ConfigDict()}, 'does not describe'),
   ],
 )
 def test_what_does_not_fit_together_is_told_on_reading(
@@ -146,13 +146,13 @@ def test_another_file_a_cut_one_and_none_are_errors(exported, tmp_path):
   folder, _ = exported
   path = tmp_path / 'x.safetensors'
   save_file({'a': np.zeros(2)}, path)
-  with pytest.raises(ValueError, match='not of an export of gfl_jax'):
+  with pytest.raises(ValueError, match='not part of an export'):
     params.read(path)
   save_file({'a': np.zeros(2)}, path, metadata={'format': 'pt'})
-  with pytest.raises(ValueError, match='not of an export of gfl_jax'):
+  with pytest.raises(ValueError, match='not part of an export'):
     params.read(path)
   path.write_bytes((folder / params.FILE).read_bytes()[:-10])
-  with pytest.raises(ValueError, match='no whole safetensors file'):
+  with pytest.raises(ValueError, match='complete safetensors file'):
     params.read(path)
   with pytest.raises(FileNotFoundError, match='none.safetensors does not exist'):
     params.read(tmp_path / 'none.safetensors')

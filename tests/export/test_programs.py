@@ -7,7 +7,7 @@ import pytest
 
 from gfl_jax.config import stored_config
 from gfl_jax.errors import UserError
-from gfl_jax.export import programs
+from gfl_jax.export import manifest, programs
 from gfl_jax.models import build_detector, init_variables
 from tests import tiny
 
@@ -15,7 +15,7 @@ from tests import tiny
 def test_an_export_computes_nothing_again():
   config, texts = tiny.config(), []
   variables = init_variables(build_detector(config), jax.random.key(0))
-  batch = {name: tiny.batch(1)[name] for name in programs.INPUTS}
+  batch = {name: tiny.batch(1)[name] for name in manifest.INPUTS}
   for remat in ((), ('stage1', 'head')):
     config.model.remat = remat
     text = str(jax.make_jaxpr(programs.make_function(config))(variables, batch))

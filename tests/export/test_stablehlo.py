@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from gfl_jax.export import manifest, params, stablehlo
+from gfl_jax.export import manifest, params, programs, stablehlo
 from tests.export import detectors
 
 CANVAS = (64, 96)
@@ -42,7 +42,7 @@ def exported(tmp_path_factory):
 def test_it_finds_what_the_jitted_model_finds_for_any_batch_size(exported):
   folder, trained = exported
   described = manifest.read(folder)
-  program, reference = stablehlo.load(folder, described), detectors.jitted(trained)
+  program, reference = stablehlo.load(folder, described), programs.jitted(trained)
   for size, canvas in ((3, CANVAS), (2, CANVAS[::-1])):
     batch = detectors.batch(size, canvas=canvas)
     detectors.assert_same(program(batch), reference(batch), atol=1e-4)
@@ -56,7 +56,7 @@ def test_jax_alone_runs_it(exported, tmp_path):
   np.savez(tmp_path / 'batch.npz', **batch)
   subprocess.run([sys.executable, '-c', ALONE, tmp_path], check=True)
   described = json.loads((tmp_path / manifest.NAME).read_text())
-  expected = detectors.jitted(trained)(batch)
+  expected = programs.jitted(trained)(batch)
   with np.load(tmp_path / 'found.npz') as found:
     assert set(found) == set(described['outputs'])
     for name, output in described['outputs'].items():

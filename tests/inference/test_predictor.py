@@ -13,10 +13,10 @@ from PIL import Image
 import gfl_jax
 from gfl_jax.data.dataset import Dataset
 from gfl_jax.evaluation import evaluator
-from gfl_jax.inference import runs
+from gfl_jax.evaluation.decode import Detections
+from gfl_jax.inference import loading
 from gfl_jax.inference.predictor import Predictor, root_of
 from gfl_jax.models import build_detector
-from gfl_jax.weights.trained import Found
 from tests.data import sets
 from tests.inference import small_run
 
@@ -53,7 +53,7 @@ def same(actual, expected):
 
 
 def test_boxes_are_those_of_evaluation(run, found, tmp_path):
-  trained = runs.load_run(run)
+  trained = loading.load_run(run)
   split = sets.annotations(SIZES, [[(8, 8, 40, 40)]] * len(SIZES))
   part = split, sets.memory_pixels(pictures())
   dataset = Dataset(
@@ -140,7 +140,7 @@ def recorder(batches):
     scores = batch['images'][:, 0, 0, :1] / np.float32(255)
     boxes = np.zeros((size, 1, 4), np.float32)
     zeros = np.zeros((size, 1), np.int32)
-    return Found(boxes, scores, zeros, batch['image_sizes'][:, :1] > 0, boxes)
+    return Detections(boxes, scores, zeros, batch['image_sizes'][:, :1] > 0, boxes)
 
   return program
 
@@ -214,23 +214,23 @@ def test_an_export_finds_what_its_run_finds(run, found, format, tmp_path):
     pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
   module = importlib.import_module(f'gfl_jax.export.{format}')
-  module.write(runs.load_run(run), tmp_path)
+  module.write(loading.load_run(run), tmp_path)
   exported = gfl_jax.load(tmp_path)
   assert exported.class_names == small_run.NAMES
   assert exported.category_ids == small_run.IDS
-  assert exported.config.to_dict() == runs.load_run(run).config.to_dict()
+  assert exported.config.to_dict() == loading.load_run(run).config.to_dict()
   same(exported.predict(pictures()), found)
 
 
 def test_parameters_alone_are_enough(run, found, tmp_path):
   from gfl_jax.export import params
 
-  params.write(runs.load_run(run), tmp_path)
+  params.write(loading.load_run(run), tmp_path)
   (file,) = tmp_path.glob('*.safetensors')
   same(gfl_jax.load(file).predict(pictures()[:1]), found[:1])
   moved = file.rename(tmp_path.with_suffix('.safetensors'))
   same(gfl_jax.load(moved).predict(pictures()[:1]), found[:1])
-  with pytest.raises(ValueError, match="'step': 'best'} is for runs alone"):
+  with pytest.raises(ValueError, match="step='best'"):
     gfl_jax.load(moved, step='best')
 
 

@@ -412,7 +412,7 @@ def test_the_code_is_that_of_the_sources_that_make_numbers(tmp_path, monkeypatch
     assert changed(name, b'\n', b'\r\n') == set()  # as git may check it out
   others = (
     *('reports/report.py', 'launch.py', 'studies/runner.py', 'multihost/watchdog.py'),
-    *('inference/exporting.py', 'export/onnx/model.py', 'export/params.py'),
+    *('inference/verified_export.py', 'export/onnx/model.py', 'export/params.py'),
   )
   for name in others:
     assert changed(name, b'1', b'2') == set(), name

@@ -13,7 +13,7 @@ import pytest
 
 from gfl_jax.checkpointing.manager import Checkpoints
 from gfl_jax.data.coco_classes import COCO_CATEGORY_IDS, COCO_NAMES
-from gfl_jax.inference import exporting, runs
+from gfl_jax.inference import loading, verified_export
 from gfl_jax.models import build_detector
 from gfl_jax.training import importing, loop
 from gfl_jax.training.evaluate import evaluate_run
@@ -52,7 +52,7 @@ def import_detector(checkpoint, workdir, config=None, **changes):
   stored = state_dicts.read_state_dict(checkpoint, changes.pop('weights', 'ema'))
   config = config or tiny_config()
   importing.import_detector(stored, workdir, config, **arguments | changes)
-  return runs.load_run(workdir)
+  return loading.load_run(workdir)
 
 
 def assert_equal(tree, expected):
@@ -95,7 +95,7 @@ def test_an_imported_run_can_be_evaluated_and_trained_on(
   loop.train(config, workdir)
   moved = jax.tree.map(
     lambda new, old: np.abs(new - old).max(),
-    runs.load_run(workdir, weights='raw').variables['params'],
+    loading.load_run(workdir, weights='raw').variables['params'],
     variables['params'],
   )
   assert 0 < max(jax.tree.leaves(moved['head'])) < 0.1  # one step from there
@@ -132,18 +132,18 @@ def test_a_run_or_an_export_is_a_start_for_other_classes(
   checkpoint, variables, tmp_path, caplog
 ):
   ours = import_detector(checkpoint, tmp_path / 'run')
-  exporting.export(ours, 'params', tmp_path / 'export')
+  verified_export.write(ours, 'params', tmp_path / 'export')
   five = tiny_config()
   five.model.num_classes = 5
 
   def start(source, target, config, class_names='a,b,c,d,e', new_head=True):
-    stored = runs.load_trained(tmp_path / source)
+    stored = loading.load_trained(tmp_path / source)
     importing.import_detector(
       stored, tmp_path / target, config, class_names=class_names, new_head=new_head
     )
-    return runs.load_run(tmp_path / target)
+    return loading.load_run(tmp_path / target)
 
-  assert_equal(runs.load_trained(tmp_path / 'run', step='0').variables, variables)
+  assert_equal(loading.load_trained(tmp_path / 'run', step='0').variables, variables)
   run = start('export', 'x', five)
   assert run.class_names == tuple('abcde') and not caplog.messages
   params, head = dict(run.variables['params']), dict(variables['params']['head'])
@@ -168,7 +168,7 @@ def test_a_run_or_an_export_is_a_start_for_other_classes(
   assert (same.class_names, same.category_ids) == (ours.class_names, ours.category_ids)
   assert 'points.offset: stored 0.0, given 0.5' in caplog.text
   with pytest.raises(ValueError, match='is an export, of one step'):
-    runs.load_trained(tmp_path / 'export', step='0')
+    loading.load_trained(tmp_path / 'export', step='0')
 
 
 def test_classes_are_called_as_a_json_says(checkpoint, tmp_path):

@@ -100,7 +100,7 @@ def test_detections_are_those_of_one_device(num_devices, mode):
     devices = parallel.DataParallel(mode, jax.devices()[:num_devices])
     placed = devices.replicate(variables())
     output = devices.predict(predict)(placed, devices.split(batch))
-    return jax.device_get(output.detections)
+    return jax.device_get(output[0])
 
   found, expected = detections(mode, num_devices), detections('jit', 1)
   assert expected.valid.any()

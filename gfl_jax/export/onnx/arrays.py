@@ -1,4 +1,4 @@
-"""Arithmetic, shapes and reductions as operators of ONNX; see onnx_operators.py."""
+"""Arithmetic, shapes and reductions as operators of ONNX; see operators.py."""
 
 import dataclasses
 import functools
@@ -7,9 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from gfl_jax.export.onnx.graph import Graph, Tensor, constant, is_static
-
-Outputs = Sequence[Tensor]
+from gfl_jax.export.onnx.graph import (
+  Graph,
+  Outputs,
+  Tensor,
+  constant,
+  int64,
+  is_static,
+)
 
 
 def broadcasting(
@@ -30,15 +35,12 @@ def broadcasting(
     next((s for s in axis if not is_static([s]) or s != 1), 1)
     for axis in zip(*sizes, strict=True)
   ]
-  (result,) = graph.node(operator, inputs, [(aval.dtype, stored)], **attributes)
+  result = graph.op(operator, inputs, stored, aval.dtype, **attributes)
   return dataclasses.replace(result, shape=aval.shape)
 
 
-def _elementwise(
-  operator: str, graph: Graph, equation: Any, inputs: Sequence[Tensor], **attributes
-) -> Outputs:
-  aval = equation.outvars[0].aval
-  return [broadcasting(graph, operator, inputs, aval, **attributes)]
+def _elementwise(operator, graph, equation, inputs, **attributes) -> Tensor:
+  return broadcasting(graph, operator, inputs, equation.outvars[0].aval, **attributes)
 
 
 def _simple(operator: str, **attributes) -> Callable:
@@ -54,18 +56,18 @@ def _logical(operator: str) -> Callable:
 
 
 def _is_finite(graph, equation, inputs):
-  (size,) = graph.node('Abs', inputs, [(inputs[0].dtype, inputs[0].stored)])
+  size = graph.op('Abs', inputs, inputs[0].stored)
   infinity = constant(np.array(np.inf, inputs[0].dtype))
   return _elementwise('Less', graph, equation, [size, infinity])
 
 
 def _rsqrt(graph, equation, inputs):
-  (root,) = graph.node('Sqrt', inputs, [(inputs[0].dtype, inputs[0].stored)])
+  root = graph.op('Sqrt', inputs, inputs[0].stored)
   return _elementwise('Reciprocal', graph, equation, [root])
 
 
 def _not_equal(graph, equation, inputs):
-  (equal,) = _elementwise('Equal', graph, equation, inputs)
+  equal = _elementwise('Equal', graph, equation, inputs)
   return _elementwise('Not', graph, equation, [equal])
 
 
@@ -81,7 +83,7 @@ def _square(graph, equation, inputs):
 def _select(graph, equation, inputs):
   which, *cases = inputs
   need(which.dtype == bool and len(cases) == 2, equation)
-  return [where(graph, which, cases[1], cases[0], equation.outvars[0].aval)]
+  return where(graph, which, cases[1], cases[0], equation.outvars[0].aval)
 
 
 def where(graph: Graph, which: Tensor, yes: Tensor, no: Tensor, aval: Any) -> Tensor:
@@ -98,33 +100,30 @@ def where(graph: Graph, which: Tensor, yes: Tensor, no: Tensor, aval: Any) -> Te
 def _max(graph, equation, inputs):
   kept = [x for x in inputs if x.array is None or x.array.ndim or x.array != 0]
   if len(kept) == 1 and kept[0].dtype == np.float32:
-    # What runtimes make a part of the convolution before it.
+    # Runtimes fuse a Relu into the convolution before it.
     return _elementwise('Relu', graph, equation, kept)
   return _elementwise('Max', graph, equation, inputs)
 
 
 def _clamp(graph, equation, inputs):
   low, value, high = inputs
-  (raised,) = _elementwise('Max', graph, equation, [value, low])
+  raised = _elementwise('Max', graph, equation, [value, low])
   return _elementwise('Min', graph, equation, [raised, high])
 
 
 def _convert(graph, equation, inputs):
   value, dtype = inputs[0], equation.params['new_dtype']
   if value.dtype != np.uint8 or len(value.shape) != 4:
-    return [graph.cast(value, dtype)]
-  # Images become planes. onnxruntime moves the transposition that turns them back down
-  # to the first convolution, which undoes it, and so normalises plane by plane, several
-  # times as fast. A transposition here it would move, too, and have both cancelled.
+    return graph.cast(value, dtype)
+  # Images become planes and are transposed back. onnxruntime moves that transposition
+  # down to the first convolution, which undoes it, and so normalises plane by plane,
+  # several times as fast. The planes come from Split and Concat, because it would
+  # cancel a transposition here with the one that follows.
   images, height, width, channels = value.shape
   plane = (images, 1, height, width)
-  (planes,) = graph.node(
-    'Concat',
-    [graph.reshape(part, plane) for part in _split(graph, value, 3)],
-    [(value.dtype, (images, channels, height, width))],
-    axis=1,
-  )
-  return [graph.transpose(graph.cast(planes, dtype), (0, 2, 3, 1))]
+  parts = [graph.reshape(part, plane) for part in _split(graph, value, 3)]
+  planes = graph.op('Concat', parts, (images, channels, height, width), axis=1)
+  return graph.transpose(graph.cast(planes, dtype), (0, 2, 3, 1))
 
 
 def _same(graph, equation, inputs):
@@ -132,7 +131,7 @@ def _same(graph, equation, inputs):
 
 
 def _broadcast_in_dim(graph, equation, inputs):
-  """Axes are placed; none is repeated before someone needs it."""
+  """Places the axes; nothing is repeated before an operator needs it."""
   shape, axes = equation.outvars[0].aval.shape, equation.params['broadcast_dimensions']
   value = inputs[0]
   sizes: list[Any] = [1] * len(shape)
@@ -140,53 +139,49 @@ def _broadcast_in_dim(graph, equation, inputs):
     sizes[axis] = size
   if tuple(sizes) != value.stored:
     value = graph.reshape(dataclasses.replace(value, shape=value.stored), sizes)
-  return [dataclasses.replace(value, shape=tuple(shape))]
+  return dataclasses.replace(value, shape=tuple(shape))
 
 
 def _reshape(graph, equation, inputs):
   need(equation.params.get('dimensions') is None, equation)
-  return [graph.reshape(graph.full(inputs[0]), equation.outvars[0].aval.shape)]
+  return graph.reshape(graph.full(inputs[0]), equation.outvars[0].aval.shape)
 
 
 def _squeeze(graph, equation, inputs):
   value, dropped = inputs[0], equation.params['dimensions']
   stored = [s for axis, s in enumerate(value.stored) if axis not in dropped]
   result = graph.reshape(dataclasses.replace(value, shape=value.stored), stored)
-  return [dataclasses.replace(result, shape=equation.outvars[0].aval.shape)]
+  return dataclasses.replace(result, shape=equation.outvars[0].aval.shape)
 
 
 def _transpose(graph, equation, inputs):
-  return [graph.transpose(inputs[0], equation.params['permutation'])]
+  return graph.transpose(inputs[0], equation.params['permutation'])
 
 
 def _slice(graph, equation, inputs):
   value, params = graph.full(inputs[0]), equation.params
   strides = params['strides'] or [1] * len(value.shape)
+  bounds = zip(params['start_indices'], params['limit_indices'], strides, strict=True)
   cut = [
-    (axis, start, stop, stride)
-    for axis, (start, stop, stride, size) in enumerate(
-      zip(
-        params['start_indices'],
-        params['limit_indices'],
-        strides,
-        value.shape,
-        strict=True,
-      )
-    )
-    if (start, stop, stride) != (0, size, 1)
+    (axis, *bound)
+    for axis, (bound, size) in enumerate(zip(bounds, value.shape, strict=True))
+    if bound != (0, size, 1)
   ]
   need(all(is_static(part) for part in cut), equation)
   if not cut:
-    return [value]
+    return value
   axes, starts, stops, steps = (int64(x) for x in zip(*cut, strict=True))
-  out = equation.outvars[0].aval
-  return graph.node(
-    'Slice', [value, starts, stops, axes, steps], [(out.dtype, out.shape)]
-  )
+  inputs = [value, starts, stops, axes, steps]
+  return graph.op('Slice', inputs, equation.outvars[0].aval.shape)
 
 
 def _concatenate(graph, equation, inputs):
   return _join(graph, equation, inputs, equation.params['dimension'])
+
+
+def _join(graph, equation, inputs, axis):
+  parts, shape = [graph.full(x) for x in inputs], equation.outvars[0].aval.shape
+  return graph.op('Concat', parts, shape, axis=int(axis))
 
 
 def _stack(graph, equation, inputs):
@@ -211,55 +206,38 @@ def _split(graph: Graph, value: Tensor, axis: int) -> Outputs:
 
 
 def _tile(graph, equation, inputs):
-  out = equation.outvars[0].aval
   repeats = int64(equation.params['reps'])
-  return graph.node('Tile', [graph.full(inputs[0]), repeats], [(out.dtype, out.shape)])
-
-
-def _join(graph, equation, inputs, axis):
-  out = equation.outvars[0].aval
-  parts = [graph.full(x) for x in inputs]
-  return graph.node('Concat', parts, [(out.dtype, out.shape)], axis=int(axis))
+  shape = equation.outvars[0].aval.shape
+  return graph.op('Tile', [graph.full(inputs[0]), repeats], shape)
 
 
 def _pad(graph, equation, inputs):
   value, fill = inputs
   low, high, between = zip(*equation.params['padding_config'], strict=True)
   need(not any(between) and min(*low, *high) >= 0, equation)
-  out = equation.outvars[0].aval
-  return graph.node(
-    'Pad', [graph.full(value), int64((*low, *high)), fill], [(out.dtype, out.shape)]
-  )
+  inputs = [graph.full(value), int64((*low, *high)), fill]
+  return graph.op('Pad', inputs, equation.outvars[0].aval.shape)
 
 
 def _reduce(operator: str, *, through: Any = None) -> Callable:
   """through: the dtype in which booleans are reduced."""
 
   def apply(graph, equation, inputs):
-    out = equation.outvars[0].aval
+    out, axes = equation.outvars[0].aval, int64(equation.params['axes'])
     value = graph.full(inputs[0])
     value = graph.cast(value, through) if through else value
-    results = graph.node(
-      operator,
-      [value, int64(equation.params['axes'])],
-      [(value.dtype, out.shape)],
-      keepdims=0,
+    return graph.cast(
+      graph.op(operator, [value, axes], out.shape, keepdims=0), out.dtype
     )
-    return [graph.cast(results[0], out.dtype)]
 
   return apply
 
 
 def _argmax(graph, equation, inputs):
   (axis,), out = equation.params['axes'], equation.outvars[0].aval
-  (index,) = graph.node(
-    'ArgMax',
-    [graph.full(inputs[0])],
-    [(np.int64, out.shape)],
-    axis=int(axis),
-    keepdims=0,
-  )
-  return [graph.cast(index, out.dtype)]
+  ends = {'axis': int(axis), 'keepdims': 0}
+  index = graph.op('ArgMax', [graph.full(inputs[0])], out.shape, np.int64, **ends)
+  return graph.cast(index, out.dtype)
 
 
 def _top_k(graph, equation, inputs):
@@ -271,11 +249,6 @@ def _top_k(graph, equation, inputs):
     axis=int(equation.params['axis']),
   )
   return [best, graph.cast(where, indices.dtype)]
-
-
-def int64(values: Sequence[Any]) -> Tensor:
-  """Sizes, axes and the like, as operators take them."""
-  return constant(np.array(values, np.int64))
 
 
 def need(supported: bool, equation: Any) -> None:

@@ -1,7 +1,7 @@
-"""A jaxpr as a graph of ONNX's operators, which onnx_operators.py chooses.
+"""A jaxpr as a graph of ONNX's operators, which operators.py chooses.
 
-Made for the detector: float32, int32 and bool; one symbolic dimension, the batch;
-whatever depends on constants alone is computed here and stored.
+Made for the detector: float32, int32 and bool; one symbolic dimension, the batch. What
+depends only on constants is computed here and stored.
 
 A broadcast is not carried out until an operator asks for it: ONNX's arithmetic
 broadcasts by itself, so a scale of each channel stays [1, 1, 1, C].
@@ -9,13 +9,13 @@ broadcasts by itself, so a scale of each channel stays [1, 1, 1, C].
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-BATCH = 'batch'
+from gfl_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Tensor:
   """A value of the jaxpr in the graph.
 
   Attributes:
-    name: in the graph; '' for a constant that no node has asked for yet.
+    name: in the graph; '' for a constant that no node has used yet.
     array: of a constant, else None.
     dtype: of the value.
     shape: of the value; the batch is a symbolic dimension.
-    stored: the shape it has in the graph: 1 where a broadcast is not carried out.
-    depth: of the graph it is in: 0, or in how many loops.
+    stored: its shape in the graph: 1 where a broadcast is not carried out.
+    depth: how many loops its graph is nested in.
   """
 
   name: str
@@ -39,62 +39,51 @@ class Tensor:
   depth: int = 0
 
 
-# Those that hold jaxprs, that broadcast, and that would tell about this machine.
+Outputs = Tensor | Sequence[Tensor]
+# Primitives that hold jaxprs, that broadcast, and that depend on this machine.
 _NEVER_FOLDED = ('broadcast_in_dim', 'cond', 'jit', 'platform_index', 'while')
 _BATCH_SIZE = Tensor('batch_size', None, np.dtype(np.int64), (1,), (1,))
 
 
-@dataclasses.dataclass(frozen=True)
-class Port:
-  """An input or output of a graph; its batch dimension is symbolic."""
-
-  name: str
-  dtype: Any
-  shape: tuple[Any, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-  """An operator of ONNX; an attribute may be a dtype or, of a loop, a WholeGraph."""
-
-  operator: str
-  inputs: tuple[str, ...]
-  outputs: tuple[str, ...]
-  attributes: Mapping[str, Any]
+def onnx_helper() -> Any:
+  """The module onnx.helper; an error if the extra is not installed."""
+  try:
+    from onnx import helper
+  except ImportError as error:
+    raise missing_extra(error) from error
+  return helper
 
 
-@dataclasses.dataclass(frozen=True)
-class WholeGraph:
-  """A graph, or the body of a loop, which sees the values of the graph around it."""
-
-  nodes: Sequence[Node]
-  inputs: Sequence[Port]
-  outputs: Sequence[Port]
-  constants: Mapping[str, np.ndarray]
+def missing_extra(error: ImportError) -> UserError:
+  """What to do where a package of the extra `onnx` is missing."""
+  return UserError(f"ONNX needs an extra ({error}): pip install -e '.[onnx]'")
 
 
 def constant(array: Any) -> Tensor:
-  """A tensor that is known."""
+  """The tensor of a constant."""
   array = np.asarray(array)
   return Tensor('', array, array.dtype, array.shape, array.shape)
 
 
 class Graph:
-  """A graph under construction, or the body of a loop in one."""
+  """A graph under construction, or the body of a loop in one.
+
+  A body sees the values of the graph around it, its parent.
+  """
 
   def __init__(self, operators: Mapping[str, Callable], parent: 'Graph | None' = None):
     """Args:
-    operators: for each primitive a function (graph, equation, inputs) -> outputs. The
-      name 'jit:f' stands for all that a jitted function f does.
-    parent: of a body, which sees the values of the graph around it.
+    operators: for each primitive a function (graph, equation, inputs) -> its output or
+      outputs. The name 'jit:f' stands for all that a jitted function f does.
+    parent: of a body.
     """
     self._operators = operators
-    self._nodes: list[Node] = []
+    self._nodes: list[Any] = []
     self._parent = parent
     self._root: Graph = parent._root if parent else self
     self.depth: int = parent.depth + 1 if parent else 0
     self._counter = 0
-    self._names: dict[Any, str] = {}  # of constants, by what they are
+    self._names: dict[Any, str] = {}  # of constants, by dtype, shape and content
     self._constants: dict[str, np.ndarray] = {}
 
   def body(self) -> 'Graph':
@@ -111,7 +100,7 @@ class Graph:
     return Tensor(name, None, np.dtype(dtype), tuple(shape), tuple(shape), self.depth)
 
   def inline(self, closed: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Adds the nodes of a closed jaxpr; gives its outputs.
+    """Adds the nodes of a closed jaxpr; returns its outputs.
 
     Raises:
       NotImplementedError: a primitive that has no operator, or not in this form.
@@ -121,11 +110,12 @@ class Graph:
     values |= dict(zip(jaxpr.invars, inputs, strict=True))
     read = lambda v: constant(v.val) if hasattr(v, 'val') else values[v]
     for equation in jaxpr.eqns:
-      outputs = self._apply(equation, [read(v) for v in equation.invars])
+      found = self._apply(equation, [read(v) for v in equation.invars])
+      outputs = [found] if isinstance(found, Tensor) else found
       values |= zip(equation.outvars, outputs, strict=True)
     return [read(v) for v in jaxpr.outvars]
 
-  def _apply(self, equation: Any, inputs: list[Tensor]) -> Sequence[Tensor]:
+  def _apply(self, equation: Any, inputs: list[Tensor]) -> Outputs:
     name = equation.primitive.name
     whole = f'jit:{equation.params.get("name")}'
     if name == 'jit' and whole in self._operators:
@@ -160,10 +150,24 @@ class Graph:
       for dtype, shape in outputs
     ]
     names = ['' if x is None else self.name_of(x) for x in inputs]
-    self._nodes.append(
-      Node(operator, tuple(names), tuple(r.name for r in results), attributes)
-    )
+    self._add(operator, names, [x.name for x in results], **attributes)
     return results
+
+  def op(
+    self,
+    operator: str,
+    inputs: Sequence[Tensor],
+    shape: Sequence[Any],
+    dtype: Any = None,
+    **attributes: Any,
+  ) -> Tensor:
+    """Adds a node with one output, of the first input's dtype if none is given."""
+    outputs = [(inputs[0].dtype if dtype is None else dtype, shape)]
+    return self.node(operator, inputs, outputs, **attributes)[0]
+
+  def _add(self, operator, inputs, outputs, **attributes) -> None:
+    node = onnx_helper().make_node(operator, inputs, outputs, **attributes)
+    self._nodes.append(node)
 
   def name_of(self, tensor: Tensor) -> str:
     """Its name in the graph; equal constants are stored once and share one."""
@@ -185,35 +189,25 @@ class Graph:
       return self._parent.full(tensor)
     if tensor.array is not None and is_static(tensor.shape):
       return constant(np.ascontiguousarray(np.broadcast_to(tensor.array, tensor.shape)))
-    return self.node(
-      'Expand', [tensor, self.shape_of(tensor.shape)], [(tensor.dtype, tensor.shape)]
-    )[0]
+    return self.op('Expand', [tensor, self._shape_of(tensor.shape)], tensor.shape)
 
-  def shape_of(self, shape: Sequence[Any]) -> Tensor:
+  def _shape_of(self, shape: Sequence[Any]) -> Tensor:
     """A shape as an int64 tensor; the batch's size comes from the graph's input."""
     if is_static(shape):
-      return constant(np.array(shape, np.int64))
-    parts = [
-      constant(np.array([size], np.int64)) if is_static([size]) else _BATCH_SIZE
-      for size in shape
-    ]
-    return self.node('Concat', parts, [(np.int64, (len(shape),))], axis=0)[0]
+      return int64(shape)
+    parts = [int64([size]) if is_static([size]) else _BATCH_SIZE for size in shape]
+    return self.op('Concat', parts, [len(shape)], axis=0)
 
   def measure_batch(self, images: Tensor) -> None:
-    """Adds the node that tells the batch's size, by an input whose first axis it is."""
-    ends = {'start': 0, 'end': 1}
-    self._nodes.append(Node('Shape', (images.name,), (_BATCH_SIZE.name,), ends))
+    """Adds the node for the batch's size, the first axis of `images`."""
+    self._add('Shape', [images.name], [_BATCH_SIZE.name], start=0, end=1)
 
   def reshape(self, tensor: Tensor, stored: Sequence[Any]) -> Tensor:
     """A tensor in another shape, in which the batch is one dimension or none."""
     if tensor.array is not None and is_static(stored):
       return constant(tensor.array.reshape(tuple(stored)))
     sizes = [size if is_static([size]) else -1 for size in stored]
-    return self.node(
-      'Reshape',
-      [tensor, constant(np.array(sizes, np.int64))],
-      [(tensor.dtype, stored)],
-    )[0]
+    return self.op('Reshape', [tensor, int64(sizes)], stored)
 
   def transpose(self, tensor: Tensor, order: Sequence[int]) -> Tensor:
     """A tensor with its axes in another order."""
@@ -223,9 +217,7 @@ class Graph:
       return dataclasses.replace(
         constant(array), shape=moved(tensor.shape), stored=array.shape
       )
-    (result,) = self.node(
-      'Transpose', [tensor], [(tensor.dtype, moved(tensor.stored))], perm=list(order)
-    )
+    result = self.op('Transpose', [tensor], moved(tensor.stored), perm=list(order))
     return dataclasses.replace(result, shape=moved(tensor.shape))
 
   def cast(self, tensor: Tensor, dtype: Any) -> Tensor:
@@ -236,22 +228,38 @@ class Graph:
     if tensor.array is not None:
       array = tensor.array.astype(dtype)
       return dataclasses.replace(tensor, array=array, dtype=dtype)
-    (result,) = self.node('Cast', [tensor], [(dtype, tensor.stored)], to=dtype)
+    to = onnx_helper().np_dtype_to_tensor_dtype(dtype)
+    result = self.op('Cast', [tensor], tensor.stored, dtype, to=to)
     return dataclasses.replace(result, shape=tensor.shape)
 
-  def output(self, tensor: Tensor, name: str) -> Port:
-    """Makes a tensor, in full, an output of the graph."""
-    source = self.name_of(self.full(tensor))
-    self._nodes.append(Node('Identity', (source,), (name,), {}))
-    return Port(name, tensor.dtype, tensor.shape)
+  def output(self, tensor: Tensor, name: str) -> Tensor:
+    """Makes a tensor, in full, an output of the graph under this name."""
+    self._add('Identity', [self.name_of(self.full(tensor))], [name])
+    return self.tensor(name, tensor.dtype, tensor.shape)
 
-  def finish(self, inputs: Sequence[Port], outputs: Sequence[Port]) -> WholeGraph:
-    """The graph of what was added."""
-    return WholeGraph(self._nodes, inputs, outputs, self._constants)
+  def finish(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Any:
+    """The onnx.GraphProto of all nodes added so far; its batch size is symbolic."""
+    from onnx import numpy_helper
+
+    helper = onnx_helper()
+
+    def port(x: Tensor):
+      sizes = [size if is_static([size]) else 'batch' for size in x.shape]
+      dtype = helper.np_dtype_to_tensor_dtype(x.dtype)
+      return helper.make_tensor_value_info(x.name, dtype, sizes)
+
+    stored = [
+      numpy_helper.from_array(np.asarray(array, order='C'), name)
+      for name, array in self._constants.items()
+    ]
+    ports = [port(x) for x in inputs], [port(x) for x in outputs]
+    return helper.make_graph(
+      self._nodes, 'body' if self._parent else 'detector', *ports, stored
+    )
 
 
 def _known(equation: Any, inputs: Sequence[Tensor]) -> list[Tensor] | None:
-  """What an equation gives whose inputs are constants; None if one is not."""
+  """The outputs of an equation whose inputs are all constants, else None."""
   shapes = [v.aval.shape for v in equation.outvars] + [x.shape for x in inputs]
   arrays = [x.array for x in inputs if x.array is not None]
   if len(arrays) < len(inputs) or not all(is_static(shape) for shape in shapes):
@@ -260,6 +268,11 @@ def _known(equation: Any, inputs: Sequence[Tensor]) -> list[Tensor] | None:
   found = equation.primitive.bind(*full, **equation.params)
   found = found if equation.primitive.multiple_results else [found]
   return [constant(x) for x in found]
+
+
+def int64(values: Iterable[Any]) -> Tensor:
+  """Sizes, axes and the like, as operators take them."""
+  return constant(np.array(list(values), np.int64))
 
 
 def is_static(shape: Sequence[Any]) -> bool:
@@ -272,8 +285,8 @@ def convert(
   variables: Any,
   batch: Mapping[str, jax.ShapeDtypeStruct],
   operators: Mapping[str, Callable],
-) -> WholeGraph:
-  """The graph of function(variables, batch) -> dict of arrays.
+) -> Any:
+  """The onnx.GraphProto of function(variables, batch) -> dict of arrays.
 
   Args:
     function: pure.
@@ -283,14 +296,14 @@ def convert(
     operators: as `Graph` takes them.
 
   Raises:
-    NotImplementedError: it does what has no ONNX form here.
+    NotImplementedError: a primitive of it has no ONNX form here.
+    ValueError: the extra `onnx` is not installed.
   """
   closed, shapes = jax.make_jaxpr(function, return_shape=True)(variables, batch)
   graph = Graph(operators)
   names = sorted(batch)  # as jax orders a dict
-  inputs = [Port(n, np.dtype(batch[n].dtype), batch[n].shape) for n in names]
-  values = [graph.tensor(port.name, port.dtype, port.shape) for port in inputs]
-  graph.measure_batch(values[0])
+  inputs = [graph.tensor(n, batch[n].dtype, batch[n].shape) for n in names]
+  graph.measure_batch(inputs[0])
   known = [constant(leaf) for leaf in jax.tree.leaves(variables)]
-  found = zip(sorted(shapes), graph.inline(closed, [*known, *values]), strict=True)
+  found = zip(sorted(shapes), graph.inline(closed, [*known, *inputs]), strict=True)
   return graph.finish(inputs, [graph.output(tensor, name) for name, tensor in found])

@@ -1,8 +1,8 @@
 """The primitives that a detector is made of, each as operators of ONNX.
 
-`OPERATORS[name](graph, equation, inputs)` adds what an equation of that primitive
-does and gives its outputs. What a detector never asks of a primitive is refused with
-NotImplementedError, never approximated.
+`OPERATORS[name](graph, equation, inputs)` adds the nodes for an equation of that
+primitive and returns its output or outputs. A use that no detector has raises
+NotImplementedError; nothing is approximated.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gfl_jax.export.onnx.arrays import ARRAY_OPERATORS, Outputs, int64, need, where
-from gfl_jax.export.onnx.graph import Graph, Port, Tensor, constant
+from gfl_jax.export.onnx.arrays import ARRAY_OPERATORS, need, where
+from gfl_jax.export.onnx.graph import Graph, Outputs, Tensor, constant, int64
 
 
 def _dot_general(graph, equation, inputs):
@@ -28,8 +28,7 @@ def _dot_general(graph, equation, inputs):
   left = graph.reshape(left, ('rows', length))
   right = graph.reshape(right, (length, *(right.shape[1:] or (1,))))
   shape = ('rows', right.shape[1])
-  (product,) = graph.node('MatMul', [left, right], [(out.dtype, shape)])
-  return [graph.reshape(product, out.shape)]
+  return graph.reshape(graph.op('MatMul', [left, right], shape), out.shape)
 
 
 def _convolution(graph, equation, inputs):
@@ -42,16 +41,16 @@ def _convolution(graph, equation, inputs):
   need(min(*lows, *highs) >= 0, equation)
   image = graph.transpose(graph.full(inputs[0]), numbers.lhs_spec)
   kernel = graph.transpose(graph.full(inputs[1]), numbers.rhs_spec)
-  (result,) = graph.node(
+  result = graph.op(
     'Conv',
     [image, kernel],
-    [(out.dtype, [out.shape[axis] for axis in numbers.out_spec])],
+    [out.shape[axis] for axis in numbers.out_spec],
     strides=list(params['window_strides']),
     pads=[*lows, *highs],
     dilations=list(params['rhs_dilation']),
     group=params['feature_group_count'],
   )
-  return [graph.transpose(result, np.argsort(numbers.out_spec).tolist())]
+  return graph.transpose(result, np.argsort(numbers.out_spec).tolist())
 
 
 _CHANNELS_FIRST, _CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
@@ -66,20 +65,20 @@ def _max_pool(graph, equation, inputs):
   need(len(window) == 4 and window[0] == window[3] == 1 and not dilated, equation)
   need(strides[0] == strides[3] == 1, equation)
   image = graph.transpose(graph.full(inputs[0]), _CHANNELS_FIRST)
-  (result,) = graph.node(
+  result = graph.op(
     'MaxPool',
     [image],
-    [(out.dtype, [out.shape[axis] for axis in _CHANNELS_FIRST])],
+    [out.shape[axis] for axis in _CHANNELS_FIRST],
     kernel_shape=list(window[1:3]),
     strides=list(strides[1:3]),
     pads=[*lows[1:3], *highs[1:3]],
   )
-  return [graph.transpose(result, _CHANNELS_LAST)]
+  return graph.transpose(result, _CHANNELS_LAST)
 
 
 def _gather(graph, equation, inputs):
-  """array[i, index[i, j, 0], index[i, j, 1]]: leading axes in common, then some that
-  are looked up, then some taken whole."""
+  """array[i, index[i, j, 0], index[i, j, 1]]: leading axes that both have, then axes
+  that are looked up, then axes taken whole."""
   array, indices = (graph.full(x) for x in inputs)
   numbers, sizes = equation.params['dimension_numbers'], equation.params['slice_sizes']
   out, common = equation.outvars[0].aval, len(numbers.operand_batching_dims)
@@ -97,15 +96,12 @@ def _gather(graph, equation, inputs):
   if shape != indices.shape:  # of an axis taken whole: clipped to its beginning
     need(equation.params['mode'] == jax.lax.GatherScatterMode.CLIP, equation)
     cut = [int64(x) for x in ([0], [looked_up], [len(shape) - 1])]
-    (indices,) = graph.node('Slice', [indices, *cut], [(indices.dtype, shape)])
-  # An index outside the array ends the run there; jax would clip it or fill in.
-  (rows,) = graph.node(
-    'GatherND',
-    [array, graph.cast(indices, np.int64)],
-    [(out.dtype, (*shape[:-1], *rest))],
-    batch_dims=common,
-  )
-  return [rows if rows.shape == out.shape else graph.reshape(rows, out.shape)]
+    indices = graph.op('Slice', [indices, *cut], shape)
+  # ONNX fails on an index outside the array, which jax would clip or fill in.
+  indices = graph.cast(indices, np.int64)
+  shape = (*shape[:-1], *rest)
+  rows = graph.op('GatherND', [array, indices], shape, batch_dims=common)
+  return rows if rows.shape == out.shape else graph.reshape(rows, out.shape)
 
 
 def _scatter(graph, equation, inputs):
@@ -113,7 +109,7 @@ def _scatter(graph, equation, inputs):
   array, indices, updates = (graph.full(x) for x in inputs)
   numbers, out = equation.params['dimension_numbers'], equation.outvars[0].aval
   if updates.shape == array.shape and indices.shape[-1] == 0:
-    return [updates]  # all of it is replaced
+    return updates  # all of it is replaced
   axis = len(array.shape) - 1
   leading = tuple(range(axis))
   need(
@@ -123,33 +119,30 @@ def _scatter(graph, equation, inputs):
   need(tuple(numbers.scatter_indices_batching_dims) == leading, equation)
   need(tuple(numbers.scatter_dims_to_operand_dims) == (axis,), equation)
   updates = graph.reshape(updates, indices.shape)
-  return graph.node(
-    'ScatterElements',
-    [array, graph.cast(indices, np.int64), updates],
-    [(out.dtype, out.shape)],
-    axis=axis,
-  )
+  inputs = [array, graph.cast(indices, np.int64), updates]
+  return graph.op('ScatterElements', inputs, out.shape, axis=axis)
 
 
 def _call(name: str) -> Callable:
-  """The equations of a function that is called, in its place; name: of its jaxpr."""
+  """Inlines a called function; name: of the parameter that holds its jaxpr."""
   return lambda graph, equation, inputs: graph.inline(equation.params[name], inputs)
 
 
 def _platform_index(graph, equation, inputs):
-  """ONNX is none of the platforms that have a way of their own."""
-  return [constant(np.int32(equation.params['platforms'].index(None)))]
+  """The default: ONNX is none of the platforms with a branch of their own."""
+  return constant(np.int32(equation.params['platforms'].index(None)))
 
 
 def _cond(graph, equation, inputs):
-  """The branch that is known to be taken."""
+  """The branch, which must be known while converting."""
   which, *arguments = inputs
   need(which.array is not None, equation)
   return graph.inline(equation.params['branches'][int(which.array)], arguments)
 
 
 def _while(graph, equation, inputs):
-  """A loop, or one of each image: it goes on while any does; those done stay."""
+  """A loop, or one loop for each image. Then it runs while any of them does, and an
+  image whose own loop has ended keeps its state."""
   params = equation.params
   counts = params['cond_nconsts'], params['body_nconsts']
   asked, fixed = inputs[: counts[0]], inputs[counts[0] : sum(counts)]
@@ -162,10 +155,8 @@ def _while(graph, equation, inputs):
     if not answer.shape:
       return answer
     axes = int64(range(len(answer.shape)))
-    numbers = [body.cast(body.full(answer), np.int32), axes]
-    return body.cast(
-      body.node('ReduceMax', numbers, [(np.int32, ())], keepdims=0)[0], bool
-    )
+    whole = body.cast(body.full(answer), np.int32)
+    return body.cast(body.op('ReduceMax', [whole, axes], (), keepdims=0), bool)
 
   def step(body, state):
     answer = each(body, state)
@@ -191,16 +182,13 @@ def _loop(graph, equation, carried, step, going) -> Outputs:
   results = step(body, state)
   on = body.output(going(body, results), graph.new_name('going'))
   outputs = [body.output(x, graph.new_name('result')) for x in results]
-  inputs = [
-    Port(graph.new_name('number'), np.dtype(np.int64), ()),
-    Port(graph.new_name('before'), np.dtype(bool), ()),
-    *(Port(x.name, x.dtype, x.shape) for x in state),
-  ]
+  number = body.tensor(graph.new_name('number'), np.int64, ())
+  before = body.tensor(graph.new_name('before'), bool, ())
   return graph.node(
     'Loop',
     [None, going(graph, carried), *carried],
     [(v.aval.dtype, v.aval.shape) for v in equation.outvars],
-    body=body.finish(inputs, [on, *outputs]),
+    body=body.finish([number, before, *state], [on, *outputs]),
   )
 
 

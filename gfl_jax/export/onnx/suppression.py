@@ -5,16 +5,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gfl_jax.export.onnx.arrays import int64, need
-from gfl_jax.export.onnx.graph import constant, is_static
+from gfl_jax.export.onnx.arrays import need
+from gfl_jax.export.onnx.graph import constant, int64, is_static
 
 
 def class_aware_nms(*, iou_threshold: float, num_classes: int) -> Callable:
-  """What stands for the function `ops.nms.class_aware_nms`, vmapped over images.
+  """The operator for the function `ops.nms.class_aware_nms`, vmapped over images.
 
-  NonMaxSuppression takes boxes of one class after the other, by falling score, equal
-  ones by their index, and drops what overlaps one taken by more than the threshold. As
-  classes do not compete, the best over all of them are those that the function takes.
+  NonMaxSuppression takes the boxes of each class by falling score (equal scores by
+  index) and drops each box that overlaps one already taken by more than the threshold.
+  Classes do not compete, so the best over all classes are what the function returns.
 
   Args:
     iou_threshold: that of the call.
@@ -30,42 +30,29 @@ def class_aware_nms(*, iou_threshold: float, num_classes: int) -> Callable:
 
     each_class = constant(np.arange(num_classes, dtype=np.int32).reshape(1, -1, 1))
     rows, shape = (images, 1, count), (images, num_classes, count)
-    (mine,) = graph.node(
-      'Equal', [graph.reshape(classes, rows), each_class], [(bool, shape)]
-    )
+    of_class = [graph.reshape(classes, rows), each_class]
+    mine = graph.op('Equal', of_class, shape, bool)
     nothing = constant(np.zeros((), scores.dtype))
-    (by_class,) = graph.node(
-      'Where', [mine, graph.reshape(scores, rows), nothing], [(scores.dtype, shape)]
-    )
+    by_class = [mine, graph.reshape(scores, rows), nothing]
+    by_class = graph.op('Where', by_class, shape, scores.dtype)
     limits = constant(np.float32(iou_threshold)), constant(np.zeros((), np.float32))
-    (chosen,) = graph.node(
-      'NonMaxSuppression',
-      [boxes, by_class, int64([slots]), *limits],
-      [(np.int64, ('chosen', 3))],
-    )
-    (where,) = graph.node(
-      'Gather', [chosen, int64([0, 2])], [(np.int64, ('chosen', 2))], axis=1
-    )
-    (kept,) = graph.node('GatherND', [scores, where], [(scores.dtype, ('chosen',))])
+    arguments = [boxes, by_class, int64([slots]), *limits]
+    chosen = graph.op('NonMaxSuppression', arguments, ('chosen', 3), np.int64)
+    where = graph.op('Gather', [chosen, int64([0, 2])], ('chosen', 2), axis=1)
+    kept = graph.op('GatherND', [scores, where], ['chosen'])
     zeros = constant(np.zeros((1, 1), scores.dtype))
     blank = graph.full(dataclasses.replace(zeros, shape=scores.shape))
-    (live,) = graph.node(
-      'ScatterND', [blank, where, kept], [(scores.dtype, scores.shape)]
-    )
+    live = graph.op('ScatterND', [blank, where, kept], scores.shape)
     ends = int64([0, 0, 0, max(slots - count, 0)])
-    (live,) = graph.node(
-      'Pad', [live, ends], [(scores.dtype, (images, max(slots, count)))]
-    )
+    live = graph.op('Pad', [live, ends], (images, max(slots, count)))
     best, index = graph.node(
       'TopK',
       [live, int64([slots])],
       [(scores.dtype, (images, slots)), (np.int64, (images, slots))],
       axis=1,
     )
-    (real,) = graph.node('Greater', [best, nothing], [(bool, (images, slots))])
-    (index,) = graph.node(
-      'Where', [real, index, int64([0])], [(np.int64, (images, slots))]
-    )
+    real = graph.op('Greater', [best, nothing], best.shape, bool)
+    index = graph.op('Where', [real, index, int64([0])], best.shape, np.int64)
     index = graph.cast(index, indices.dtype)
     return [graph.transpose(x, (1, 0)) for x in (index, real)]
 

@@ -12,9 +12,9 @@ from PIL import Image
 import gfl_jax
 from gfl_jax.data import transforms
 from gfl_jax.data.memory import MemoryDataset
-from gfl_jax.export import manifest, params, stablehlo
-from gfl_jax.inference import exporting, runs, verification
-from gfl_jax.weights.trained import Found
+from gfl_jax.evaluation.decode import Detections
+from gfl_jax.export import manifest, params, programs, stablehlo
+from gfl_jax.inference import loading, verification, verified_export
 from tests.data import sets
 from tests.inference import small_run
 
@@ -29,7 +29,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(run):
-  return runs.load_run(run)
+  return loading.load_run(run)
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +44,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope='module')
 def exported(trained, photos, tmp_path_factory):
   out = tmp_path_factory.mktemp('out') / 'below' / 'export'
-  return out, exporting.export(trained, 'stablehlo', out, images=[str(photos)])
+  return out, verified_export.write(trained, 'stablehlo', out, images=[str(photos)])
 
 
 def test_a_program_is_compared_on_every_canvas_before_it_is_there(exported):
@@ -62,30 +62,30 @@ def test_an_export_is_replaced_and_nothing_else(exported, trained, tmp_path):
   old.mkdir()
   for path in out.iterdir():
     (old / path.name).write_bytes(path.read_bytes())
-  result = exporting.export(trained, 'params', old)
+  result = verified_export.write(trained, 'params', old)
   assert result == {'arrays_equal_bit_for_bit': len(jax.tree.leaves(trained.variables))}
   assert {path.name for path in old.iterdir()} == {manifest.NAME, params.FILE}
   assert gfl_jax.load(old).class_names == small_run.NAMES
 
   (old / 'notes.txt').write_text('mine')
   with pytest.raises(ValueError, match=r'holds something else \(notes\.txt\)'):
-    exporting.export(trained, 'params', old)
+    verified_export.write(trained, 'params', old)
   with pytest.raises(ValueError, match='is a file'):
-    exporting.export(trained, 'params', old / 'notes.txt')
+    verified_export.write(trained, 'params', old / 'notes.txt')
   assert (old / 'notes.txt').read_text() == 'mine'
   (tmp_path / 'link').symlink_to(old)
   with pytest.raises(ValueError, match=f'is a link to {old}'):
-    exporting.export(trained, 'params', tmp_path / 'link')
+    verified_export.write(trained, 'params', tmp_path / 'link')
 
 
 def test_one_that_differs_is_removed(exported, trained, photos, tmp_path, monkeypatch):
   def moved(folder, described):
-    program = runs.make_program(trained)
+    program = programs.jitted(trained)
 
     def wrong(batch):
       found = program(batch)
       boxes = found.boxes + np.float32(0.1)
-      return Found(**{**vars(found), 'boxes': boxes})
+      return found._replace(boxes=boxes)
 
     return wrong
 
@@ -95,7 +95,7 @@ def test_one_that_differs_is_removed(exported, trained, photos, tmp_path, monkey
   monkeypatch.setattr(stablehlo, 'write', copy)
   monkeypatch.setattr(stablehlo, 'load', moved)
   with pytest.raises(ValueError, match=r"does not find what the run finds.*'boxes'"):
-    exporting.export(trained, 'stablehlo', tmp_path / 'out', images=[str(photos)])
+    verified_export.write(trained, 'stablehlo', tmp_path / 'out', images=[str(photos)])
   assert list(tmp_path.iterdir()) == []
 
 
@@ -138,7 +138,7 @@ def test_one_photograph_is_enough_and_none_an_error(trained, photos, tmp_path):
 
 def test_formats_that_do_not_exist_are_named(trained, tmp_path):
   with pytest.raises(ValueError, match=r"format='tflite' is not one of \('params'"):
-    exporting.export(trained, 'tflite', tmp_path / 'x')
+    verified_export.write(trained, 'tflite', tmp_path / 'x')
 
 
 def test_the_script_says_what_it_compared(run, tmp_path):
@@ -177,7 +177,7 @@ class TestComparison:
     scores, size = np.array([scores], np.float32), (1, len(scores))
     rows = np.broadcast_to(np.asarray(boxes, np.float32), (*size, 4)) * valid[..., None]
     classes = np.broadcast_to(np.asarray(classes), size)
-    return Found(rows, scores, classes, valid, rows / 10)
+    return Detections(rows, scores, classes, valid, rows / 10)
 
   def compare(self, expected, actual):
     comparison = verification.Comparison(0.05)
@@ -242,7 +242,7 @@ def script(*arguments):
 def test_of_a_folder_some_images_are_taken_and_damaged_ones_left_out(
   trained, tmp_path, caplog, monkeypatch
 ):
-  monkeypatch.setattr(verification, '_MOST_FILES', 6)
+  monkeypatch.setattr(verification, '_MAX_FILES', 6)
   for number in range(30):
     Image.new('L', (96, 64), number).save(tmp_path / f'{number:02}.png')
   (tmp_path / '29.png').write_bytes(b'no image')

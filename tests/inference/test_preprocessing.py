@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from gfl_jax.inference import inputs
+from gfl_jax.inference.preprocessing import batch_of, place, to_rgb
 from tests.data import sets
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
@@ -35,37 +35,37 @@ def config(**changes):
   ids=lambda image: image.mode,
 )
 def test_every_mode_is_the_same_picture(image, tmp_path):
-  np.testing.assert_array_equal(inputs.to_rgb(image), stacked(GREY))
+  np.testing.assert_array_equal(to_rgb(image), stacked(GREY))
   if image.mode != 'I':  # Pillow writes no 32-bit PNG
     image.save(tmp_path / 'image.png')
-    np.testing.assert_array_equal(inputs.to_rgb(tmp_path / 'image.png'), stacked(GREY))
+    np.testing.assert_array_equal(to_rgb(tmp_path / 'image.png'), stacked(GREY))
 
 
 def test_other_modes():
   black_and_white = Image.fromarray(GREY > 100)
   np.testing.assert_array_equal(
-    inputs.to_rgb(black_and_white), stacked(np.where(GREY > 100, 255, 0))
+    to_rgb(black_and_white), stacked(np.where(GREY > 100, 255, 0))
   )
   for mode in ('CMYK', 'YCbCr', 'HSV'):
-    found = inputs.to_rgb(Image.fromarray(RGB).convert(mode)).astype(int)
+    found = to_rgb(Image.fromarray(RGB).convert(mode)).astype(int)
     assert np.abs(found - RGB).max() < 12 and np.abs(found - RGB).mean() < 2
   # Of 16 bits the upper ones count: not the range that the picture happens to have.
   dark = Image.fromarray(np.full((2, 3), 0x12FF, np.uint16))
-  assert (inputs.to_rgb(dark) == 0x12).all()
+  assert (to_rgb(dark) == 0x12).all()
 
 
 @pytest.mark.parametrize(
   'array', [GREY, GREY[..., None], stacked(GREY), stacked(GREY)[:, :, ::-1]]
 )
 def test_every_form_of_array_is_the_same_picture(array):
-  np.testing.assert_array_equal(inputs.to_rgb(array), stacked(GREY))
+  np.testing.assert_array_equal(to_rgb(array), stacked(GREY))
 
 
 def test_what_is_transparent_is_seen_over_white(tmp_path):
   opacity = np.full(GREY.shape, 255, np.uint8)
   opacity[0], opacity[1] = 0, 128
   rgba = np.concatenate([RGB, opacity[..., None]], -1)
-  found = inputs.to_rgb(rgba)
+  found = to_rgb(rgba)
   assert (found[0] == 255).all()
   np.testing.assert_allclose(found[1], (RGB[1] * 128.0 + 255 * 127) / 255, atol=1)
   np.testing.assert_array_equal(found[2:], RGB[2:])
@@ -74,7 +74,7 @@ def test_what_is_transparent_is_seen_over_white(tmp_path):
   palette.save(tmp_path / 'p.png', transparency=int(np.asarray(palette)[0, 5]))
   expected = stacked(GREY)
   expected[0, 5] = 255
-  np.testing.assert_array_equal(inputs.to_rgb(tmp_path / 'p.png'), expected)
+  np.testing.assert_array_equal(to_rgb(tmp_path / 'p.png'), expected)
 
 
 # What the camera stored, of an upright picture, for the orientations of EXIF.
@@ -96,7 +96,7 @@ def test_exif_turns_the_picture_upright(orientation, tmp_path):
   exif[0x0112] = orientation
   stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](RGB)))
   stored.save(tmp_path / 'turned.png', exif=exif)
-  np.testing.assert_array_equal(inputs.to_rgb(tmp_path / 'turned.png'), RGB)
+  np.testing.assert_array_equal(to_rgb(tmp_path / 'turned.png'), RGB)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_exif_turns_the_picture_upright(orientation, tmp_path):
 )
 def test_an_image_of_any_size_is_placed(size, canvas, covered):
   wide = config(canvas=(800, 1344), short_side=(640, 800), max_long_side=1333)
-  placed = inputs.place(np.full((*size, 3), 200, np.uint8), wide)
+  placed = place(np.full((*size, 3), 200, np.uint8), wide)
   assert placed.canvas.shape == (*canvas, 3)
   np.testing.assert_array_equal(placed.size, covered)
   np.testing.assert_allclose(placed.scale, np.divide(covered, size)[::-1], rtol=1e-6)
@@ -132,7 +132,7 @@ def test_a_batch_is_that_of_evaluation():
   c = config(canvas=(48, 64))
   for batch in whole.dataset(c.data).eval_batches(4):
     rows = [int(i) - 1 for i in batch['image_ids'] if i != -1]
-    mine = inputs.batch_of([inputs.place(pictures[row], c) for row in rows], 4)
+    mine = batch_of([place(pictures[row], c) for row in rows], 4)
     for name in mine:
       np.testing.assert_array_equal(mine[name], batch[name], err_msg=name)
       assert mine[name].dtype == batch[name].dtype
@@ -141,7 +141,7 @@ def test_a_batch_is_that_of_evaluation():
 def test_an_image_that_its_canvas_cannot_hold_is_an_error():
   long_sides = config(canvas=(64, 64), short_side=(48, 48), max_long_side=100)
   with pytest.raises(ValueError, match=r'\(20, 40\) becomes \(48, 96\)'):
-    inputs.place(np.zeros((20, 40, 3), np.uint8), long_sides)
+    place(np.zeros((20, 40, 3), np.uint8), long_sides)
 
 
 @pytest.mark.parametrize(
@@ -157,17 +157,17 @@ def test_an_image_that_its_canvas_cannot_hold_is_an_error():
 )
 def test_an_array_that_is_no_image_is_an_error(array, says):
   with pytest.raises(ValueError, match=says):
-    inputs.to_rgb(array)
+    to_rgb(array)
 
 
 def test_a_pillow_image_without_pixels_is_an_error():
   with pytest.raises(ValueError, match=r'without pixels: \(width, height\) \(0, 5\)'):
-    inputs.to_rgb(Image.new('RGB', (0, 5)))
+    to_rgb(Image.new('RGB', (0, 5)))
 
 
 def test_what_is_not_an_image_at_all_is_an_error():
   with pytest.raises(TypeError, match='array, a Pillow image or a path, not .*list'):
-    inputs.to_rgb(RGB.tolist())
+    to_rgb(RGB.tolist())
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_what_is_not_an_image_at_all_is_an_error():
 def test_pixels_of_unknown_range_are_an_error(array, tmp_path):
   Image.fromarray(array).save(tmp_path / 'a.tif')
   with pytest.raises(ValueError, match='a.tif cannot be decoded: its pixels are'):
-    inputs.to_rgb(tmp_path / 'a.tif')
+    to_rgb(tmp_path / 'a.tif')
 
 
 def test_a_file_that_cannot_be_decoded_is_named(tmp_path):
@@ -185,11 +185,11 @@ def test_a_file_that_cannot_be_decoded_is_named(tmp_path):
   cut.write_bytes(whole.read_bytes()[:2000])
   text.write_text('not a picture')
   with pytest.raises(ValueError, match='cut.jpg cannot be decoded: .*truncated'):
-    inputs.to_rgb(cut)
+    to_rgb(cut)
   with pytest.raises(ValueError, match='text.jpg is not an image file'):
-    inputs.to_rgb(text)
+    to_rgb(text)
   with pytest.raises(FileNotFoundError, match='none.jpg'):
-    inputs.to_rgb(tmp_path / 'none.jpg')
+    to_rgb(tmp_path / 'none.jpg')
 
 
 def test_large_files_are_read_up_to_the_limit_of_pillow(tmp_path, monkeypatch):
@@ -197,7 +197,7 @@ def test_large_files_are_read_up_to_the_limit_of_pillow(tmp_path, monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)  # it has 120: Pillow warns
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    np.testing.assert_array_equal(inputs.to_rgb(tmp_path / 'large.png'), RGB)
+    np.testing.assert_array_equal(to_rgb(tmp_path / 'large.png'), RGB)
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 50)
   with pytest.raises(ValueError, match='large.png cannot be decoded: .*limit'):
-    inputs.to_rgb(tmp_path / 'large.png')
+    to_rgb(tmp_path / 'large.png')

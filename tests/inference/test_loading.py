@@ -11,7 +11,8 @@ import pytest
 
 from gfl_jax.checkpointing.manager import Checkpoints, DamagedCheckpointError
 from gfl_jax.evaluation import evaluator
-from gfl_jax.inference import runs
+from gfl_jax.export import manifest, programs
+from gfl_jax.inference import loading
 from gfl_jax.models import build_detector, init_variables
 from gfl_jax.training import metrics_log, run_folder, step
 from tests import tiny
@@ -67,7 +68,7 @@ def equal(found, expected):
 def test_it_is_the_step_and_the_weights_that_were_asked_for(
   run, which, weights, number, factor
 ):
-  found = runs.load_run(run, which, weights)
+  found = loading.load_run(run, which, weights)
   assert equal(found.variables, jax.tree.map(lambda x: x * factor, drawn(number)))
   assert (found.class_names, found.category_ids) == (NAMES, IDS)
   assert found.origin == {'run': str(run), 'step': number, 'weights': weights}
@@ -75,7 +76,7 @@ def test_it_is_the_step_and_the_weights_that_were_asked_for(
 
 
 def test_a_run_without_an_average_has_its_parameters(tmp_path):
-  found = runs.load_run(write_run(tmp_path, ema_decay=0.0), 1)
+  found = loading.load_run(write_run(tmp_path, ema_decay=0.0), 1)
   assert equal(found.variables, jax.tree.map(lambda x: x / 2, drawn(1)))
   assert found.origin['weights'] == 'raw'
 
@@ -86,15 +87,15 @@ def test_loading_changes_nothing_and_reads_beside_a_running_save(copy):
   with (copy / 'metrics.jsonl').open('a') as log:
     log.write('{"kind": "eval", "step": 3, "AP": 0.75}\n{"kind": "tr')
   before = {file: file.stat().st_mtime_ns for file in copy.rglob('*')}
-  assert runs.load_run(copy).origin['step'] == 2
-  assert runs.load_run(copy, 'best').origin['step'] == 1  # 3 is not stored yet
+  assert loading.load_run(copy).origin['step'] == 2
+  assert loading.load_run(copy, 'best').origin['step'] == 1  # 3 is not stored yet
   assert {file: file.stat().st_mtime_ns for file in copy.rglob('*')} == before
 
 
 def test_it_needs_neither_tensorflow_nor_matplotlib(run):
   code = (
-    'import sys; from gfl_jax.inference import runs\n'
-    f'runs.load_run({str(run)!r})\n'
+    'import sys; from gfl_jax.inference import loading\n'
+    f'loading.load_run({str(run)!r})\n'
     'heavy = {"tensorflow", "tensorflow_datasets", "matplotlib"} & set(sys.modules)\n'
     'assert not heavy, heavy'
   )
@@ -105,12 +106,12 @@ def test_it_needs_neither_tensorflow_nor_matplotlib(run):
 def test_a_step_that_is_not_there_names_those_that_are(run, which):
   says = rf'step={which} is not stored in .*; stored: \[1, 2\]'
   with pytest.raises(ValueError, match=says):
-    runs.load_run(run, which)
+    loading.load_run(run, which)
 
 
 def test_other_weights_are_refused(run):
   with pytest.raises(ValueError, match="weights='EMA' must be 'ema' or 'raw'"):
-    runs.load_run(run, weights='EMA')
+    loading.load_run(run, weights='EMA')
 
 
 def test_another_architecture_says_what_differs(copy):
@@ -118,7 +119,7 @@ def test_another_architecture_says_what_differs(copy):
   config['model']['neck']['channels'] = 12
   (copy / 'config.json').write_text(json.dumps(config))
   with pytest.raises(ValueError, match='neck.*stored float32.*expected') as error:
-    runs.load_run(copy)
+    loading.load_run(copy)
   assert len(str(error.value).splitlines()) == 11  # the first ten
 
 
@@ -132,7 +133,7 @@ def test_a_config_of_another_version_says_what_it_lacks(copy, part, field):
   (copy / 'config.json').write_text(json.dumps(config))
   says = f'{copy}: the config lacks a field .*{field}'
   with pytest.raises(ValueError, match=says) as error:
-    runs.load_run(copy)
+    loading.load_run(copy)
   assert len(str(error.value).splitlines()) == 1
 
 
@@ -156,7 +157,7 @@ def test_a_config_of_another_version_says_what_it_lacks(copy, part, field):
 def test_a_file_that_is_not_whole_is_named(copy, name, content, says):
   (copy / name).write_text(content)
   with pytest.raises(ValueError, match=f'{copy / name} is not what .*{says}'):
-    runs.load_run(copy)
+    loading.load_run(copy)
 
 
 def test_what_is_not_there_yet_is_told(tmp_path):
@@ -165,11 +166,11 @@ def test_what_is_not_there_yet_is_told(tmp_path):
   run_folder.write_classes(empty, NAMES, IDS)
   (empty / 'checkpoints').mkdir()
   with pytest.raises(ValueError, match='holds no checkpoint yet'):
-    runs.load_run(empty)
+    loading.load_run(empty)
   with Checkpoints(empty / 'checkpoints') as stored:
     stored.save(1, step.create_state(drawn(1), c))
   with pytest.raises(ValueError, match=r'step=best: no step in .* is evaluated yet'):
-    runs.load_run(empty, 'best')
+    loading.load_run(empty, 'best')
 
 
 @pytest.mark.parametrize(
@@ -183,14 +184,14 @@ def test_what_is_not_there_yet_is_told(tmp_path):
 def test_a_part_that_is_missing_is_named(copy, missing, says):
   (copy / missing).rename(copy / 'elsewhere')
   with pytest.raises(FileNotFoundError, match=says):
-    runs.load_run(copy)
+    loading.load_run(copy)
   assert not (copy / missing).exists()
 
 
 def test_a_class_without_a_name_is_an_error(copy):
   run_folder.write_classes(copy, NAMES[:2], IDS[:2])
   with pytest.raises(ValueError, match='num_classes=3 and 2 names'):
-    runs.load_run(copy)
+    loading.load_run(copy)
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -201,19 +202,19 @@ def test_a_changed_byte_is_found(copy):
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
   with pytest.raises(DamagedCheckpointError, match='step 2'):
-    runs.load_run(copy)
-  assert runs.load_run(copy, 1).origin['step'] == 1
+    loading.load_run(copy)
+  assert loading.load_run(copy, 1).origin['step'] == 1
 
 
 def test_a_program_finds_what_detect_finds(run):
-  trained = runs.load_run(run)
+  trained = loading.load_run(run)
   trained.config.unlock().decode.score_threshold = 0.0  # untrained: all scores are low
   batch = tiny.batch(2)
   batch['scales'][:] = 0.5
-  found = runs.make_program(trained)(batch)
+  found = programs.jitted(trained)(batch)
   detect = evaluator.make_detect(build_detector(trained.config), trained.config)
   expected = jax.jit(detect)(trained.variables, batch)
   assert found.valid.any() and found.boxes.max() > 64  # in original px
-  for name in vars(found):
+  for name in manifest.OUTPUTS:
     assert isinstance(getattr(found, name), np.ndarray)
     np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
