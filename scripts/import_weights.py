@@ -36,14 +36,10 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import importlib
-from concurrent import futures
-
 from absl import app, flags
 from ml_collections import config_flags
 
 from gfl_jax import launch
-from gfl_jax.weights.state_dicts import read_state_dict
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
@@ -74,21 +70,17 @@ def main(argv: list[str]) -> None:
   """Checks the flags and imports."""
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  if pathlib.Path(_CHECKPOINT.value).is_dir():
-    from gfl_jax.inference import loading
+  from gfl_jax.inference import loading
+  from gfl_jax.training import importing
+  from gfl_jax.weights import state_dicts
 
+  if pathlib.Path(_CHECKPOINT.value).is_dir():
     weights = _WEIGHTS.value if _WEIGHTS.present else None
     stored = loading.load_trained(_CHECKPOINT.value, step=_STEP.value, weights=weights)
   elif _STEP.present:
     raise app.UsageError(f'--step: {_CHECKPOINT.value} is not the folder of a run')
   else:
-    with futures.ThreadPoolExecutor(1) as pool:
-      # torch reads the file in another process while this one imports jax.
-      reading = pool.submit(read_state_dict, _CHECKPOINT.value, _WEIGHTS.value)
-      importlib.import_module('gfl_jax.training.importing')
-      stored = reading.result()
-  from gfl_jax.training import importing
-
+    stored = state_dicts.read_state_dict(_CHECKPOINT.value, _WEIGHTS.value)
   importing.import_detector(
     stored,
     _WORKDIR.value,

@@ -45,6 +45,7 @@ def collect_samples(
     height, width = batch['image_sizes'][i]
     scale = np.tile(batch['scales'][i], 2)
     real, kept = batch['valid'][i], found.valid[i]
+    assert found.anchor_index is not None  # `make_predict` returns it
     anchors = found.anchor_index[i][kept]
     strides, centers = points.strides[anchors], points.centers[anchors]
     edge_std = found.edge_std[i][kept] * scale

@@ -34,7 +34,7 @@ def write(trained: Trained, folder: str | os.PathLike) -> None:
   programs.write(
     folder,
     trained,
-    lambda batch: export(shapes, batch).serialize(),
+    lambda batch: bytes(export(shapes, batch).serialize()),
     format='stablehlo',
     files=[params.FILE],
   )

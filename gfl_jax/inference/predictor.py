@@ -167,17 +167,17 @@ class Predictor:
     placed = [placed for _, _, placed in group]
     found = self._program(preprocessing.batch_of(placed, batch_size))
     for row, (index, rgb, _) in enumerate(group):
-      kept = found.valid[row]
-      classes = found.classes[row][kept]
+      take = lambda field, row=row: np.asarray(field)[row][np.asarray(found.valid)[row]]
+      classes = take(found.classes)
       yield (
         index,
         rgb,
         ImageDetections(
-          boxes=found.boxes[row][kept],
-          scores=found.scores[row][kept],
+          boxes=take(found.boxes),
+          scores=take(found.scores),
           classes=classes,
           names=tuple(self.class_names[i] for i in classes),
-          edge_std=found.edge_std[row][kept],
+          edge_std=take(found.edge_std),
         ),
       )
 

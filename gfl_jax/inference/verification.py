@@ -149,7 +149,7 @@ class Comparison:
       side = (batch['image_sizes'][row][::-1] / batch['scales'][row]).max()
       pair = [_of_image(found, row, side) for found in (expected, actual)]
       lowest = [
-        found.scores[row].min()
+        float(found.scores[row].min())
         for found in (expected, actual)
         if found.valid[row].all()  # no free slot: weaker detections were left out
       ]
@@ -209,10 +209,10 @@ class Comparison:
 
 def _of_image(found: Detections, row: int, side: float) -> dict[str, np.ndarray]:
   """The detections of one image; px as shares of its longer side."""
-  kept = found.valid[row]
+  take = lambda field: np.asarray(field)[row][np.asarray(found.valid)[row]]
   return {
-    'scores': found.scores[row][kept],
-    'classes': found.classes[row][kept],
-    'boxes': found.boxes[row][kept] / max(side, 1),
-    'edge_std': found.edge_std[row][kept] / max(side, 1),
+    'scores': take(found.scores),
+    'classes': take(found.classes),
+    'boxes': take(found.boxes) / max(side, 1),
+    'edge_std': take(found.edge_std) / max(side, 1),
   }

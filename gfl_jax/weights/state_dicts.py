@@ -1,7 +1,4 @@
-"""Files of parameters that other frameworks wrote, read as numpy arrays by name.
-
-It does not import jax: it runs in a thread while another imports that.
-"""
+"""Files of parameters that other frameworks wrote, read as numpy arrays by name."""
 
 import contextlib
 import dataclasses
@@ -12,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from gfl_jax.errors import MissingFileError, UserError
@@ -30,7 +27,7 @@ class StateDict:
   Attributes:
     path: of the file.
     arrays: by their names there, in the file's layout; floating point as float32.
-    class_names: of class 0, 1, ...; empty if the file does not tell.
+    class_names: of class 0, 1, ...; empty if they are not in the file.
     averaged: whether the arrays are a running average of the parameters.
   """
 
@@ -43,20 +40,19 @@ class StateDict:
 def read_state_dict(path: str | os.PathLike, weights: str = 'ema') -> StateDict:
   """The arrays of a weights file by their names there.
 
-  A torch file may hold the tensors themselves, or have them as its `state_dict` or
-  `model`; a prefix `module.` of all names goes. Where mmdet trained with a running
-  average, the average has the plain names, and the parameters that were trained are
-  under `ema_state_dict` (3.x) or named `ema_...` (2.x): its hooks swap the two before
-  they save.
+  A torch file may hold the tensors themselves, or hold them as `state_dict` or `model`.
+  A prefix `module.` that all names share is removed. Where mmdet trained with a running
+  average, its hooks swap the two before they save: the average has the plain names, and
+  the trained parameters are under `ema_state_dict` (3.x) or named `ema_...` (2.x).
 
   Args:
-    path: .npz; .safetensors; or .pth / .pt as torch saves it, today's or its legacy
-      form (needs the extra `torch`; nothing in the file is executed).
-    weights: 'ema', the average where the file has one; 'raw', what was trained.
+    path: .npz; .safetensors; or .pth / .pt in torch's present or legacy form (needs the
+      extra `torch`; nothing in the file is executed).
+    weights: 'ema', the average where the file has one; 'raw', the trained parameters.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: another kind of file, an empty or damaged one, one without arrays or
+    ValueError: another kind of file; an empty or damaged one; one without arrays, or
       with more than plain data; torch is not installed.
   """
   path = pathlib.Path(path)
@@ -67,7 +63,7 @@ def read_state_dict(path: str | os.PathLike, weights: str = 'ema') -> StateDict:
   if path.suffix not in _READERS:
     raise UserError(f'weights file {path} must end in {", ".join(_READERS)}')
   if not path.stat().st_size:
-    raise UserError(f'weights file {path} is empty: fetch it again')
+    raise UserError(f'weights file {path} is empty: download it again')
   arrays, second, class_names = _READERS[path.suffix](path)
   arrays, second = _without_prefix(arrays), _without_prefix(second)
   if not second:
@@ -75,28 +71,32 @@ def read_state_dict(path: str | os.PathLike, weights: str = 'ema') -> StateDict:
   if not arrays:
     raise UserError(f'weights file {path} holds no arrays')
   chosen = arrays | second if weights == 'raw' else arrays
-  chosen = {name: _float32(value) for name, value in chosen.items()}
-  return StateDict(
-    path, chosen, class_names, averaged=bool(second) and weights == 'ema'
-  )
+  chosen = {
+    name: x.astype(np.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    for name, x in chosen.items()
+  }
+  return StateDict(path, chosen, class_names, bool(second) and weights == 'ema')
 
 
 def _read_npz(path: pathlib.Path) -> Content:
-  with _damage(path, 'a numpy archive'), np.load(path, allow_pickle=False) as arrays:
+  with (
+    _readable(path, 'a numpy archive'),
+    np.load(path, allow_pickle=False) as arrays,
+  ):
     return dict(arrays), {}, ()
 
 
 def _read_safetensors(path: pathlib.Path) -> Content:
   from safetensors.numpy import load_file
 
-  with _damage(path, 'a safetensors file'):
+  with _readable(path, 'a safetensors file'):
     return load_file(path), {}, ()
 
 
 def _read_torch(path: pathlib.Path) -> Content:
   with tempfile.TemporaryDirectory(prefix='gfl_jax_') as folder:
     target = pathlib.Path(folder) / 'arrays.safetensors'
-    # -P: the modules beside the program must not hide torch's own.
+    # -P: the modules beside torch_files.py must not hide torch's own.
     command = [sys.executable, '-P', torch_files.__file__, str(path), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -106,7 +106,7 @@ def _read_torch(path: pathlib.Path) -> Content:
 
 
 def _without_prefix(arrays: _Arrays) -> _Arrays:
-  """Without the `module.` that torch's wrappers for several GPUs put before all."""
+  """Without the `module.` that torch's wrappers for several GPUs add to all names."""
   prefix = 'module.'
   if not all(name.startswith(prefix) for name in arrays):
     return arrays
@@ -114,22 +114,15 @@ def _without_prefix(arrays: _Arrays) -> _Arrays:
 
 
 def _split_buffers(arrays: _Arrays) -> tuple[_Arrays, _Arrays]:
-  """Takes out what mmdet 2.x names 'ema_backbone_conv1_weight', as the second copy."""
+  """Separates the second copy, which mmdet 2.x names 'ema_backbone_conv1_weight'."""
   buffers = {f'ema_{name.replace(".", "_")}': name for name in arrays}
   second = {buffers[name]: x for name, x in arrays.items() if name in buffers}
   return {name: x for name, x in arrays.items() if name not in buffers}, second
 
 
-def _float32(value: np.ndarray) -> np.ndarray:
-  # Not by jnp.issubdtype, which knows more types: see the head of this file.
-  bfloat16 = value.dtype == ml_dtypes.bfloat16
-  floating = bfloat16 or np.issubdtype(value.dtype, np.floating)
-  return value.astype(np.float32, copy=False) if floating else value
-
-
 @contextlib.contextmanager
-def _damage(path: pathlib.Path, kind: str) -> Iterator[None]:
-  """Whatever a reader raises for a file that is not whole or another, as ValueError."""
+def _readable(path: pathlib.Path, kind: str) -> Iterator[None]:
+  """Turns any error of a reader, which raises many types, into a UserError."""
   try:
     yield
   except (MemoryError, PermissionError):

@@ -1,8 +1,8 @@
 """Reads checkpoints of torch by torch itself, so that nothing in them is executed.
 
-It is also a program, because torch takes half a gigabyte of memory that it never gives
-back (its CUDA libraries): state_dicts.py runs it in a process of its own, which leaves
-a .safetensors file. It imports nothing of this package.
+state_dicts.py runs this file as a program, which writes a .safetensors file: torch's
+CUDA libraries take half a gigabyte of memory, which only the end of a process frees.
+It imports nothing of this package, which need not be installed.
 """
 
 import json
@@ -17,10 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gfl_jax.errors import UserError
-
-# What mmengine keeps beside the tensors (a log of losses, as numpy arrays) and torch
-# refuses to build. Stand-ins that do nothing take their place, and are not read.
+# Types of the log of losses that mmengine saves beside the tensors, which torch refuses
+# to build. Empty stand-ins replace them.
 _LOGGED = (
   'mmengine.logging.history_buffer.HistoryBuffer',
   'mmengine.logging.log_buffer.LogBuffer',
@@ -33,9 +31,9 @@ _LOGGED = (
   'builtins.getattr',
 )
 Content = tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]
-# How a file begins that torch saved: a zip, and before 1.6 a pickle of its own number.
+# First bytes of a file that torch saved: a zip, or before torch 1.6 a pickle.
 _ZIP, _LEGACY = b'PK\x03\x04', b'\x80\x02\x8a\nl\xfc'
-# Of the names in the file that `main` writes.
+# Prefixes of the names in the file that `main` writes.
 _FIRST, _SECOND = 'state_dict/', 'ema_state_dict/'
 
 
@@ -43,11 +41,11 @@ def read(path: pathlib.Path) -> Content:
   """The arrays of a torch file, those of its `ema_state_dict`, names of its classes.
 
   Args:
-    path: as torch saves it, today's or its legacy form: the tensors themselves, or a
-      dict that has them as `state_dict` or `model`.
+    path: in torch's present or legacy form: the tensors themselves, or a dict that
+      holds them as `state_dict` or `model`.
 
   Returns:
-    (arrays, arrays, class names), each empty if it is not there; floating point as
+    (arrays, arrays, class names), each empty if the file has none; floating point as
     float32.
 
   Raises:
@@ -56,7 +54,7 @@ def read(path: pathlib.Path) -> Content:
   """
   checkpoint = _load(path)
   if not isinstance(checkpoint, Mapping):
-    raise UserError(
+    raise ValueError(
       f'weights file {path} holds a {type(checkpoint).__name__}, not a dict of tensors'
     )
   held = [checkpoint.get(key) for key in ('state_dict', 'model')]
@@ -69,7 +67,7 @@ def read(path: pathlib.Path) -> Content:
 
 
 def unpack(path: pathlib.Path) -> Content:
-  """What `read` returned, of the file that `main` wrote."""
+  """What `read` returned, from the file that `main` wrote."""
   from safetensors import safe_open
 
   with safe_open(path, framework='numpy') as file:
@@ -83,7 +81,7 @@ def unpack(path: pathlib.Path) -> Content:
 
 
 def main(source: str, target: str) -> None:
-  """Writes what is in a torch file as a .safetensors file that `unpack` reads."""
+  """Writes a torch file as a .safetensors file that `unpack` reads."""
   from safetensors.numpy import save_file
 
   first, second, class_names = read(pathlib.Path(source))
@@ -96,37 +94,37 @@ def _load(path: pathlib.Path) -> Any:
   try:
     import torch  # pyright: ignore[reportMissingImports]
   except ImportError as error:
-    raise UserError(
+    raise ValueError(
       f"reading {path} needs torch: pip install -e '.[torch]', or save the tensors as"
       ' .npz or .safetensors where there is torch'
     ) from error
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # torch's, about pickles that are none of its own
+      warnings.simplefilter('ignore')  # torch's, about pickles that others wrote
       with torch.serialization.safe_globals([_stand_in(name) for name in _LOGGED]):
         return torch.load(path, map_location='cpu', weights_only=True)
   except (MemoryError, PermissionError):
     raise
-  except Exception as error:  # whatever torch's file layers raise
+  except Exception as error:  # torch raises many types
     found = re.search(r'GLOBAL ([\w.]+)', str(error))
     if found and isinstance(error, pickle.UnpicklingError):
-      raise UserError(
-        f'weights file {path} holds {found[1]}, which is no plain data: nothing of it'
+      raise ValueError(
+        f'weights file {path} holds {found[1]}, which is not plain data; nothing of it'
         ' was run. If you trust the file, load it where it was made and save'
-        " {'state_dict': ..., 'meta': ...} with tensors, numbers and text alone"
+        " {'state_dict': ..., 'meta': ...} with only tensors, numbers and text"
       ) from error
-    raise UserError(f'weights file {path} {_what_is_wrong(path, error)}') from error
+    raise ValueError(f'weights file {path} {_what_is_wrong(path, error)}') from error
 
 
 def _what_is_wrong(path: pathlib.Path, error: Exception) -> str:
-  """Of a file that torch cannot read; what torch says of most is of no use."""
+  """Why torch cannot read a file, in plainer words than torch's own."""
   with path.open('rb') as file:
     head = file.read(24)
   if head.startswith(_LEGACY) or (head.startswith(_ZIP) and not _is_whole_zip(path)):
-    return 'is damaged or cut off: fetch it again'
+    return 'is damaged or cut off: download it again'
   reason = f'it begins with {head!r}'
   if head.startswith(_ZIP):
-    # Torch advises to read it without care; its reason comes after the advice.
+    # Torch first advises to switch its checks off; its reason comes after that.
     reason = str(error).rpartition('WeightsUnpickler error: ')[-1].strip()
     reason = reason.partition('\n')[0][:200]
   return f'is not a checkpoint that torch can read ({reason})'
@@ -141,7 +139,7 @@ def _is_whole_zip(path: pathlib.Path) -> bool:
 
 
 class _StandIn:
-  """Takes whatever a pickle would build an object from, and keeps nothing."""
+  """Accepts any arguments and state from a pickle, and keeps nothing."""
 
   def __new__(cls, *args):
     return super().__new__(cls)
@@ -151,13 +149,13 @@ class _StandIn:
 
 
 def _stand_in(path: str) -> type:
-  # torch finds a class by the module and the name that it says it has.
+  # torch finds a class by its __module__ and __name__.
   module, _, name = path.rpartition('.')
   return type(name, (_StandIn,), {'__module__': module})
 
 
 def _class_names(meta: Any) -> tuple[str, ...]:
-  """Of mmdet's `meta`: 3.x has it in `dataset_meta`, 2.x and 1.x in `CLASSES`."""
+  """From mmdet's `meta`: 3.x has them in `dataset_meta`, 2.x and 1.x in `CLASSES`."""
   meta = meta if isinstance(meta, Mapping) else {}
   held = [x for x in (meta.get('dataset_meta'), meta) if isinstance(x, Mapping)]
   for names in (x.get(key) for x in held for key in ('classes', 'CLASSES')):
@@ -172,7 +170,7 @@ def _array(path: pathlib.Path, name: str, value: Any) -> np.ndarray:
     value = (value.float() if value.is_floating_point() else value).numpy()
     return np.asarray(value, order='C')
   except (AttributeError, TypeError, RuntimeError) as error:
-    raise UserError(
+    raise ValueError(
       f'weights file {path}: {name!r} is of type {type(value).__name__}, not an array'
       " of numbers; tensors must stand alone or below 'state_dict' or 'model'"
     ) from error

@@ -197,7 +197,7 @@ def _unstack(graph, equation, inputs):
   return [graph.reshape(x, shape) for x, shape in zip(parts, out, strict=True)]
 
 
-def _split(graph: Graph, value: Tensor, axis: int) -> Outputs:
+def _split(graph: Graph, value: Tensor, axis: int) -> list[Tensor]:
   """Parts of size 1 along an axis."""
   sizes = [1] * value.shape[axis]
   shape = (*value.shape[:axis], 1, *value.shape[axis + 1 :])
