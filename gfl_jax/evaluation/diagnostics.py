@@ -14,6 +14,8 @@ Flexibility is measured on detections matched to a true box: same class, IoU at 
 distribution, so the errors are those before variance voting and clipping.
 """
 
+from typing import Any
+
 import numpy as np
 import scipy.stats
 
@@ -162,7 +164,8 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:
   """Spearman's rank correlation of two lists [n]; None if one is all equal or empty."""
   if not all(values.size and np.ptp(values) for values in (first, second)):
     return None
-  return float(scipy.stats.spearmanr(first, second).statistic)
+  result: Any = scipy.stats.spearmanr(first, second)
+  return float(result.statistic)
 
 
 def _some(rows: np.ndarray) -> np.ndarray:

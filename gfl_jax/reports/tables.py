@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from gfl_jax.reports import html_page
 
-DASH = '–'  # what is not known
+DASH = '–'  # for an unknown value
+_HTML_ALIGNMENT = {'l': '', 'r': ' class="number"'}
 _MARKDOWN_ALIGNMENT = {'l': '---', 'r': '--:'}
 
 
@@ -25,47 +26,37 @@ class Table(NamedTuple):
   head: list[str]
   rows: list[list[str]]
 
-  def only(self, names: list[str]) -> 'Table':
-    """These columns, in this order."""
-    columns = [self.head.index(name) for name in names]
-    align = ''.join(self.align[i] for i in columns)
-    return Table(align, names, [[row[i] for i in columns] for row in self.rows])
+  def without(self, *names: str) -> 'Table':
+    """The table without the columns of these names."""
+    kept = [i for i, name in enumerate(self.head) if name not in names]
+    align = ''.join(self.align[i] for i in kept)
+    head, *rows = ([row[i] for i in kept] for row in (self.head, *self.rows))
+    return Table(align, head, rows)
 
   def as_html(self) -> str:
-    head = ''.join(
-      _html_cell('th', align, cell)
-      for align, cell in zip(self.align, self.head, strict=True)
-    )
-    rows = [
-      ''.join(
-        _html_cell('td', align, cell)
+    lines = ''
+    for tag, row in [('th', self.head), *(('td', row) for row in self.rows)]:
+      cells = ''.join(
+        f'<{tag}{_HTML_ALIGNMENT[align]}>{html.escape(cell)}</{tag}>'
         for align, cell in zip(self.align, row, strict=True)
       )
-      for row in self.rows
-    ]
-    lines = ''.join(f'<tr>{row}</tr>\n' for row in [head, *rows])
+      lines += f'<tr>{cells}</tr>\n'
     return html_page.wide(f'<table>\n{lines}</table>')
 
   def as_markdown(self) -> str:
+    head, *rows = (list(map(escape_markdown, row)) for row in (self.head, *self.rows))
     alignment = [_MARKDOWN_ALIGNMENT[align] for align in self.align]
-    rows = [[escape_markdown(cell) for cell in row] for row in [self.head, *self.rows]]
-    lines = [rows[0], alignment, *rows[1:]]
-    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
-
-
-def _html_cell(tag: str, align: str, text: str) -> str:
-  number = ' class="number"' if align == 'r' else ''
-  return f'<{tag}{number}>{html.escape(text)}</{tag}>'
+    return ''.join(f'| {" | ".join(row)} |\n' for row in (head, alignment, *rows))
 
 
 def escape_markdown(text: str) -> str:
-  """Text that Markdown (GitHub's) shows as it is, in one line."""
-  # An underscore within a word is only itself, and names are full of them.
+  """Text in one line, escaped so that GitHub's Markdown shows it unchanged."""
+  # An underscore within a word needs no escape.
   return re.sub(r'([\\`*|<\[$~]|\b_|_\b)', r'\\\1', ' '.join(text.split()))
 
 
 def number(value: float | None, digits: int = 3) -> str:
-  """With so many digits after the point; a dash for None and what is not finite."""
+  """A number with this many decimals; a dash for None, NaN and infinity."""
   if value is None or not math.isfinite(value):
     return DASH
   return f'{value:.{digits}f}'

@@ -1,4 +1,3 @@
-import html.parser
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from gfl_jax.evaluation import diagnostics
 from gfl_jax.files import read_json_lines
 from gfl_jax.reports import pictures, plots
 from gfl_jax.reports.report import MANY_CLAMPED, write_report
+from tests.reports.html_text import Page
 
 CONFIG = {
   'batch_size': 8,
@@ -119,34 +119,6 @@ def apart(n):
   """n boxes that do not touch."""
   corners = np.stack([8 * np.arange(n), 4 * np.ones(n)], -1)
   return np.concatenate([corners, corners + 6], -1).astype(np.float32)
-
-
-class Page(html.parser.HTMLParser):
-  """The tags, the text and the addresses of a page; raises if tags do not match."""
-
-  VOID = {'meta', 'img', 'br', 'path', 'use', 'rect', 'image'}
-
-  def __init__(self, path):
-    super().__init__()
-    self.source = path.read_text(encoding='utf-8')
-    self.open, self.tags, self.text, self.addresses = [], [], '', []
-    self.feed(self.source)
-    assert not self.open
-
-  def handle_startendtag(self, tag, attrs):
-    self.tags.append(tag)
-    self.addresses += [v for k, v in attrs if k in ('src', 'href', 'xlink:href')]
-
-  def handle_starttag(self, tag, attrs):
-    self.handle_startendtag(tag, attrs)
-    if tag not in ('meta', 'img'):
-      self.open.append(tag)
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    self.text += data
 
 
 def test_the_page_holds_the_run(tmp_path):

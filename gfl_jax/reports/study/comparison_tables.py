@@ -11,10 +11,11 @@ from gfl_jax.reports.study.results import Comparison, Pair, Study
 from gfl_jax.reports.study.statistics import Estimate
 from gfl_jax.reports.tables import DASH, Table, duration, flatten, number
 
+PAPER_COLUMNS = ("paper's AP", "paper's difference")
 _REASONS = {
   'missing': 'not run yet',
-  'running': 'it is running, or its process was killed',
-  'interrupted': 'it was stopped; the command of the study goes on with it',
+  'running': 'still running, or its process was killed',
+  'interrupted': 'interrupted; the command of the study continues it',
 }
 
 
@@ -29,10 +30,8 @@ def signed(value: float | None, digits: int = 2) -> str:
   """With its sign, a true minus; what rounds to 0 has none."""
   if value is None:
     return DASH
-  text = f'{abs(value):.{digits}f}'
-  if not float(text):
-    return text
-  return f'{"+" if value > 0 else "−"}{text}'
+  text = f'{value:+.{digits}f}'.replace('-', '−')
+  return text if text.strip('+−0.') else text[1:]
 
 
 def counted(count: int, thing: str) -> str:
@@ -41,12 +40,8 @@ def counted(count: int, thing: str) -> str:
 
 
 def quoted(titles: Sequence[str]) -> str:
-  """'“A, with B”; “C”': titles hold commas of their own."""
-  return '; '.join(f'“{title}”' for title in titles)
-
-
-def p_value(value: float | None) -> str:
-  return '< 0.001' if value is not None and value < 0.001 else number(value, 3)
+  """'“A, with B”, “C”'."""
+  return ', '.join(f'“{title}”' for title in titles)
 
 
 def difference_text(found: Estimate | None) -> str:
@@ -57,58 +52,38 @@ def difference_text(found: Estimate | None) -> str:
   return f'{signed(found.mean)} [{signed(low)}, {signed(high)}]'
 
 
+def paper_difference(value: float | None) -> str:
+  """Marked with '~' where it may be noise."""
+  is_small = value is not None and abs(value) <= results.RERUN_SPREAD + 1e-9
+  return f'{"~ " if is_small else ""}{signed(value, 1)}'
+
+
 def overview(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
-  """The main table: AP, difference and its reading, beside the paper's numbers.
+  """The main table: AP, difference and conclusion, beside the paper's numbers.
 
   Where rows have a baseline of their own, a column names it.
   """
-  head = [
-    'row',
-    'AP',
-    'std',
-    'runs',
-    'compared with',
-    'difference to baseline',
-    'reading',
-  ]
-  head += ['p (Holm)', "paper's AP", "paper's difference"]
+  head = ['row', 'AP', 'std', 'runs', 'compared with', 'difference to baseline']
+  head += ['conclusion', 'p (Holm)', *PAPER_COLUMNS]
   rows = []
   for row in study.rows:
-    aps = list(row.points('AP').values())
+    aps = row.points('AP').values()
     found = statistics.estimate(aps)
-    against = comparisons.get(row.name)
     cells = [row.title, with_interval(found), number(found and found.std, 2)]
     cells.append(f'{len(aps)} of {len(row.runs)}')
-    cells.append(DASH if against is None else study.baseline_of(row).title)
-    cells += _readings(against)
-    cells.append(number(row.paper.get('AP'), 1))
-    cells.append(paper_difference(against and against.paper_difference))
+    if row.name in comparisons:
+      one = comparisons[row.name]
+      p = one.corrected_p
+      p_text = '< 0.001' if p is not None and p < 0.001 else number(p)
+      cells += [one.baseline.title, difference_text(one.difference), one.conclusion]
+      cells += [p_text, number(row.paper.get('AP'), 1)]
+      cells.append(paper_difference(one.paper_difference))
+    else:
+      cells += [DASH, DASH, 'baseline', DASH, number(row.paper.get('AP'), 1), DASH]
     rows.append(cells)
-  left_out = {'compared with'} if study.has_one_baseline else set()
-  left_out |= set() if study.has_paper else set(head[-2:])
-  table = Table('lrrrlrlrrr', head, rows)
-  return table.only([name for name in head if name not in left_out])
-
-
-def _readings(against: Comparison | None) -> list[str]:
-  if against is None:
-    return [DASH, 'baseline', DASH]
-  difference = difference_text(against.difference)
-  return [difference, against.verdict, p_value(against.corrected_p)]
-
-
-def paper_difference(value: float | None) -> str:
-  """Marked where the paper's own noise may explain it."""
-  text = signed(value, 1)
-  is_small = value is not None and abs(value) <= results.RERUN_SPREAD + 1e-9
-  return f'~ {text}' if is_small else text
-
-
-def compact(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
-  """`overview` without what a README has no room for."""
-  table = overview(study, comparisons)
-  left_out = {'std', 'p (Holm)'}
-  return table.only([name for name in table.head if name not in left_out])
+  left_out = ['compared with'] if study.has_one_baseline else []
+  left_out += [] if study.has_paper else PAPER_COLUMNS
+  return Table('lrrrlrlrrr', head, rows).without(*left_out)
 
 
 def precision(study: Study) -> Table:
@@ -116,7 +91,7 @@ def precision(study: Study) -> Table:
   names = [name for name in METRICS if name.startswith('AP')]
   rows = []
   for row in study.rows:
-    found = [statistics.estimate(list(row.points(name).values())) for name in names]
+    found = [statistics.estimate(row.points(name).values()) for name in names]
     rows.append([row.title, 'ours', *map(with_interval, found)])
     if row.paper:
       rows.append([row.title, 'paper', *(number(row.paper.get(n), 1) for n in names)])
@@ -125,30 +100,22 @@ def precision(study: Study) -> Table:
 
 def pairs(found: Sequence[Pair]) -> Table:
   """Pairs of rows that the paper orders, with both differences."""
-  rows = [
-    [
-      f'{pair.higher.title} over {pair.lower.title}',
-      paper_difference(pair.paper_difference),
-      difference_text(pair.difference),
-      pair_reading(pair),
-    ]
-    for pair in found
-  ]
+  rows = []
+  for pair in found:
+    text = results.OUTCOMES[pair.outcome]
+    if pair.difference.half_width is None:
+      text = text.replace('within noise', 'noise unknown (one seed)')
+    if pair.is_uncorrected:
+      text = text.replace('within noise', 'beyond noise only before correction')
+    title = f'{pair.higher.title} over {pair.lower.title}'
+    gap = paper_difference(pair.paper_difference)
+    rows.append([title, gap, difference_text(pair.difference), text])
   head = ['the paper has', "paper's difference", 'our difference', 'ours shows']
   return Table('lrrl', head, rows)
 
 
-def pair_reading(pair: Pair) -> str:
-  text = results.OUTCOMES[pair.outcome]
-  if pair.difference.half_width is None:
-    return text.replace('within noise', 'noise not known (one seed)')
-  if pair.is_suggestive:
-    return text.replace('within noise', 'suggestive (not after correction)')
-  return text
-
-
 def runs(study: Study) -> Table:
-  """Every run, whatever became of it."""
+  """Every run, finished or not."""
   rows = [
     [
       row.title,
@@ -166,28 +133,22 @@ def runs(study: Study) -> Table:
 
 def problems(study: Study) -> Table:
   """The runs that give no AP, and why."""
-  rows = [
-    [row.title, str(run['seed']), run['status'], _reason(run)]
-    for row, run in study.runs
-    if run['seed'] not in row.points('AP')
-  ]
+  rows = []
+  for row, run in study.runs:
+    if run['seed'] not in row.points('AP'):
+      why = _REASONS.get(run['status'], run['error'] or 'it has no AP')
+      rows.append([row.title, str(run['seed']), run['status'], ' '.join(why.split())])
   return Table('lrll', ['row', 'seed', 'status', 'why'], rows)
-
-
-def _reason(run: Mapping) -> str:
-  if run['status'] in _REASONS:
-    return _REASONS[run['status']]
-  return ' '.join((run['error'] or 'it has no AP').split())
 
 
 def environment(study: Study) -> Table:
   """Machine, versions, code and cost."""
   about = study.about
   machine = dict(about.get('environment') or {})
-  # Of the one run whose env.json it is; the study has its own.
+  # It is the env.json of one run; the study has a command and a revision of its own.
   for field in ('command', 'git'):
     machine.pop(field, None)
-  seconds, compiling = about.get('seconds'), about.get('compiling')
+  seconds, compiling = (about.get(field) for field in ('seconds', 'compiling'))
   rows = [
     ['code (digest of the sources)', str(about.get('code') or 'unknown')],
     ['git revision', str(about.get('git') or 'unknown')],

@@ -3,13 +3,15 @@
 See evaluation/diagnostics.py for how each is measured.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from gfl_jax.evaluation.diagnostics import LEVELS
 from gfl_jax.reports import diagnostic_sections
 from gfl_jax.reports.html_page import details, paragraph
-from gfl_jax.reports.study import results, statistics
+from gfl_jax.reports.study import statistics
 from gfl_jax.reports.study.comparison_tables import quoted, with_interval
 from gfl_jax.reports.study.results import Row, Study
 from gfl_jax.reports.study.statistics import Estimate
@@ -20,9 +22,9 @@ STYLE = """
 .good { color: #047857; font-weight: 650; } .bad { color: #b91c1c; font-weight: 650; }
 """
 LEGEND = (
-  '✓ and ✗: better or worse than the baseline of the row, in the sense of “good is”; '
-  'the paired 95 % interval excludes 0. Nothing is corrected here: about one mark in '
-  'twenty comparisons is chance.'
+  '✓ and ✗: better or worse than the baseline of the row, by the column “good is”: the '
+  'paired 95 % interval excludes 0. There is no correction: about one comparison in '
+  'twenty gets a mark by chance.'
 )
 _COUNTS = {
   'true_positives': 'candidates with an IoU of at least 0.5 with a true box of the '
@@ -46,24 +48,21 @@ _MEANINGS = {
   },
 }
 _LOWER = ('negatives_above', 'outranking', 'calibration_error', 'side_', 'sides_at')
-_NOMINAL = {f'coverage_{level}': level / 100 for level in LEVELS}
 _PER_KIND = ('spread_ratio', 'side_crps', 'side_nll')
-# What is told in words: the first of each line that the runs have.
-_TOLD = {
-  'Ranking': (
-    {
-      'negatives_above_a_positive': 'share of negatives above a positive',
-      'outranking_negatives': 'share of outranking negatives',
-    },
-    {'score_iou_correlation': 'correlation of score and IoU'},
-    {'calibration_error': 'calibration error'},
-  ),
-  'Sides': (
-    {'side_crps': 'CRPS in px'},
-    {'side_nll': 'negative log likelihood'},
-    {'coverage_50': 'coverage of the 50 % interval'},
-    {'spread_correlation': 'correlation of predicted and true spread'},
-  ),
+# The diagnostics that the sentences name.
+_NAMED = {
+  'Ranking': {
+    'negatives_above_a_positive': 'share of negatives above a positive',
+    'outranking_negatives': 'share of outranking negatives',
+    'score_iou_correlation': 'correlation of score and IoU',
+    'calibration_error': 'calibration error',
+  },
+  'Sides': {
+    'side_crps': 'CRPS in px',
+    'side_nll': 'negative log likelihood',
+    'coverage_50': 'coverage of the 50 % interval',
+    'spread_correlation': 'correlation of predicted and true spread',
+  },
 }
 _MAX_OPEN = 12  # rows of the table that the page shows unfolded
 
@@ -81,8 +80,9 @@ class _Sense(NamedTuple):
 
 
 def _sense(name: str) -> _Sense:
-  if name in _NOMINAL:
-    return _Sense(f'{_NOMINAL[name]:g}', nominal=_NOMINAL[name])
+  if name.startswith('coverage_'):
+    nominal = int(name.removeprefix('coverage_')) / 100
+    return _Sense(f'{nominal:g}', nominal=nominal)
   if name.startswith('spread_ratio'):
     return _Sense('1', nominal=1.0)
   if 'correlation' in name:
@@ -90,14 +90,15 @@ def _sense(name: str) -> _Sense:
   return _Sense('lower', -1) if name.startswith(_LOWER) else _Sense(DASH)
 
 
+def _goodness(row: Row, name: str) -> dict[int, float]:
+  sense = _sense(name)
+  return {seed: sense.goodness(value) for seed, value in row.diagnostics(name).items()}
+
+
 def _gain(study: Study, row: Row, name: str) -> Estimate | None:
   """How much better a row is than its baseline, paired by seed."""
-  sense = _sense(name)
-  ours, baseline = (
-    {seed: sense.goodness(value) for seed, value in one.diagnostics(name).items()}
-    for one in (row, study.baseline_of(row))
-  )
-  return statistics.paired_difference(ours, baseline)
+  ours, baseline = (_goodness(one, name) for one in (row, study.baseline_of(row)))
+  return statistics.estimate(statistics.paired_differences(ours, baseline).values())
 
 
 def findings(study: Study) -> list[str]:
@@ -105,12 +106,17 @@ def findings(study: Study) -> list[str]:
 
   About the study's baseline and the rows that are compared with it.
   """
-  has = set(_measured(study))
+  measured = set(_measured(study))
+  if 'negatives_above_a_positive' in measured:  # older studies have only the other
+    measured.discard('outranking_negatives')
   rows = [row for row in study.rows if study.baseline_of(row) is study.baseline]
   told = []
-  for topic, measures in _TOLD.items():
-    chosen = [next(((n, t) for n, t in m.items() if n in has), None) for m in measures]
-    texts = [_against_best(study, rows, *one) for one in chosen if one is not None]
+  for topic, measures in _NAMED.items():
+    texts = [
+      _against_best(study, rows, name, text)
+      for name, text in measures.items()
+      if name in measured
+    ]
     if texts:
       told.append(
         f'{topic}, the baseline “{study.baseline.title}” and the best row (paired 95 % '
@@ -121,54 +127,45 @@ def findings(study: Study) -> list[str]:
 
 def _against_best(study: Study, rows: Sequence[Row], name: str, text: str) -> str:
   """'calibration error (lower is good) 0.070, best 0.014 of “A” (excludes 0)'."""
-  sense, baseline = _sense(name), study.baseline
-  means = {row.name: _mean(row, name) for row in rows}
-  known = {row.name: _mean_goodness(row, name) for row in rows if row.diagnostics(name)}
-  told = f'{text} ({sense.text} is good) {number(means[baseline.name])}'
-  if not known:
+  measured = [row for row in rows if row.diagnostics(name)]
+  told = f'{text} ({_sense(name).text} is good) {number(_mean(study.baseline, name))}'
+  best = max(
+    measured, key=lambda row: fmean(_goodness(row, name).values()), default=None
+  )
+  if best is None or measured == [study.baseline]:
     return told
-  best = max(known, key=lambda key: known[key])
-  if best == baseline.name:
-    return f'{told}, no row is better' if len(known) > 1 else told
-  row = next(row for row in rows if row.name == best)
-  gain = _gain(study, row, name)
+  if best is study.baseline:
+    return f'{told}, no row is better'
+  gain = _gain(study, best, name)
   if gain is None:
-    how = 'not compared: no seed in common'
-    if means[baseline.name] is None:
-      how = 'the baseline has none'
+    how = 'no seed in common with the baseline'
   elif gain.half_width is None:
-    how = 'noise not known'
+    how = 'noise unknown'
   else:
     how = f'interval {"excludes" if gain.is_beyond_noise else "includes"} 0'
-  return f'{told}, best {number(means[best])} of {quoted([row.title])} ({how})'
+  return f'{told}, best {number(_mean(best, name))} of {quoted([best.title])} ({how})'
 
 
 def _mean(row: Row, name: str) -> float | None:
-  found = statistics.estimate(list(row.diagnostics(name).values()))
-  return found and found.mean
-
-
-def _mean_goodness(row: Row, name: str) -> float:
   values = row.diagnostics(name).values()
-  return sum(map(_sense(name).goodness, values)) / len(values)
+  return fmean(values) if values else None
 
 
 def _measured(study: Study) -> list[str]:
   """Names of the diagnostics that a finished run has a number of."""
-  names = results.diagnostic_names(study)
+  names: dict[str, None] = {}
+  for _, run in study.runs:
+    names |= dict.fromkeys((run['metrics'] or {}).get('diagnostics') or {})
   return [name for name in names if any(row.diagnostics(name) for row in study.rows)]
 
 
 def table(study: Study) -> Table:
-  """Mean of every diagnostic per row, marked where it differs from the baseline.
-
-  The baseline is the row's own, where it has one.
-  """
+  """Mean of every diagnostic per row, marked where it differs from the baseline."""
   lines = []
   for name in _measured(study):
     cells = [name, _sense(name).text]
     for row in study.rows:
-      found = statistics.estimate(list(row.diagnostics(name).values()))
+      found = statistics.estimate(row.diagnostics(name).values())
       gain = _gain(study, row, name)
       text = with_interval(found, 0 if name in _COUNTS else 3)
       if gain is not None and gain.is_beyond_noise:
@@ -181,36 +178,33 @@ def table(study: Study) -> Table:
 
 
 def _meaning(name: str) -> str:
-  if name in _MEANINGS:
-    return _MEANINGS[name]
   for measure in _PER_KIND:
     if name.startswith(f'{measure}_'):
-      short = _MEANINGS[measure].partition(':')[0].partition(';')[0]
+      short = re.split('[:;]', _MEANINGS[measure])[0]
       return f'{short}; {name.removeprefix(f"{measure}_")} sides'
-  return DASH
+  return _MEANINGS.get(name, DASH)
 
 
 def as_html(study: Study) -> str:
-  """The table for the page, with what is told in words first and the rest folded."""
+  """The table for the page; of a long one, the diagnostics that no sentence names are
+  folded away."""
   whole = table(study)
   if not whole.rows:
     return paragraph('The runs have no diagnostics.')
   if len(whole.rows) <= _MAX_OPEN:
     return _colored(whole) + paragraph(LEGEND)
-  told = {name for lines in _TOLD.values() for names in lines for name in names}
-  main = [line for line in whole.rows if line[0] in told]
-  rest = [line for line in whole.rows if line[0] not in told]
-  folded = details(f'The other diagnostics ({len(rest)})', _part(whole, rest))
-  return _part(whole, main) + paragraph(LEGEND) + folded
-
-
-def _part(whole: Table, rows: list[list[str]]) -> str:
-  return _colored(whole._replace(rows=rows))
+  named = {name for measures in _NAMED.values() for name in measures}
+  shown, rest = (
+    [line for line in whole.rows if (line[0] in named) == is_shown]
+    for is_shown in (True, False)
+  )
+  title = f'The other diagnostics ({len(rest)})'
+  folded = details(title, _colored(whole._replace(rows=rest)))
+  return _colored(whole._replace(rows=shown)) + paragraph(LEGEND) + folded
 
 
 def _colored(part: Table) -> str:
   text = part.as_html()
-  marks: Mapping[str, str] = {'✓': 'good', '✗': 'bad'}
-  for mark, kind in marks.items():
+  for mark, kind in (('✓', 'good'), ('✗', 'bad')):
     text = text.replace(f' {mark}</td>', f' <span class="{kind}">{mark}</span></td>')
   return f'<div class="diagnostics">{text}</div>'

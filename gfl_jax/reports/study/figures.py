@@ -1,7 +1,7 @@
 """The figures of a study: one line per row, drawn beside its numbers.
 
-A figure is an HTML table. Its text is the page's own, so a title may be long and in any
-script; its strips are SVG that measures in per cent, so it fits every window.
+A figure is an HTML table. Its text is that of the page, so a title may be long and in
+any script; its strips are SVG with places in per cent, so they fit every window.
 """
 
 import html
@@ -33,7 +33,7 @@ COLORS = {
   'noise': '#6b7280',
 }
 _LOCATOR = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
-_EDGE = 5.0  # per cent of a strip left free at each side
+_MARGIN = 5.0  # per cent of a strip left free at each end
 
 
 class Mark(NamedTuple):
@@ -79,96 +79,74 @@ def strips(titles: Sequence[tuple[str, str]], panels: Sequence[Panel]) -> str:
     titles: of each row: its title and a small line below, plain text; may be empty.
     panels: each with as many marks as there are rows.
   """
-  scales = [_Scale.of(panel) for panel in panels]
-  pairs = list(zip(panels, scales, strict=True))
-  head = ''.join(
-    f'<th class="head" style="width:{panel.width}%">{html.escape(panel.title)}</th>'
-    f'<th class="number">{html.escape(panel.heading)}</th>'
-    for panel in panels
-  )
-  lines = [f'<tr><th class="title"></th>{head}</tr>']
+  scales = [_Scale(panel) for panel in panels]
+  head, axes = '<th class="title"></th>', '<td></td>'
+  for panel, scale in zip(panels, scales, strict=True):
+    head += (
+      f'<th class="head" style="width:{panel.width}%">{html.escape(panel.title)}</th>'
+      f'<th class="number">{html.escape(panel.heading)}</th>'
+    )
+    axes += f'{_strip(scale.labels)}<td></td>'
+  lines = [f'<tr>{head}</tr>']
   for index, (title, note) in enumerate(titles):
-    cells = ''.join(_cells(panel, scale, index) for panel, scale in pairs)
     small = f'<br><small>{html.escape(note)}</small>' if note else ''
-    lines.append(f'<tr><td class="title">{html.escape(title)}{small}</td>{cells}</tr>')
-  axes = ''.join(f'{_strip(scale.labels())}<td></td>' for scale in scales)
-  lines.append(f'<tr class="axis"><td></td>{axes}</tr>')
+    cells = f'<td class="title">{html.escape(title)}{small}</td>'
+    for panel, scale in zip(panels, scales, strict=True):
+      mark = panel.marks[index]
+      cells += _strip(scale.grid + _drawn(mark, scale))
+      cells += f'<td class="number">{html.escape(mark.text)}</td>'
+    lines.append(f'<tr>{cells}</tr>')
+  lines.append(f'<tr class="axis">{axes}</tr>')
   rows = '\n'.join(lines)
   return html_page.wide(f'<table class="strips">\n{rows}\n</table>')
 
 
-class _Scale(NamedTuple):
-  ticks: list[float]
-  has_zero: bool
+def _strip(content: str) -> str:
+  return f'<td class="strip"><svg>{content}</svg></td>'
 
-  @classmethod
-  def of(cls, panel: Panel) -> '_Scale':
-    """Holds all dots, and the intervals as far as they leave the dots readable.
 
-    Two seeds can have an interval that is ten times as wide as all rows together.
-    """
+class _Scale:
+  """The ticks of a panel, and its grid and labels as SVG.
+
+  It holds all dots, and the intervals as far as they leave the dots readable: two
+  seeds can have an interval that is ten times as wide as all rows together.
+  """
+
+  def __init__(self, panel: Panel):
+    means = [(m.mean, m.half_width) for m in panel.marks if m.mean is not None]
     dots = [value for mark in panel.marks for _, value in mark.seeds]
-    dots += [mark.mean for mark in panel.marks if mark.mean is not None]
+    dots += [mean for mean, _ in means]
     dots += [0.0] if panel.has_zero or not dots else []
     low, high = min(dots), max(dots)
     room = (high - low) or 0.5
-    ends = [
-      (mark.mean - mark.half_width, mark.mean + mark.half_width)
-      for mark in panel.marks
-      if mark.mean is not None and mark.half_width is not None
-    ]
+    ends = [(mean - half, mean + half) for mean, half in means if half is not None]
     low = min([low, *(max(end[0], low - room) for end in ends)])
     high = max([high, *(min(end[1], high + room) for end in ends)])
     if low == high:
       low, high = low - room, high + room
-    # From the last one below all values to the first one above them.
+    # From the last tick below all values to the first one above them.
     ticks = [float(tick) for tick in _LOCATOR.tick_values(low, high)]
-    return cls(ticks, panel.has_zero)
-
-  @property
-  def low(self) -> float:
-    return self.ticks[0]
-
-  @property
-  def high(self) -> float:
-    return self.ticks[-1]
+    self.low, self.high = ticks[0], ticks[-1]
+    places = [f'{self.at(tick):.2f}%' for tick in ticks]
+    self.grid = ''.join(
+      f'<line x1="{place}" x2="{place}" y1="0" y2="100%" stroke="#eef0f3"/>'
+      for place in places
+    )
+    if panel.has_zero:
+      place = f'{self.at(0):.2f}%'
+      self.grid += (
+        f'<line x1="{place}" x2="{place}" y1="0" y2="100%" stroke="#6b7280" '
+        'stroke-dasharray="4 3"/>'
+      )
+    self.labels = ''.join(
+      f'<text x="{place}" y="15">{_short(tick)}</text>'
+      for place, tick in zip(places, ticks, strict=True)
+    )
 
   def at(self, value: float) -> float:
     """A value's place in per cent of the strip's width."""
     share = (value - self.low) / (self.high - self.low)
-    return _EDGE + (100 - 2 * _EDGE) * share
-
-  def grid(self) -> str:
-    lines = ''.join(
-      f'<line x1="{self.at(tick):.2f}%" x2="{self.at(tick):.2f}%" y1="0" y2="100%" '
-      'stroke="#eef0f3"/>'
-      for tick in self.ticks
-    )
-    if self.has_zero:
-      place = f'{self.at(0):.2f}%'
-      lines += (
-        f'<line x1="{place}" x2="{place}" y1="0" y2="100%" stroke="#6b7280" '
-        'stroke-dasharray="4 3"/>'
-      )
-    return lines
-
-  def labels(self) -> str:
-    return ''.join(
-      f'<text x="{self.at(tick):.2f}%" y="15">{_short(tick)}</text>'
-      for tick in self.ticks
-    )
-
-
-def _cells(panel: Panel, scale: _Scale, index: int) -> str:
-  mark = panel.marks[index]
-  return (
-    f'{_strip(scale.grid() + _drawn(mark, scale))}'
-    f'<td class="number">{html.escape(mark.text)}</td>'
-  )
-
-
-def _strip(content: str) -> str:
-  return f'<td class="strip"><svg>{content}</svg></td>'
+    return _MARGIN + (100 - 2 * _MARGIN) * share
 
 
 def _drawn(mark: Mark, scale: _Scale) -> str:
@@ -194,10 +172,8 @@ def _drawn(mark: Mark, scale: _Scale) -> str:
 def _interval(mean: float, half_width: float, scale: _Scale, color: str) -> str:
   """A bar with a stop at each end; an end beyond the scale has an arrow instead."""
   parts, places = [], []
-  for end, limit, sign in (
-    (mean - half_width, scale.low, -1),
-    (mean + half_width, scale.high, 1),
-  ):
+  for sign, limit in ((-1, scale.low), (1, scale.high)):
+    end = mean + sign * half_width
     is_beyond = sign * (end - limit) > 1e-9
     place = f'{scale.at(limit if is_beyond else end):.2f}%'
     places.append(place)
@@ -215,5 +191,5 @@ def _interval(mean: float, half_width: float, scale: _Scale, color: str) -> str:
 
 
 def _short(value: float) -> str:
-  """A tick's number: no digits that say nothing, and no minus before 0."""
+  """A tick's number, without needless digits and without a minus before 0."""
   return f'{round(value, 6) + 0.0:g}'.replace('-', '−')

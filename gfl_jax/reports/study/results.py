@@ -1,4 +1,4 @@
-"""What came out of a study: its study.json, read, compared and put into words.
+"""What came out of a study: its study.json, read and compared.
 
 All APs here are in points, 0 to 100, as papers give them; metrics.json has 0 to 1.
 """
@@ -19,12 +19,9 @@ from gfl_jax.reports.study import statistics
 from gfl_jax.reports.study.statistics import Estimate
 
 STATUSES = ('finished', 'failed', 'running', 'interrupted', 'missing')
-RERUN_SPREAD = 0.2  # points; differences of the paper up to here may be noise
+RERUN_SPREAD = 0.2  # points; differences of the paper up to this may be noise
 BETTER, WORSE = 'better', 'worse'
-SUGGESTIVE = {
-  verdict: f'suggestive, {verdict} (not after correction)'
-  for verdict in (BETTER, WORSE)
-}
+UNCORRECTED = {word: f'{word}, but only before correction' for word in (BETTER, WORSE)}
 _ALPHA = 1 - statistics.LEVEL
 
 
@@ -38,8 +35,8 @@ class Row:
     note: what is approximated; may be empty.
     paper: the paper's AP, AP50, ... in points; empty if it has no such row.
     runs: as in study.json, one per seed.
-    baseline: name of the row that this one is compared with; None: the study's. Its
-      own name: with none.
+    baseline: name of the row that this one is compared with. None: the study's
+      baseline. Its own name: compared with none.
   """
 
   name: str
@@ -48,6 +45,10 @@ class Row:
   paper: Mapping[str, float]
   runs: list[dict[str, Any]]
   baseline: str | None = None
+
+  @property
+  def finished(self) -> list[dict[str, Any]]:
+    return [run for run in self.runs if run['status'] == 'finished']
 
   def points(self, metric: str) -> dict[int, float]:
     """A COCO metric of the finished runs in points, by seed."""
@@ -65,10 +66,6 @@ class Row:
       for seed, value in found.items()
       if value is not None and math.isfinite(value)
     }
-
-  @property
-  def finished(self) -> list[dict[str, Any]]:
-    return [run for run in self.runs if run['status'] == 'finished']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +92,7 @@ class Study:
 
   @property
   def seeds(self) -> list[int]:
-    return sorted({run['seed'] for row in self.rows for run in row.runs})
+    return sorted({run['seed'] for _, run in self.runs})
 
   @property
   def has_paper(self) -> bool:
@@ -131,7 +128,7 @@ def load_study(folder: str | os.PathLike) -> Study:
 def _read_row(row: dict) -> Row:
   paper = row['paper'] or {}
   points = {name: float(value) for name, value in paper.items() if value is not None}
-  note, baseline = row['note'] or '', row.get('baseline')  # older ones lack it
+  note, baseline = row['note'] or '', row.get('baseline')  # missing in older files
   return Row(row['name'], row['title'], note, points, row['runs'], baseline)
 
 
@@ -157,73 +154,66 @@ class Comparison(NamedTuple):
   """A row against its baseline.
 
   Attributes:
-    difference: of AP in points, paired by seed; None without a common seed.
+    row, baseline: the two rows.
+    by_seed: difference of AP in points, for the seeds that both finished.
+    difference: its estimate; None without a common seed.
     paper_difference: of the paper's APs; None where it lacks one.
     corrected_p: the difference's p value after Holm's correction over the study's
       rows; None without an interval.
-    verdict: what is shown once all comparisons of the study are counted, in words;
-      one of `SUGGESTIVE` where only the row's own 95 % interval excludes 0.
+    conclusion: what is shown after the correction, in words; one of `UNCORRECTED`
+      where only the row's own 95 % interval excludes 0.
   """
 
+  row: Row
+  baseline: Row
+  by_seed: dict[int, float]
   difference: Estimate | None
   paper_difference: float | None
   corrected_p: float | None
-  verdict: str
+  conclusion: str
 
 
 def compare_rows(study: Study) -> dict[str, Comparison]:
-  """Each row's `Comparison`, by its name, without those that are baselines alone."""
-  baselines = {row.name: study.baseline_of(row) for row in study.rows}
-  others = [row for row in study.rows if row is not baselines[row.name]]
-  differences = {row.name: _difference(row, baselines[row.name]) for row in others}
-  corrected = _holm(differences)
+  """Each row's `Comparison`, by its name; rows that are only a baseline have none."""
+  pairs = [(row, study.baseline_of(row)) for row in study.rows]
+  pairs = [(row, baseline) for row, baseline in pairs if row is not baseline]
+  by_seed = [_differences(*pair) for pair in pairs]
+  found = [statistics.estimate(values.values()) for values in by_seed]
+  corrected = statistics.holm([one and one.p_value for one in found])
   comparisons = {}
-  for row in others:
-    baseline = baselines[row.name]
-    difference, p_value = differences[row.name], corrected.get(row.name)
-    verdict = _verdict(row, baseline, difference)
-    if p_value is not None and p_value >= _ALPHA:
-      verdict = SUGGESTIVE.get(verdict, verdict)
-    both_measured = 'AP' in row.paper and 'AP' in baseline.paper
+  for (row, baseline), differences, difference, p_value in zip(
+    pairs, by_seed, found, corrected, strict=True
+  ):
+    both_in_paper = 'AP' in row.paper and 'AP' in baseline.paper
     comparisons[row.name] = Comparison(
+      row,
+      baseline,
+      differences,
       difference,
-      row.paper['AP'] - baseline.paper['AP'] if both_measured else None,
+      row.paper['AP'] - baseline.paper['AP'] if both_in_paper else None,
       p_value,
-      verdict,
+      _conclusion(row, baseline, difference, p_value),
     )
   return comparisons
 
 
-def _difference(row: Row, other: Row) -> Estimate | None:
-  return statistics.paired_difference(row.points('AP'), other.points('AP'))
+def _differences(row: Row, other: Row) -> dict[int, float]:
+  return statistics.paired_differences(row.points('AP'), other.points('AP'))
 
 
-def _holm(differences: Mapping) -> dict:
-  """Corrected p values of the differences that have one, by their keys."""
-  p_values = {
-    key: difference.p_value
-    for key, difference in differences.items()
-    if difference is not None and difference.p_value is not None
-  }
-  return dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
-
-
-def _verdict(row: Row, baseline: Row, difference: Estimate | None) -> str:
+def _conclusion(row: Row, baseline: Row, difference, p_value: float | None) -> str:
   if difference is None:
     return 'not compared: no seed that both finished'
-  if _share_runs(row, baseline):
+  # Rows of the same config share their runs.
+  folders = [{run['folder'] for run in one.finished} for one in (row, baseline)]
+  if folders[0] & folders[1]:
     return 'the same runs'
-  if difference.half_width is None:
-    return 'one seed in common: noise not known'
+  if p_value is None:
+    return 'one seed in common: noise unknown'
   if not difference.is_beyond_noise:
     return 'no difference shown (noise)'
-  return BETTER if difference.mean > 0 else WORSE
-
-
-def _share_runs(row: Row, other: Row) -> bool:
-  """Whether two rows have the same config: then their runs are the same."""
-  folders = [{run['folder'] for run in r.finished} for r in (row, other)]
-  return bool(folders[0] & folders[1])
+  word = BETTER if difference.mean > 0 else WORSE
+  return word if p_value < _ALPHA else UNCORRECTED[word]
 
 
 class Pair(NamedTuple):
@@ -248,18 +238,18 @@ class Pair(NamedTuple):
     return self.paper_difference > RERUN_SPREAD + 1e-9
 
   @property
-  def is_suggestive(self) -> bool:
-    """Whether only the pair's own interval, without correction, excludes 0."""
+  def is_uncorrected(self) -> bool:
+    """Whether the pair is beyond noise only before the correction."""
     return self.difference.is_beyond_noise and self.outcome not in SETTLED
 
 
-# How our order of a pair can stand to the paper's, best first.
+# How our order of a pair can relate to the paper's, best first.
 OUTCOMES = {
-  'confirmed': 'the same way, beyond noise',
-  'agrees': 'the same way, within noise',
+  'confirmed': 'the same order, beyond noise',
+  'agrees': 'the same order, within noise',
   'equal': 'equal',
-  'reversed': 'the other way, within noise',
-  'contradicted': 'the other way, beyond noise',
+  'reversed': 'the opposite order, within noise',
+  'contradicted': 'the opposite order, beyond noise',
 }
 SETTLED = ('confirmed', 'contradicted')
 
@@ -269,11 +259,10 @@ class Order(NamedTuple):
 
   Attributes:
     rows: those with the paper's AP and ours.
-    tau: Kendall's tau-b between the paper's AP and our mean, its smallest differences
-      included; None without an order.
+    tau: Kendall's tau-b between the paper's AP and our mean; None without an order.
     pairs: all pairs that the paper orders and that share a seed, from its largest
       difference to its smallest.
-    num_unknown: pairs that the paper orders and ours cannot.
+    num_unknown: pairs that the paper orders and that share no seed.
   """
 
   rows: list[Row]
@@ -288,44 +277,30 @@ class Order(NamedTuple):
 def compare_order(study: Study) -> Order:
   """Which of the paper's orderings of two rows our runs show."""
   in_paper = [row for row in study.rows if 'AP' in row.paper]
-  ordered = [
-    (high, low)
-    for high in in_paper
-    for low in in_paper
-    if high.paper['AP'] > low.paper['AP']
+  gaps = [(a.paper['AP'] - b.paper['AP'], a, b) for a in in_paper for b in in_paper]
+  gaps = sorted((gap for gap in gaps if gap[0] > 0), key=lambda gap: -gap[0])
+  found = [statistics.estimate(_differences(a, b).values()) for _, a, b in gaps]
+  corrected = statistics.holm([one and one.p_value for one in found])
+  pairs = [
+    Pair(higher, lower, gap, difference, _outcome(difference, p_value))
+    for (gap, higher, lower), difference, p_value in zip(
+      gaps, found, corrected, strict=True
+    )
+    if difference is not None
   ]
-  ordered.sort(key=lambda pair: pair[1].paper['AP'] - pair[0].paper['AP'])
-  differences = {
-    index: difference
-    for index, pair in enumerate(ordered)
-    if (difference := _difference(*pair)) is not None
-  }
-  corrected = _holm(differences)
-  pairs = []
-  for index, difference in differences.items():
-    high, low = ordered[index]
-    gap = high.paper['AP'] - low.paper['AP']
-    is_settled = corrected.get(index, 1.0) < _ALPHA
-    pairs.append(Pair(high, low, gap, difference, _outcome(difference, is_settled)))
   rows = [row for row in in_paper if row.points('AP')]
   paper = [row.paper['AP'] for row in rows]
   ours = [np.mean(list(row.points('AP').values())) for row in rows]
   has_order = len(set(paper)) > 1 and len(set(ours)) > 1
-  tau = float(scipy.stats.kendalltau(paper, ours).statistic) if has_order else None
-  return Order(rows, tau, pairs, len(ordered) - len(pairs))
+  kendall: Any = scipy.stats.kendalltau  # for pyright, its result has no attributes
+  tau = float(kendall(paper, ours).statistic) if has_order else None
+  return Order(rows, tau, pairs, len(gaps) - len(pairs))
 
 
-def _outcome(difference: Estimate, is_settled: bool) -> str:
+def _outcome(difference: Estimate, p_value: float | None) -> str:
   if difference.mean == 0:
     return 'equal'
+  is_settled = p_value is not None and p_value < _ALPHA
   if difference.mean > 0:
     return 'confirmed' if is_settled else 'agrees'
   return 'contradicted' if is_settled else 'reversed'
-
-
-def diagnostic_names(study: Study) -> list[str]:
-  """Diagnostics that a run has, in their own order, those of later runs after."""
-  names: dict[str, None] = {}
-  for _, run in study.runs:
-    names |= dict.fromkeys((run['metrics'] or {}).get('diagnostics') or {})
-  return list(names)

@@ -2,7 +2,7 @@
 
 import re
 import statistics as stdlib_statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from gfl_jax.reports.study import diagnostic_tables, results, statistics
 from gfl_jax.reports.study.comparison_tables import counted, quoted, signed
@@ -10,21 +10,16 @@ from gfl_jax.reports.study.results import (
   BETTER,
   RERUN_SPREAD,
   SETTLED,
-  SUGGESTIVE,
+  UNCORRECTED,
   WORSE,
   Comparison,
   Order,
-  Row,
   Study,
 )
 
-_RECIPE = 'gfl_r50_fpn_1x_coco'  # the base whose numbers the paper's are of
-_TOLD = (
-  BETTER,
-  WORSE,
-  *SUGGESTIVE.values(),
-)  # the verdicts of which all rows are named
-_MAX_LISTED = 4  # rows of which nothing is shown; more are counted
+_RECIPE = 'gfl_r50_fpn_1x_coco'  # the base that is the recipe of the paper's numbers
+_ALL_NAMED = (BETTER, WORSE, *UNCORRECTED.values())  # other conclusions may be counted
+_MAX_NAMED = 4
 _ENOUGH_SEEDS = 3
 _LEARNED = 5.0  # points of AP; below, a detector has found next to nothing
 
@@ -39,11 +34,11 @@ def setting(study: Study) -> str:
   """What ran, in one line: base, what was changed in it, seeds."""
   about, seeds = study.about, study.seeds
   table = f'table {about["table"]} of the paper' if about['table'] else 'our own study'
-  numbers = ', '.join(str(seed) for seed in seeds)
-  of_seeds = f'{counted(len(seeds), "seed")} ({numbers})'
-  own = '' if study.has_one_baseline else ' of rows that have none of their own'
+  numbers = ', '.join(map(str, seeds))
+  own = '' if study.has_one_baseline else ' unless a row has its own'
   return (
-    f'Study {about["study"]} · {table} · base {base(study)} · {of_seeds} · baseline '
+    f'Study {about["study"]} · {table} · base {base(study)} · '
+    f'{counted(len(seeds), "seed")} ({numbers}) · baseline '
     f'“{study.baseline.title}”{own}'
   )
 
@@ -58,12 +53,12 @@ def scope(study: Study) -> str:
   """What our numbers and the paper's can be compared in."""
   if not study.has_paper:
     return f'The paper has no numbers for this study. Ours: {base(study)}.'
+  paper = 'Paper: COCO, ResNet-50, 90k iterations, one run per row. Ours:'
   if study.about['base'] == _RECIPE and not study.about['overrides']:
-    return 'Paper: COCO, R-50, 90k iterations, one run per row. Ours: the same recipe.'
+    return f'{paper} the same recipe.'
   return (
-    f'Paper: COCO, R-50, 90k iterations, one run per row. Ours: {base(study)}. These '
-    'are other images, another detector and another length of training: compare the '
-    'differences and the order of the rows, never one AP with the other.'
+    f'{paper} {base(study)}. Images, detector and length of training differ: compare '
+    'the differences between rows and their order, not the APs.'
   )
 
 
@@ -71,29 +66,38 @@ def finding(
   study: Study, comparisons: Mapping[str, Comparison], order: Order
 ) -> list[str]:
   """The outcome in plain words, a sentence or two per point."""
-  return [
+  text = study.about.get('notes')  # missing in older files
+  head = 'Not as in the paper' if study.about['table'] else 'Note'
+  environments = study.about.get('environments') or []
+  told = [
     *_hardly_learned(study),
     *_baseline_findings(study, comparisons),
     *_order_findings(order),
     *diagnostic_tables.findings(study),
-    *missing_runs(study),
-    *_several_environments(study),
+    *_missing_runs(study),
   ]
+  if len(environments) > 1:
+    told.append(
+      f'The runs were made in {len(environments)} different environments (devices, '
+      'library versions, git revision; listed below). This adds to the differences '
+      'between rows.'
+    )
+  return [*told, *([f'{head}: {text}'] if text else []), scope(study)]
 
 
 def in_short(study: Study, order: Order) -> list[str]:
-  """What must stand beside the table of a study where there is room for no more."""
-  return [*_hardly_learned(study), *_order_findings(order), *missing_runs(study)]
+  """The findings that a summary shows below the table of a study."""
+  return [*_hardly_learned(study), *_order_findings(order), *_missing_runs(study)]
 
 
 def _hardly_learned(study: Study) -> list[str]:
-  found = [statistics.estimate(list(row.points('AP').values())) for row in study.rows]
+  found = [statistics.estimate(row.points('AP').values()) for row in study.rows]
   best = max((one.mean for one in found if one is not None), default=_LEARNED)
   if best >= _LEARNED:
     return []
   return [
-    f"The best row's mean AP is {best:.2f} points: these runs have hardly learned; "
-    'their order says nothing.'
+    f'The best mean AP of a row is {best:.2f} points: these detectors have hardly '
+    'learned, and their order says nothing.'
   ]
 
 
@@ -101,207 +105,126 @@ def _baseline_findings(
   study: Study, comparisons: Mapping[str, Comparison]
 ) -> list[str]:
   if len(study.seeds) < 2:
-    return [
-      'One seed says nothing about noise: no row is called better or worse than '
-      'another.'
-    ]
+    return ['With one seed the noise is unknown: no row is called better or worse.']
+  groups: dict[str, dict[str, list[str]]] = {}  # titles by baseline and conclusion
+  for one in comparisons.values():
+    is_it = 'the baseline ' if one.baseline is study.baseline else ''
+    of_baseline = groups.setdefault(f'{is_it}“{one.baseline.title}”', {})
+    of_baseline.setdefault(one.conclusion, []).append(one.row.title)
   found = []
-  for baseline in study.rows:
-    against = {
-      row.name: comparisons[row.name]
-      for row in study.rows
-      if row.name in comparisons and study.baseline_of(row) is baseline
-    }
-    if against:
-      is_it = 'the baseline ' if baseline is study.baseline else ''
-      grouped = _grouped(study, against, baseline)
-      found.append(f'Against {is_it}“{baseline.title}”: {grouped}.')
-  tested = [c for c in comparisons.values() if c.corrected_p is not None]
-  if len(tested) > 1:
-    found.append(f"This is read after Holm's correction for {len(tested)} comparisons.")
-  return [*found, *_few_seeds(study, comparisons), *_widths(comparisons)]
+  for baseline, conclusions in groups.items():
+    parts = []
+    for conclusion in sorted(conclusions, key=lambda one: one not in _ALL_NAMED):
+      titles = conclusions[conclusion]
+      is_long = conclusion not in _ALL_NAMED and len(titles) > _MAX_NAMED
+      parts.append(
+        f'{conclusion}: {f"{len(titles)} rows" if is_long else quoted(titles)}'
+      )
+    found.append(f'Against {baseline} – {"; ".join(parts)}.')
+  return [*found, *_precautions(comparisons)]
 
 
-def _few_seeds(study: Study, comparisons: Mapping[str, Comparison]) -> list[str]:
-  counted = [
-    (row.title, comparisons[row.name].difference)
-    for row in study.rows
-    if row.name in comparisons
-  ]
-  compared = [(title, found.count) for title, found in counted if found is not None]
-  few = [title for title, count in compared if count < _ENOUGH_SEEDS]
-  if not few:
-    return []
-  which = 'every row' if len(few) == len(compared) else quoted(few)
-  return [
-    f'Compared over fewer than {_ENOUGH_SEEDS} seeds: {which}. So few hardly tell a '
-    'difference from noise.'
-  ]
-
-
-def _widths(comparisons: Mapping[str, Comparison]) -> list[str]:
-  widths = [
-    c.difference.half_width
-    for c in comparisons.values()
-    if c.difference is not None and c.difference.half_width
-  ]
-  if not widths:
-    return []
-  if len(widths) == 1:
-    sizes = f'half width of the paired 95 % interval is {widths[0]:.2f} points'
-  else:
-    sizes = (
-      f'half widths of the paired 95 % intervals run from {min(widths):.2f} to '
-      f'{max(widths):.2f} points (median {stdlib_statistics.median(widths):.2f})'
-    )
-  return [f'The {sizes}: a true difference of that size is easily missed.']
-
-
-def _grouped(study: Study, comparisons: Mapping[str, Comparison], baseline: Row) -> str:
-  """'better: “A”; “B”. No difference shown (noise): “C”', by the verdicts."""
-  groups: dict[str, list[str]] = {}
-  for row in study.rows:
-    if row.name in comparisons:
-      groups.setdefault(comparisons[row.name].verdict, []).append(row.title)
-  titles = [title for group in groups.values() for title in group]
-  prefix = _common_prefix([baseline.title, *titles])
+def _precautions(comparisons: Mapping[str, Comparison]) -> list[str]:
+  """How many comparisons were corrected for, too few seeds, wide intervals."""
   told = []
-  for verdict in sorted(groups, key=_rank):
-    names = [title.removeprefix(prefix) for title in groups[verdict]]
-    is_long = verdict not in _TOLD and len(names) > _MAX_LISTED
-    told.append(f'{verdict}: {f"{len(names)} rows" if is_long else quoted(names)}')
-  return '. '.join([told[0], *(text[0].upper() + text[1:] for text in told[1:])])
-
-
-def _rank(verdict: str) -> int:
-  return _TOLD.index(verdict) if verdict in _TOLD else len(_TOLD)
-
-
-def _common_prefix(titles: Sequence[str]) -> str:
-  """'ATSS, ' if all titles begin with it and go on; else ''."""
-  first, comma, _ = titles[0].partition(', ')
-  prefix = first + comma
-  is_common = comma and all(title.startswith(prefix) for title in titles)
-  return prefix if is_common and prefix not in titles else ''
+  tested = [one for one in comparisons.values() if one.corrected_p is not None]
+  if len(tested) > 1:
+    told.append(f"Holm's correction is for {len(tested)} comparisons.")
+  compared = [
+    (one.row.title, one.difference) for one in comparisons.values() if one.difference
+  ]
+  few = [title for title, found in compared if found.count < _ENOUGH_SEEDS]
+  if few:
+    rows = 'every row' if len(few) == len(compared) else quoted(few)
+    told.append(
+      f'Compared over fewer than {_ENOUGH_SEEDS} seeds: {rows}. So few can hardly tell '
+      'a difference from noise.'
+    )
+  widths = [found.half_width for _, found in compared if found.half_width]
+  if widths:
+    median = stdlib_statistics.median(widths)
+    told.append(
+      f'The paired 95 % intervals are ± {min(widths):.2f} to ± {max(widths):.2f} '
+      f'points (median {median:.2f}): smaller true differences are easily missed.'
+    )
+  return told
 
 
 def _order_findings(order: Order) -> list[str]:
   if not order.pairs:
     return []
-  total, same = len(order.pairs), order.of('confirmed', 'agrees')
-  agree, disagree = (len(order.of(outcome)) for outcome in SETTLED)
-  head = f'The paper orders {counted(total, "pair")} of these rows. '
-  if not agree + disagree:
-    text = f'Ours {"settle none of them" if total > 1 else "do not settle it"}'
-  else:
-    text = (
-      f'Ours settle {agree + disagree}: {agree} as the paper, {disagree} against it'
-    )
+  total, same = len(order.pairs), len(order.of('confirmed', 'agrees'))
+  confirmed, contradicted = (len(order.of(outcome)) for outcome in SETTLED)
   return [
-    f"{head}{text} (after Holm's correction); the means alone have {len(same)} of "
-    f"{total} in the paper's order."
+    f"The paper orders {counted(total, 'pair')} of these rows. After Holm's "
+    f'correction, our runs confirm {confirmed} and contradict {contradicted}; our '
+    f"means alone have {same} of {total} in the paper's order."
   ]
 
 
 def order_notes(order: Order) -> list[str]:
-  """How the pairs below it are read, and what their order as a whole is."""
-  tau = signed(order.tau) if order.tau is not None else 'not defined'
+  """How to read the table of pairs, and how well their order as a whole agrees."""
+  total, clear = len(order.pairs), [pair for pair in order.pairs if pair.is_clear]
   notes = [
-    f"Kendall's tau-b over the {len(order.rows)} rows with both numbers: {tau} (1: the "
-    'same order; 0: no relation; −1: the opposite one). It counts every pair alike, '
-    "the paper's smallest differences and what is noise in ours: it is no measure of "
-    'what was reproduced.'
+    f"Kendall's tau-b over the {len(order.rows)} rows with both APs: "
+    f'{signed(order.tau)} (1: the same order; 0: no relation; −1: the opposite order). '
+    'It also counts differences that may be noise, in the paper or in ours, so it does '
+    'not measure what was reproduced.'
   ]
-  clear = [pair for pair in order.pairs if pair.is_clear]
-  if order.pairs and not clear:
-    notes.append(
-      f'Every difference of the paper is at most {RERUN_SPREAD} (marked ~): it may '
-      'have no order to reproduce.'
-    )
-  elif len(clear) < len(order.pairs):
+  if len(clear) < total:
     same = sum(pair.outcome in ('confirmed', 'agrees') for pair in clear)
+    others = f' Of the other {len(clear)}, our means have {same} in its order.'
     notes.append(
-      f'Without the pairs marked ~, whose difference in the paper is at most '
-      f'{RERUN_SPREAD}: our means have {same} of {len(clear)} in the paper’s order.'
+      f"In {total - len(clear)} of {counted(total, 'pair')} (marked ~) the paper's "
+      f'difference is at most {RERUN_SPREAD} points and may be noise.'
+      f'{others if clear else ""}'
     )
-  suggestive = sum(pair.is_suggestive for pair in order.pairs)
-  if len(order.pairs) > 1:
+  if total > 1:
+    notes.append(f"“Beyond noise” is after Holm's correction for {total} pairs.")
+  if uncorrected := sum(pair.is_uncorrected for pair in order.pairs):
     notes.append(
-      f"“Beyond noise” is after Holm's correction over all {len(order.pairs)} pairs."
-    )
-  if suggestive:
-    notes.append(
-      f'Suggestive, by the 95 % interval of the pair alone: {suggestive} of '
-      f'{len(order.pairs)}. By chance it would be about {0.05 * len(order.pairs):.1f}.'
+      f'“Only before correction”, by the 95 % interval of the pair: {uncorrected} of '
+      f'{total}. Chance alone gives about {0.05 * total:.1f}.'
     )
   if order.num_unknown:
-    have = 'has' if order.num_unknown == 1 else 'have'
     notes.append(
-      f'{counted(order.num_unknown, "more pair")} that the paper orders {have} no seed '
+      f'Not compared: {counted(order.num_unknown, "pair")} of the paper without a seed '
       'that both rows finished.'
     )
   return notes
 
 
-def missing_runs(study: Study) -> list[str]:
+def _missing_runs(study: Study) -> list[str]:
   """One sentence if runs are not finished or have no AP."""
-  counts = {
-    status: sum(run['status'] == status for _, run in study.runs)
-    for status in results.STATUSES
-    if status != 'finished'
-  }
+  statuses = [run['status'] for _, run in study.runs]
+  counts = {one: statuses.count(one) for one in results.STATUSES if one != 'finished'}
   counts['finished without an AP'] = sum(
     len(row.finished) - len(row.points('AP')) for row in study.rows
   )
   told = [f'{count} {status}' for status, count in counts.items() if count]
   if not told:
     return []
-  return [
-    f'Of {counted(len(study.runs), "run")}: {", ".join(told)}. They count nowhere.'
-  ]
-
-
-def _several_environments(study: Study) -> list[str]:
-  environments = study.about.get('environments') or []
-  if len(environments) < 2:
-    return []
-  return [
-    f'The runs were made in {len(environments)} different environments (devices, '
-    'versions of the libraries, revision; listed below): what these change is in the '
-    'differences between rows, too.'
-  ]
+  return [f'Of {counted(len(statuses), "run")}: {", ".join(told)}. They are left out.']
 
 
 def method(study: Study) -> list[str]:
   """How the numbers are made and what they leave out."""
   lines = [
-    'AP in points. ± and [ ] are 95 % intervals of the mean over seeds (Student’s t). '
-    'They cover what a seed changes, start values and order of the data; the '
-    'evaluation images are the same in every run.',
-    'Differences are paired: row minus its baseline with the same seed, over the seeds '
-    'that both finished. “Better” and “worse”: the paired difference is beyond noise '
-    'after Holm’s correction over the rows of this study, for several comparisons find '
-    'something by chance more often than one does. “Suggestive”: only the row’s own '
-    '95 % interval excludes 0.',
+    'AP is in points, 0 to 100. ± and [ ] are 95 % intervals of the mean over seeds '
+    "(Student's t). They cover what a seed changes: start values and order of the "
+    'data. The evaluation images are the same in every run.',
+    'Differences are paired: row minus baseline with the same seed, over the seeds '
+    'that both finished. “Better” and “worse”: the difference is beyond noise after '
+    "Holm's correction over the rows of this study, because several comparisons find "
+    'something by chance more often than one. “Only before correction”: the '
+    "row's own 95 % interval excludes 0.",
   ]
   if study.has_paper:
     lines.append(
       'The paper gives no spread. Reruns of its recipe by others differ by about 0.1 '
-      f'AP, so its differences up to {RERUN_SPREAD} (marked ~) may be noise too.'
+      f'AP, so its differences of up to {RERUN_SPREAD} (marked ~) may be noise too.'
     )
   return lines
-
-
-def notes(study: Study) -> list[str]:
-  """What the rows leave open, as told by who defined them."""
-  return [f'{row.title}: {row.note}' for row in study.rows if row.note]
-
-
-def differences(study: Study) -> list[str]:
-  """What the whole study does otherwise than the paper; nothing if it says nothing."""
-  text = study.about.get('notes') or ''  # older ones lack it
-  head = 'Not as in the paper' if study.about['table'] else 'To be kept in mind'
-  return [f'{head}: {text}'] if text else []
 
 
 def commands(study: Study) -> list[str]:
@@ -311,9 +234,9 @@ def commands(study: Study) -> list[str]:
 
 
 def command_patterns(study: Study) -> list[str]:
-  """The study's command, then one a row, with {seed} and {digest} where runs differ.
+  """The study's command, then one per row, with {seed} and {digest} where runs differ.
 
-  A row whose runs differ in more than that has all its commands.
+  If the runs of a row differ in more than that, all its commands are listed.
   """
   found = []
   for row in study.rows:
@@ -324,6 +247,6 @@ def command_patterns(study: Study) -> list[str]:
 
 
 def _pattern(command: str) -> str:
-  """A seed of the base itself is not in its command, but may be given all the same."""
+  """A command with {seed}, also where it leaves out the seed that its base has."""
   command = re.sub(r'-seed\d+-[0-9a-f]{8}\b', '-seed{seed}-{digest}', command)
   return re.sub(r' --config\.seed=\d+\b', '', command) + ' --config.seed={seed}'

@@ -1,7 +1,7 @@
 """What a few seeds can tell: intervals, paired differences, corrections."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +16,9 @@ class Estimate(NamedTuple):
   Attributes:
     count: number of values, at least 1.
     mean: their mean.
-    std: standard deviation with n - 1; None of one value.
-    half_width: of the t interval of the mean at `LEVEL`; None of one value.
-    p_value: of the two-sided t test that the true mean is 0; None of one value.
+    std: standard deviation with n - 1; None for one value.
+    half_width: of the t interval of the mean at `LEVEL`; None for one value.
+    p_value: of the two-sided t test that the true mean is 0; None for one value.
   """
 
   count: int
@@ -29,57 +29,54 @@ class Estimate(NamedTuple):
 
   @property
   def is_beyond_noise(self) -> bool:
-    """Whether the interval excludes 0; of one value, never."""
+    """Whether the interval excludes 0; never for one value."""
     return self.half_width is not None and abs(self.mean) > self.half_width
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-  """Mean, standard deviation and t interval of independent values; None of no value.
+def estimate(values: Iterable[float]) -> Estimate | None:
+  """Mean, standard deviation and t interval of independent values; None without any.
 
   Values that are all equal have an interval of width 0 and a p value of 0 (1 if they
   are 0).
   """
-  count = len(values)
-  if not count:
+  values = list(values)
+  if not values:
     return None
-  mean = float(np.mean(values))
+  count, mean = len(values), float(np.mean(values))
   if count == 1:
     return Estimate(1, mean, None, None, None)
   std = float(np.std(values, ddof=1))
-  error = std / math.sqrt(count)
-  student = scipy.stats.t(count - 1)
-  half_width = float(student.ppf((1 + LEVEL) / 2)) * error
-  if error:
-    p_value = float(2 * student.sf(abs(mean) / error))
-  else:
-    p_value = float(mean == 0)
-  return Estimate(count, mean, std, half_width, p_value)
+  error, student = std / math.sqrt(count), scipy.stats.t(count - 1)
+  p_value = 2 * student.sf(abs(mean) / error) if error else mean == 0
+  half_width = student.ppf((1 + LEVEL) / 2) * error
+  return Estimate(count, mean, std, float(half_width), float(p_value))
 
 
-def paired_difference(
+def paired_differences(
   values: Mapping[int, float], baseline: Mapping[int, float]
-) -> Estimate | None:
-  """`estimate` of values - baseline, key by key, over the keys that both have.
+) -> dict[int, float]:
+  """values - baseline by seed, for the seeds that both have.
 
-  Args:
-    values: seed to value. Runs of one seed share what the seed decides (start values,
-      order of the data), so their difference is often less noisy than either.
-    baseline: seed to value.
+  Runs of one seed share what the seed decides (start values, order of the data), so
+  their difference is often less noisy than either value.
   """
   seeds = sorted(values.keys() & baseline.keys())
-  return estimate([values[seed] - baseline[seed] for seed in seeds])
+  return {seed: values[seed] - baseline[seed] for seed in seeds}
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-  """Holm's corrected p values, in the order given.
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+  """Holm's corrected p values, in the order given; None stays None and is not counted.
 
-  Calling those below 0.05 different makes one false call or more in at most 5 % of the
-  studies, however many comparisons there are and however they depend on each other.
+  If differences with a corrected p value below 0.05 are called real, at most 5 % of
+  all studies contain a false call, whatever the number of comparisons and however
+  they depend on each other.
 
   Source: Holm, A simple sequentially rejective multiple test procedure, 1979.
   """
-  corrected, floor = [0.0] * len(p_values), 0.0
-  for rank, index in enumerate(np.argsort(p_values, kind='stable').tolist()):
-    floor = max(floor, (len(p_values) - rank) * p_values[index])
+  known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+  corrected: list[float | None] = [None] * len(p_values)
+  floor = 0.0
+  for rank, (p, index) in enumerate(known):
+    floor = max(floor, (len(known) - rank) * p)
     corrected[index] = min(1.0, floor)
   return corrected

@@ -9,19 +9,17 @@ from gfl_jax.reports.study import comparison_tables, diagnostic_tables, sentence
 from gfl_jax.reports.study.results import Comparison, Order, Study
 from gfl_jax.reports.tables import escape_markdown
 
-_CSV_HEAD = ('study', 'base', 'row', 'title', 'seed', 'status', 'error', 'run_seconds')
-
 
 def markdown(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> str:
   """The page as Markdown, without its figures."""
-  finding = sentences.finding(study, comparisons, order)
+  notes = [f'{row.title}: {row.note}' for row in study.rows if row.note]
   parts = [
     f'# {escape_markdown(sentences.heading(study))}\n',
     f'{escape_markdown(sentences.setting(study))}\n',
     f'{escape_markdown(study.about["question"])}\n',
-    _markdown_list([*finding, *sentences.differences(study), sentences.scope(study)]),
+    _markdown_list(sentences.finding(study, comparisons, order)),
     comparison_tables.overview(study, comparisons).as_markdown(),
-    _markdown_list([*sentences.method(study), *sentences.notes(study)]),
+    _markdown_list([*sentences.method(study), *notes]),
   ]
   problems = comparison_tables.problems(study)
   if problems.rows:
@@ -35,10 +33,10 @@ def markdown(study: Study, comparisons: Mapping[str, Comparison], order: Order) 
   if table.rows:
     parts += ['## Diagnostics\n', table.as_markdown(), f'{diagnostic_tables.LEGEND}\n']
   parts += ['## Runs\n', comparison_tables.runs(study).as_markdown()]
-  fence = '\n'.join(sentences.command_patterns(study))
-  parts += [f'```\n{fence}\n```\n']
-  if '{seed}' in fence:
-    parts += ['{seed} and {digest}: those of the folders above.\n']
+  commands = '\n'.join(sentences.command_patterns(study))
+  parts += [f'```\n{commands}\n```\n']
+  if '{seed}' in commands:
+    parts += ['{seed} and {digest}: as in the folders above.\n']
   parts += ['## Machine, versions and cost\n']
   parts += [comparison_tables.environment(study).as_markdown()]
   return '\n'.join(parts)
@@ -50,18 +48,19 @@ def _markdown_list(lines: list[str]) -> str:
 
 def csv_text(study: Study) -> str:
   """A line per run; metrics as in metrics.json, and the paper's APs on its scale."""
-  about, lines = study.about, []
+  lines = []
   for row, run in study.runs:
-    fixed = (about['study'], about['base'], row.name, row.title, run['seed'])
-    fixed += (run['status'], run['error'], run['seconds'])
-    line = dict(zip(_CSV_HEAD, fixed, strict=True))
-    line |= {f'paper_{key}': _of_one(row.paper.get(key)) for key in METRICS[:6]}
+    line = {'study': study.about['study'], 'base': study.about['base']}
+    line |= {'row': row.name, 'title': row.title}
+    line |= {name: run[name] for name in ('seed', 'status', 'error')}
+    line |= {'run_seconds': run['seconds']}
+    for name in METRICS[:6]:
+      points = row.paper.get(name)
+      line[f'paper_{name}'] = None if points is None else round(points / 100, 6)
     metrics = run['metrics'] or {}
-    line |= {
-      key: value for key, value in metrics.items() if not isinstance(value, Mapping)
-    }
-    named = metrics.get('diagnostics') or {}
-    line |= {f'diagnostics.{key}': value for key, value in named.items()}
+    line |= {key: x for key, x in metrics.items() if not isinstance(x, Mapping)}
+    diagnostics = metrics.get('diagnostics') or {}
+    line |= {f'diagnostics.{key}': value for key, value in diagnostics.items()}
     lines.append(line | {'folder': run['folder'], 'command': run['command']})
   head = list(dict.fromkeys(key for line in lines for key in line))
   file = io.StringIO()
@@ -69,7 +68,3 @@ def csv_text(study: Study) -> str:
   writer.writeheader()
   writer.writerows(lines)
   return file.getvalue()
-
-
-def _of_one(points: float | None) -> float | None:
-  return None if points is None else round(points / 100, 6)

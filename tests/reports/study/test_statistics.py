@@ -49,11 +49,13 @@ def test_the_interval_and_the_p_value_agree(values):
 def test_paired_differences_lose_what_a_seed_does_to_both():
   seeds = {0: 10.0, 1: -20.0, 2: 35.0}
   shifted = {seed: value + 1 + 0.01 * seed for seed, value in seeds.items()}
-  found = statistics.paired_difference(shifted | {7: 99.0}, seeds | {8: -99.0})
+  paired = statistics.paired_differences(shifted | {7: 99.0}, seeds | {8: -99.0})
+  assert list(paired) == [0, 1, 2]
+  found = statistics.estimate(paired.values())
   assert found.count == 3
   assert found.mean == pytest.approx(1.01)
   assert found.std == pytest.approx(0.01)
-  assert statistics.paired_difference(seeds, {8: 1.0}) is None
+  assert statistics.paired_differences(seeds, {8: 1.0}) == {}
 
 
 def test_holm_by_hand():
@@ -61,6 +63,7 @@ def test_holm_by_hand():
   corrected = statistics.holm([0.01, 0.04, 0.03, 0.005])
   np.testing.assert_allclose(corrected, [0.03, 0.06, 0.06, 0.02])
   assert statistics.holm([]) == []
+  assert statistics.holm([0.1, None, 0.2]) == [0.2, None, 0.2]
   assert statistics.holm([0.7, 0.8]) == [1.0, 1.0]
 
 
