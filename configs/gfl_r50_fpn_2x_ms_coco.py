@@ -3,9 +3,9 @@
   python scripts/train.py --config=configs/gfl_r50_fpn_2x_ms_coco.py \
     --workdir=runs/r50_2x --config.model.backbone.pretrained=resnet50.pth
 
-Needs what gfl_r50_fpn_1x_coco.py needs. Images of all sizes come on its two canvases,
-so nothing more is compiled. Published: AP 42.9 on val2017 (mmdetection). Ours: not run
-yet. Cost: twice that of 1x.
+Needs the data and weights of gfl_r50_fpn_1x_coco.py. Images of all sizes are padded to
+the two canvases of that recipe, so training compiles the same two programs. Published:
+AP 42.9 on val2017 (mmdetection). Not run here yet. Cost: twice that of 1x.
 """
 
 import ml_collections

@@ -14,7 +14,7 @@ seeds than those of this command; another base or another --set needs another RO
 --report writes the report of a ROOT again without running anything.
 
 Each row compiles its own training step. Runs that differ in the seed alone load it from
-the compilation cache in ROOT.
+the compilation cache beside ROOT.
 
 Several processes can work on one study: --jobs=0/2 in one and --jobs=1/2 in another run
 every second run each. A process uses all GPUs that it sees. To run one process per GPU:

@@ -1,4 +1,4 @@
-"""Makes a run of a detector that mmdetection or GFL-JAX has trained.
+r"""Makes a run of a detector that mmdetection or GFL-JAX has trained.
 
   python scripts/import_weights.py --checkpoint=gfl_r50_fpn_1x_coco.pth \
     --config=configs/gfl_r50_fpn_1x_coco.py --workdir=runs/r50_mmdet

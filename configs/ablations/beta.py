@@ -5,8 +5,8 @@
     --workdir=runs/beta2
 
 ATSS with a joint score; boxes are four distances without an edge loss, as in the
-paper. All rows share one compiled step. Nothing is approximated on the R-50 base, but
-for what `score` says of all rows with four distances.
+paper. On the R-50 base the only approximations are those that score.py names for rows
+with four distances.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from configs.ablations.table import Row
 
 TITLE = 'Beta of quality focal loss'
 TABLE = '1c'
-QUESTION = 'How far should QFL turn down what is already well estimated?'
+QUESTION = 'How much less should QFL weigh scores that are already near their target?'
 BASELINE = '2'
 NOTES = ''
 

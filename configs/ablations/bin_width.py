@@ -4,10 +4,10 @@
   python scripts/train.py --config=configs/ablations/bin_width.py:2@demo_shapes \
     --workdir=runs/width2
 
-GFL; Delta counts the base's own bin width. The paper says that n = 16 stays, which
-can be read in two ways: the reach stays, so that wider bins are fewer (this study), or
-their number stays, so that wider bins reach further (bin_width_count). The paper's
-numbers stand beside both, and fit one at most.
+GFL; Delta is a multiple of the base's bin width. The paper says that n stays 16, which
+has two readings: the reach stays, so wider bins are fewer (this study), or the number
+of bins stays, so wider bins reach further (bin_width_count). The paper's numbers stand
+beside both studies and fit at most one.
 """
 
 from fractions import Fraction
@@ -22,10 +22,9 @@ TABLE = '2c'
 QUESTION = 'How fine must the bins of a side be?'
 BASELINE = '1'
 NOTES = (
-  'The paper says that n = 16 stays, which can be read in two ways. Here the reach of '
-  "the bins stays, so that wider bins are fewer, and Delta counts the base's own bin "
-  "width. The paper's numbers fit one of the readings at most; the other is "
-  'bin_width_count.'
+  'The paper says that n stays 16, which has two readings. Here the reach of the bins '
+  "stays, so wider bins are fewer, and Delta is a multiple of the base's bin width. "
+  "The paper's numbers fit at most one reading; the other one is bin_width_count."
 )
 
 PAPER = {

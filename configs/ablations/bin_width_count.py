@@ -4,8 +4,9 @@
   python scripts/train.py --config=configs/ablations/bin_width_count.py:2@demo_shapes \
     --workdir=runs/width_count2
 
-GFL; Delta counts the base's own bin width, so wider bins reach further. The other
-reading of the paper is bin_width, where more is said; both share the runs of Delta = 1.
+GFL; Delta is a multiple of the base's bin width, so wider bins reach further.
+bin_width.py explains the two readings of the paper. In one results folder both studies
+use the same runs of Delta = 1.
 """
 
 from fractions import Fraction
@@ -20,9 +21,9 @@ TABLE = '2c'
 QUESTION = 'How fine must the bins of a side be, and how far must they reach?'
 BASELINE = '1'
 NOTES = (
-  'The paper says that n = 16 stays, which can be read in two ways. Here the number of '
-  "bins stays, so that wider bins reach further, and Delta counts the base's own bin "
-  "width. The paper's numbers fit one of the readings at most; the other is bin_width."
+  'The paper says that n stays 16, which has two readings. Here the number of bins '
+  "stays, so wider bins reach further, and Delta is a multiple of the base's bin "
+  "width. The paper's numbers fit at most one reading; the other one is bin_width."
 )
 
 ROWS = {

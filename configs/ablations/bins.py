@@ -4,9 +4,8 @@
   python scripts/train.py --config=configs/ablations/bins.py:14@demo_shapes \
     --workdir=runs/bins14
 
-GFL. On the R-50 base a row is the paper's: bins at 0, 1, ..., n strides. On a base
-with another grid, n counts sixteenths of its reach: the bins keep their width, and
-there are n/16 times as many of them.
+GFL. On the R-50 base the rows are the paper's: bins at 0, 1, ..., n strides. On a base
+with another grid, the bins keep their width and there are n/16 times as many of them.
 """
 
 from fractions import Fraction
@@ -27,7 +26,7 @@ ROWS = {
     f'n = {name}',
     paper,
     changes.together(changes.gfl, changes.bins(count=Fraction(int(name), 16))),
-    "n counts sixteenths of the base's own grid",
+    "n / 16 of the base's bins",
   )
   for name, paper in {
     '12': (40.1, 58.4, 43.1, 23.1, 43.8, 52.5),

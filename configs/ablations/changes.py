@@ -1,6 +1,6 @@
-"""The changes that rows are made of; each alters a config in place.
+"""The changes that rows are made of; each changes a config in place.
 
-A change sets only what it is about, so that a base keeps its size, data, bin grid and
+A change leaves all other values alone, so a base keeps its size, data, bin grid and
 loss weights.
 """
 
@@ -15,7 +15,7 @@ Change = Callable[[ConfigDict], None]
 
 
 def together(*changes: Change) -> Change:
-  """One change made of several, in this order."""
+  """One change that applies several in this order."""
 
   def change(c: ConfigDict) -> None:
     for part in changes:
@@ -28,29 +28,29 @@ def together(*changes: Change) -> Change:
 
 
 def atss(c: ConfigDict) -> None:
-  """Positives by ATSS, on the base's points."""
+  """Assignment by ATSS, on the base's points."""
   c.assignment.kind = 'atss'
 
 
 def fcos(c: ConfigDict) -> None:
-  """Positives by FCOS: points at the cells' centres, ranges of size, a centre region.
+  """Assignment by FCOS: points at the centres of cells, in the middle of a box.
 
-  A level learns distances up to as many strides as an anchor has: 8, FCOS's own
-  64, 128, 256, 512 px, with the R-50 base. Distances start at the base's box.scale,
-  half an anchor; FCOS's start at 1 stride.
+  A level learns distances up to an anchor's side: 8 strides on the R-50 base, which
+  gives FCOS's own 64, 128, 256 and 512 px. Distances start at the base's box.scale,
+  half an anchor's side; FCOS's start at 1 stride.
   """
   c.assignment.update(kind='fcos', regress_range=float(c.points.anchor_scale))
   c.points.offset = 0.5
 
 
 def max_iou(c: ConfigDict) -> None:
-  """Positives by RetinaNet's IoU thresholds, on anchors half as large as ATSS's.
+  """Assignment by RetinaNet's IoU thresholds, on anchors half as large as ATSS's.
 
-  RetinaNet's octaves begin at 4 strides, ATSS's one anchor has 8. Distances start at
-  half of the anchor, as the base's do.
+  RetinaNet's smallest anchor has a side of 4 strides, ATSS's only anchor one of 8.
+  Distances start at half of the anchor's side, as the base's do.
   """
   c.assignment.update(kind='max_iou', positive_iou=0.5, negative_iou=0.4)
-  with c.points.ignore_type():  # half of an odd whole number
+  with c.points.ignore_type():  # half of an odd number is no int
     c.points.anchor_scale = c.points.anchor_scale / 2
   c.box.scale = c.box.scale / 2
 
@@ -59,13 +59,13 @@ def max_iou(c: ConfigDict) -> None:
 
 
 def focal(c: ConfigDict) -> None:
-  """Focal loss; boxes weighted by centerness, as ATSS's and FCOS's code weigh them."""
+  """Focal loss; the box loss weighs by centerness, as in the code of ATSS and FCOS."""
   c.class_loss.update(kind='focal', alpha=0.25, gamma=2.0)
   c.box_loss.weighting = 'centerness'
 
 
 def separate(kind: str) -> Change:
-  """Focal loss for the class, and the quality of this kind beside it (or none)."""
+  """Focal loss for the class, and a quality branch of this kind (or 'none')."""
 
   def change(c: ConfigDict) -> None:
     c.score.kind = kind
@@ -75,7 +75,7 @@ def separate(kind: str) -> Change:
 
 
 def gaussian_focal(c: ConfigDict) -> None:
-  """No quality; CornerNet's soft labels around each box centre, and its loss."""
+  """No quality; CornerNet's focal loss with soft labels around each box centre."""
   separate('none')(c)
   c.class_loss.update(kind='gaussian_focal', alpha=2.0, gamma=4.0, min_overlap=0.7)
 
@@ -97,7 +97,7 @@ def joint_varifocal(c: ConfigDict) -> None:
   c.class_loss.update(kind='varifocal', alpha=0.75, gamma=2.0)
 
 
-# Boxes and their edges.
+# Boxes and their sides.
 
 
 def dirac(c: ConfigDict) -> None:
@@ -107,9 +107,9 @@ def dirac(c: ConfigDict) -> None:
 
 
 def gaussian(edge_loss: str) -> Change:
-  """A mean and a variance for each side, trained on sides alone: no box loss.
+  """A mean and a variance for each side, trained by the edge loss only: no box loss.
 
-  The edge loss has weight 1, which is our choice: the paper names none.
+  The weight 1 of the edge loss is our choice; the paper names none.
   """
 
   def change(c: ConfigDict) -> None:
@@ -127,15 +127,15 @@ def general(c: ConfigDict) -> None:
 
 
 def general_dfl(c: ConfigDict) -> None:
-  """A distribution over the base's bins, trained by distribution focal loss, too."""
+  """As `general`, but also trained by distribution focal loss."""
   general(c)
   c.edge_loss.kind = 'distribution_focal'
 
 
 def bins(*, count: Fraction | int = 1, width: Fraction | int = 1) -> Change:
-  """The base's bin grid with `count` times the intervals, each `width` times as wide.
+  """`count` times as many intervals between bins, each `width` times as wide.
 
-  Raises (the change): ValueError: the intervals do not come out whole.
+  The change raises a ValueError if the number of intervals is not whole.
   """
 
   def change(c: ConfigDict) -> None:
@@ -143,8 +143,8 @@ def bins(*, count: Fraction | int = 1, width: Fraction | int = 1) -> Change:
     if intervals.denominator != 1:
       raise UserError(
         f'{count} x the {c.box.num_bins - 1} intervals of box.num_bins='
-        f'{c.box.num_bins} is not whole: give the base a multiple of 16 intervals,'
-        ' plus 1 (--set=box.num_bins=17)'
+        f'{c.box.num_bins} is not whole: give the base 1 more than a multiple of 16'
+        ' bins (--set=box.num_bins=17)'
       )
     reach = (c.box.stop - c.box.start) * float(count * width)
     c.box.update(stop=c.box.start + reach, num_bins=int(intervals) + 1)
@@ -174,15 +174,15 @@ atss_baseline = together(atss, separate('centerness'), dirac)
 
 
 def variance_voting(c: ConfigDict) -> None:
-  """KL-Loss's voting: the boxes around a kept one move it, by their certainty."""
+  """KL-Loss's voting: a kept box becomes a mean of its neighbours, by their spread."""
   c.decode.variance_voting = 0.01
 
 
 def uncertainty_penalty(c: ConfigDict) -> None:
-  """Gaussian YOLOv3's score: times one minus the mean spread of the sides."""
+  """Gaussian YOLOv3's score: multiplied by 1 minus the mean spread of the sides."""
   c.decode.uncertainty_penalty = True
 
 
 def iou_guided_nms(c: ConfigDict) -> None:
-  """IoU-Net's suppression: by the quality branch, passing the best score on."""
+  """IoU-Net's NMS: keeps the box of the highest predicted IoU, with the best score."""
   c.decode.nms = 'iou_guided'

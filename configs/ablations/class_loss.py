@@ -1,19 +1,17 @@
-"""Soft labels on one head: whose is the best? Not a table of the paper.
+"""Class losses and their labels on one head. Not a table of the paper.
 
   python scripts/ablate.py --study=class_loss --base=demo_shapes --seeds=3
   python scripts/train.py \
     --config=configs/ablations/class_loss.py:varifocal@demo_shapes \
     --workdir=runs/varifocal
 
-ATSS with four distances in all rows. CornerNet's labels fall off around the centre of
-a box, QFL's and varifocal's are the IoU of the predicted box; focal loss has hard
-labels, alone or with an IoU branch beside it. Rows that Table 1a has, too, show its
-numbers, and share its runs.
+ATSS with four distances in all rows. CornerNet's labels decrease with the distance from
+the centre of a box; QFL's and varifocal's are the IoU of the predicted box; focal loss
+has hard labels, with and without an IoU branch. Rows that are also in Table 1a show its
+numbers, and in one results folder both studies use the same runs.
 
-Two things vary: focal rows and the row of CornerNet's labels weigh a positive in the
-box loss by centerness, as FCOS and ATSS do, joint rows by its class score, as GFL
-does: each system as its authors have it. So all rows but the joint ones know
-centerness in these weights, the one with an IoU branch too.
+The box loss differs, too, because each system is as its authors have it: the joint rows
+weigh a positive by its class score, all others by centerness.
 """
 
 from ml_collections import ConfigDict
@@ -23,15 +21,14 @@ from configs.ablations.table import Row
 
 TITLE = 'Class losses and their labels'
 TABLE = ''
-QUESTION = 'Which labels of the class score are best on one and the same head?'
+QUESTION = 'Which labels of the class score are best on the same head?'
 BASELINE = 'focal'
 NOTES = (
-  "Two things vary: focal rows and the row of CornerNet's labels weigh a positive "
-  'in the box loss by centerness, joint rows by its class score. So all rows but '
-  'the joint ones know centerness.'
+  'The box loss differs, too: the joint rows weigh a positive by its class score, all '
+  'others by centerness.'
 )
 
-_SHARED = 'a row of Table 1a, too'
+_SHARED = 'also a row of Table 1a'
 _ROWS = {
   'focal': (
     'focal, hard labels',

@@ -5,7 +5,7 @@
     --workdir=runs/both
 
 ATSS with a centerness branch and four distances is the baseline; QFL makes the score
-joint, DFL makes each side a distribution. 'both' is GFL, the base itself.
+joint, DFL makes each side a distribution. 'both' is GFL, which is the base unchanged.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from configs.ablations.table import Row
 
 TITLE = 'Contributions of QFL and DFL'
 TABLE = '3'
-QUESTION = 'Do QFL and DFL help each alone, and do their gains add up?'
+QUESTION = 'Does each of QFL and DFL help alone, and do their gains add up?'
 BASELINE = 'none'
 NOTES = ''
 

@@ -5,15 +5,15 @@
     --config=configs/ablations/detectors.py:retinanet@demo_shapes \
     --workdir=runs/retinanet
 
-Approximated, for only the choices of a config differ. RetinaNet: its IoU thresholds
-and focal loss, but one square anchor of 4 strides for each cell instead of nine, our
-head, and the base's box loss on four distances instead of smooth L1 on offsets. A
-point outside a box has no distances to its sides: an anchor whose centre is not in the
-box that it overlaps is ignored where RetinaNet's would learn. FoveaBox: no quality and
-no centerness, FCOS's assignment; its overlapping ranges of size become FCOS's ranges,
-and its shrunk fovea FCOS's centre region. Positives weigh alike in the box loss of
-both. Each QFL row is compared with its own detector. The paper's third detector,
-SSD512, is not built.
+The detectors are approximated, because only the choices of a config differ. RetinaNet
+has its IoU thresholds and focal loss, but one square anchor of 4 strides per cell
+instead of nine, our head, and the base's box loss on four distances instead of smooth
+L1 on offsets. A point outside a box has no distances to its sides, so an anchor whose
+centre is outside the box that it overlaps is ignored, where RetinaNet's would learn.
+FoveaBox has no quality and no centerness, and FCOS's assignment: FCOS's ranges of size
+replace its overlapping ones, FCOS's centre region its shrunk fovea. In both detectors
+all positives have the same weight in the box loss. Each QFL row is compared with its
+own detector. The paper's third detector, SSD512, is not built.
 """
 
 from ml_collections import ConfigDict
@@ -23,13 +23,13 @@ from configs.ablations.table import Row
 
 TITLE = 'QFL on other detectors'
 TABLE = '1b'
-QUESTION = 'Does a joint score with QFL help RetinaNet and FoveaBox, too?'
-BASELINE = 'retinanet'  # of its own row with QFL; FoveaBox is that of its own
+QUESTION = 'Does a joint score with QFL also help RetinaNet and FoveaBox?'
+BASELINE = 'retinanet'  # FoveaBox's rows have their own
 NOTES = (
   'Approximated: RetinaNet has one square anchor for each cell instead of nine and '
   "the base's box loss on four distances, FoveaBox has FCOS's assignment, and both "
-  'have our head. The two QFL rows also weigh a positive in the box loss by its '
-  'class score, where their detectors weigh all alike. SSD512 is not built.'
+  'have our head. The box loss of the two QFL rows weighs a positive by its class '
+  'score, that of the two detectors weighs all alike. SSD512 is not built.'
 )
 
 

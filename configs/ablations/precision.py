@@ -1,11 +1,11 @@
-"""What bfloat16 costs: the trunk's type. Not a table of the paper.
+"""Accuracy with bfloat16 and with float32. Not a table of the paper.
 
   python scripts/ablate.py --study=precision --base=demo_shapes --seeds=3
   python scripts/train.py --config=configs/ablations/precision.py:bfloat16@demo_shapes \
     --workdir=runs/bfloat16
 
-Backbone, pyramid and towers compute in bfloat16, but for the sums of their norms;
-parameters, optimiser, logits, losses and decoding stay float32.
+Backbone, pyramid and towers compute in the given type. The sums of their norms,
+parameters, optimiser, logits, losses and decoding are always float32.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from configs.ablations.table import Row
 
 TITLE = 'Precision of the trunk'
 TABLE = ''
-QUESTION = 'Does a trunk in bfloat16 reach what it reaches in float32?'
+QUESTION = 'Is the AP with a trunk in bfloat16 as high as with one in float32?'
 BASELINE = 'float32'
 NOTES = ''
 

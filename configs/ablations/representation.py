@@ -1,14 +1,14 @@
-"""Table 2a: what is a box side, a number or a distribution?
+"""Table 2a: is a box side best a number, a Gaussian or a general distribution?
 
   python scripts/ablate.py --study=representation --base=demo_shapes --seeds=3
   python scripts/train.py \
     --config=configs/ablations/representation.py:atss_general_dfl@demo_shapes \
     --workdir=runs/general_dfl
 
-Focal loss and a centerness branch in all rows, as in the paper. Its Gaussian has no
-released code: ours follows its Table 5, a likelihood of each side and no box loss;
-the weight 1 of that likelihood is our choice. Dirac's and Gaussian's distances start at
-the base's box.scale on FCOS, too, not at FCOS's 1.
+Focal loss and a centerness branch in all rows, as in the paper. The paper's Gaussian
+has no released code: ours follows its Table 5, a likelihood of each side and no box
+loss; the weight 1 of the likelihood is our choice. Distances of Dirac and Gaussian rows
+start at the base's box.scale, on FCOS too, where the original starts at 1.
 """
 
 from ml_collections import ConfigDict
@@ -19,11 +19,11 @@ from configs.ablations.table import Row
 TITLE = 'Box representation'
 TABLE = '2a'
 QUESTION = 'Is a general distribution better than a number or a Gaussian for a side?'
-BASELINE = 'atss_dirac'  # of the ATSS rows; of the FCOS rows the same with FCOS
+BASELINE = 'atss_dirac'  # FCOS rows: fcos_dirac
 NOTES = (
   "The paper's Gaussian has no released code: ours is a likelihood of each side, with "
-  'no box loss and a weight of 1 that is our choice. The distances of the Dirac and '
-  "Gaussian rows start at the base's box.scale on FCOS, too, not at FCOS's 1."
+  'no box loss and a weight of 1 that is our choice. Distances of Dirac and Gaussian '
+  "rows start at the base's box.scale, on FCOS too, where the original starts at 1."
 )
 
 _BOXES = {
@@ -31,7 +31,7 @@ _BOXES = {
   'gaussian': (
     'Gaussian',
     changes.gaussian('gaussian_nll'),
-    'likelihood of the sides alone; its weight 1 is our choice',
+    'likelihood of the sides only; its weight 1 is our choice',
   ),
   'general': ('general', changes.general, ''),
   'general_dfl': ('general with DFL', changes.general_dfl, ''),

@@ -4,16 +4,16 @@
   python scripts/train.py --config=configs/ablations/score.py:atss_joint@demo_shapes \
     --workdir=runs/joint
 
-Six ways on FCOS and on ATSS, boxes as four distances without an edge loss. Ours
-differs from the paper's rows in this: both have the base's box loss and weight (FCOS's
-own code has weight 1), ATSS regresses the four distances of FCOS instead of offsets to
-an anchor, for one head to serve all rows, and on FCOS these start at the base's
-box.scale, not at FCOS's 1.
+Six ways on FCOS and on ATSS; boxes are four distances without an edge loss. Different
+from the paper's rows: both have the base's box loss and weight (FCOS's own code has
+weight 1); ATSS regresses FCOS's four distances instead of offsets to an anchor, so that
+one head serves all rows; and on FCOS the distances start at the base's box.scale, not
+at 1.
 
-Two things vary between a joint row and the others: the score, and what weighs a
-positive in the box loss. Joint rows weigh it by its class score, all others by
-centerness, each as its authors have it (GFL; FCOS and ATSS). So the rows without
-quality, with an IoU branch and IoU-guided know centerness too: in these weights.
+Two things differ between a joint row and the others, because each is as its authors
+have it: the score, and the weight of a positive in the box loss. This weight is the
+class score in joint rows and centerness in all others, also in those without quality or
+with an IoU.
 """
 
 from ml_collections import ConfigDict
@@ -24,12 +24,12 @@ from configs.ablations.table import Row
 TITLE = 'Quality estimate: separate, guiding, joint'
 TABLE = '1a'
 QUESTION = 'Is a joint score better than none, a separate branch, or a guided loss?'
-BASELINE = 'atss_centerness'  # of the ATSS rows; of the FCOS rows the same with FCOS
+BASELINE = 'atss_centerness'  # FCOS rows: fcos_centerness
 NOTES = (
-  'Two things vary between a joint row and the others: the score, and what weighs a '
-  'positive in the box loss: its class score in joint rows, its centerness in all '
-  "others. Boxes are four distances that start at the base's box.scale, with the "
-  "base's box loss and weight, on ATSS and FCOS alike."
+  'Two things differ between a joint row and the others: the score, and the weight of '
+  'a positive in the box loss, which is its class score in joint rows and its '
+  "centerness in all others. Boxes are four distances that start at the base's "
+  "box.scale, with the base's box loss and weight, on ATSS and FCOS alike."
 )
 
 _SCORES = {

@@ -1,11 +1,13 @@
-"""Tables of rows: what a study's module is made of, and how its rows are named.
+"""What a study's file holds, and how studies, rows and bases are found by name.
 
-A study is a module beside this one: TITLE, TABLE (its number in the paper, or ''),
-QUESTION, NOTES (what is not as in the paper, or ''), BASELINE (the name of the row that
-others are compared with), ROWS and `get_config('ROW')` or `get_config('ROW@BASE')`,
-where BASE is any config in configs/. One of your own may lie anywhere: wherever a study
-or a base is named, the path of its file (ending in .py) may stand instead. Such a base
-has `get_config()`; such a study has all that is listed here, as beta.py has it.
+A study is a module beside this one with TITLE, TABLE (its number in the paper, or ''),
+QUESTION, NOTES (differences to the paper, or ''), BASELINE (name of the row that the
+others are compared with), ROWS, and `get_config('ROW')` or `get_config('ROW@BASE')`,
+where BASE is any config in configs/.
+
+A study or base of your own may lie anywhere: give the path of its file (ending in .py)
+instead of a name. The file of a base has `get_config()`; the file of a study has all
+names above, as beta.py has them.
 """
 
 import functools
@@ -20,10 +22,7 @@ import ml_collections
 from gfl_jax.errors import MissingFileError, UserError
 
 DEFAULT_BASE = 'gfl_r50_fpn_1x_coco'
-_OF_STUDIES = (
-  *('TITLE', 'TABLE', 'QUESTION', 'NOTES', 'BASELINE', 'ROWS'),
-  'get_config',
-)
+_STUDY_NAMES = 'TITLE', 'TABLE', 'QUESTION', 'NOTES', 'BASELINE', 'ROWS', 'get_config'
 _HELPERS = ('__init__', 'changes', 'table')
 _FOLDER = pathlib.Path(__file__).parent
 
@@ -32,13 +31,13 @@ class Row(NamedTuple):
   """One row of a table.
 
   Attributes:
-    title: for people.
-    paper: the paper's AP, AP50, AP75 and perhaps APs, APm, APl, in percent; None for
-      a row that the paper does not have.
-    change: alters a base's config in place.
-    note: what differs from the paper's row, or where it comes from.
-    baseline: name of the row that this one is compared with; None: the study's. Its
-      own name: with none.
+    title: in reports.
+    paper: the paper's AP, AP50, AP75 and perhaps APs, APm, APl, in percent; None if
+      the paper does not have the row.
+    change: changes a base's config in place.
+    note: where the row differs from the paper's, or where it comes from.
+    baseline: name of the row that this one is compared with; None: the study's. A row
+      that names itself is compared with none.
   """
 
   title: str
@@ -54,7 +53,7 @@ def studies() -> list[str]:
 
 
 def bases() -> list[str]:
-  """Names of the configs that a study can start from."""
+  """Names of the configs in configs/, from which a study can start."""
   return _modules(_FOLDER.parent)
 
 
@@ -62,14 +61,14 @@ def load_study(name: str) -> Any:
   """The module of a study.
 
   Args:
-    name: of a study here, or the path of a file that is one.
+    name: of a study here, or the path of a study's file.
 
   Raises:
-    ValueError: an unknown study, the error names those there are; or a file that is
-      none.
+    ValueError: an unknown study (the error lists the known ones), or a file that lacks
+      a name.
   """
   if name.endswith('.py'):
-    return _load_file(resolved(name), 'study', _OF_STUDIES)
+    return _load_file(resolved(name), 'study', _STUDY_NAMES)
   return importlib.import_module(
     f'configs.ablations.{_known("study", name, studies())}'
   )
@@ -82,8 +81,8 @@ def base_config(name: str) -> ml_collections.ConfigDict:
     name: of a config in configs/, or the path of a config's file.
 
   Raises:
-    ValueError: an unknown base, the error names those there are; or a file that is
-      none.
+    ValueError: an unknown base (the error lists the known ones), or a file that lacks
+      `get_config`.
   """
   if name.endswith('.py'):
     return _load_file(resolved(name), 'base', ('get_config',)).get_config()
@@ -96,7 +95,7 @@ def row_config(rows: Mapping[str, Row], text: str) -> ml_collections.ConfigDict:
   """The config of 'ROW' or 'ROW@BASE'.
 
   Raises:
-    ValueError: no row, an unknown row or base; names those there are.
+    ValueError: no row, or an unknown row or base; the error lists the known ones.
   """
   name, at, base = text.partition('@')
   if not name:
@@ -110,27 +109,27 @@ def row_config(rows: Mapping[str, Row], text: str) -> ml_collections.ConfigDict:
 
 
 def resolved(name: str) -> str:
-  """A name as it is, a path as an absolute one."""
+  """A name as it is; a path made absolute."""
   return str(pathlib.Path(name).resolve()) if name.endswith('.py') else name
 
 
 def file_of(study: str) -> str:
-  """The file of a study, as --config of one of its runs has it."""
+  """The file of a study, as it stands in --config=FILE:ROW@BASE of a single run."""
   return resolved(study) if study.endswith('.py') else f'configs/ablations/{study}.py'
 
 
 def stem(name: str) -> str:
-  """What a study or base is called: the name itself, or that of the file."""
+  """The name of a study or base; of a path, the file's name without .py."""
   return pathlib.Path(name).stem if name.endswith('.py') else name
 
 
-@functools.cache  # of one process, all runs are of what the file was at first
+@functools.cache  # so that an edit during a study does not mix two versions
 def _load_file(path: str, what: str, needed: tuple[str, ...]) -> Any:
-  """The module of a user's own file; its own errors are raised as they are."""
+  """The module of a user's own file. Errors of its code are raised unchanged."""
   file = pathlib.Path(path)
   if not file.is_file():
     raise MissingFileError(f'--{what}={path} does not exist')
-  # Not by its own name, which a module that is imported may have.
+  # Not by its own name, which may be the name of another module.
   spec = importlib.util.spec_from_file_location(f'_{what}_{file.stem}', file)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)

@@ -1,16 +1,16 @@
-"""What a predicted spread, or a quality, is good for when boxes are decoded.
+"""Use of a predicted spread, or quality, in decoding. Not a table of the paper.
 
   python scripts/ablate.py --study=uncertainty --base=demo_shapes --seeds=3
   python scripts/train.py \
     --config=configs/ablations/uncertainty.py:kl_voting@demo_shapes \
     --workdir=runs/voting
 
-Not a table of the paper: KL-Loss with its variance voting, Gaussian YOLOv3's likelihood
-with its penalty on the score, GFL's general distribution under the same voting, and
-IoU-Net's suppression, all on ATSS with focal loss. Those systems had other networks:
-their losses and decoding are what is compared. A row that only decodes differently is
-compared with the row that trains the same, and takes its trained network. Rows that
-Tables 1a and 2a have, too, show the paper's numbers, and share their runs.
+KL-Loss with its variance voting, Gaussian YOLOv3's likelihood with its penalty on the
+score, GFL's general distribution under the same voting, and IoU-Net's NMS, all on ATSS
+with focal loss. The original systems have other networks; only their losses and
+decoding are compared. A row that differs in decoding alone is compared with the row
+that trains the same, and takes its trained network. Rows that are also in Tables 1a and
+2a show the paper's numbers; in one results folder the studies use the same runs.
 """
 
 from ml_collections import ConfigDict
@@ -23,14 +23,14 @@ TABLE = ''
 QUESTION = 'Does a predicted spread or quality improve the boxes that are kept?'
 BASELINE = 'dirac'
 NOTES = (
-  'The systems that these losses and ways of decoding are from had other networks. '
-  'A row that only decodes differently takes the trained network of the row that it '
-  'is compared with, so their difference holds no noise of training.'
+  'The original systems of these losses and ways of decoding have other networks. A '
+  'row that differs in decoding alone takes the trained network of the row that it is '
+  'compared with, so their difference has no noise of training.'
 )
 
 _KL = changes.gaussian('kl')
 _NLL = changes.gaussian('gaussian_nll')
-_SHARED = 'a row of Table 2a, too'
+_SHARED = 'also a row of Table 2a'
 
 
 def _row(title, paper, *parts, quality='centerness', note='', baseline=None):
@@ -86,7 +86,7 @@ ROWS = {
     score.ROWS['atss_iou'].paper,
     changes.dirac,
     quality='iou',
-    note='a row of Table 1a, too',
+    note='also a row of Table 1a',
   ),
   'iou_guided_nms': _row(
     'Dirac delta, IoU branch, IoU-guided NMS',
