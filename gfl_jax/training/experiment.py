@@ -39,7 +39,7 @@ class Experiment:
     self.devices = DataParallel(config.parallel)
     self.devices.check_batch_size(config.batch_size, config.accumulate)
     self.steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
-    self.num_steps = optimizers.num_train_steps(config, self.steps_per_epoch)
+    self.num_steps = optimizers.num_steps_of(config.epochs, self.steps_per_epoch)
     self.eval_every = max(1, round(config.eval_every_epochs * self.steps_per_epoch))
     self.detector, update, predict = compiled_functions(
       config, self.devices, self.steps_per_epoch
@@ -49,6 +49,17 @@ class Experiment:
   def evaluation_due(self, number: int) -> bool:
     """Whether the state after `number` steps is to be evaluated."""
     return number > 0 and (number % self.eval_every == 0 or number == self.num_steps)
+
+  def check_extension(self, newest: int) -> None:
+    """Raises a ValueError if a run is extended whose newest step is not its last."""
+    if extensions := self.config.schedule.extensions:
+      epochs = extensions[-1][0]
+      last = optimizers.num_steps_of(epochs, self.steps_per_epoch)
+      if newest < last:
+        raise UserError(
+          f'--extend: the run is not finished, its newest step is {newest} of {last}:'
+          f' train it to its end first, without --extend, --config.epochs={epochs}'
+        )
 
   def initial_state(self, *, pretrained: bool = True) -> step.TrainState:
     """State at step 0 on all devices.

@@ -60,6 +60,7 @@ def _first_state(run: Experiment, workdir, checkpoints) -> tuple[TrainState, int
   resumes = bool(checkpoints.steps)
   if resumes:
     run_folder.check_dataset(workdir, run.dataset)
+  run.check_extension(max(checkpoints.steps, default=0))
   state = run.initial_state(pretrained=not resumes)
   _LOG.info('%s', run.description(state))
   run.warn_of_unreachable_sides()

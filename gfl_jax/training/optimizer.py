@@ -25,7 +25,7 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
   """
   schedule, rate = config.schedule, config.optimizer.learning_rate
   epochs = _scheduled_epochs(config)
-  num_steps = _num_steps(epochs, steps_per_epoch)
+  num_steps = num_steps_of(epochs, steps_per_epoch)
   decay = choose(_DECAYS, schedule.kind, 'schedule.kind')(
     schedule, steps_per_epoch, num_steps
   )
@@ -70,12 +70,8 @@ _DECAYS = {
 _KEEPS_RATE = {'keep_rate': True, 'new_schedule': False}  # by the way of an extension
 
 
-def num_train_steps(config, steps_per_epoch: int) -> int:
-  """Steps of the whole run, at least one; `config.epochs` need not be whole."""
-  return _num_steps(config.epochs, steps_per_epoch)
-
-
-def _num_steps(epochs: float, steps_per_epoch: int) -> int:
+def num_steps_of(epochs: float, steps_per_epoch: int) -> int:
+  """Optimiser steps of so many epochs, at least one; `epochs` need not be whole."""
   return max(1, round(epochs * steps_per_epoch))
 
 

@@ -394,8 +394,10 @@ def test_only_a_finished_run_goes_on_for_more_epochs(straight, longer, tmp_path)
   shutil.rmtree(run)
   shutil.copytree(straight[0], run)
   shutil.rmtree(run / 'checkpoints' / '6')
-  with pytest.raises(ValueError, match='not finished, its newest step is 4'):
-    extension.extended(longer, run, 'keep_rate')
+  (run / 'metrics.jsonl').unlink()  # as where no line is logged
+  with pytest.raises(ValueError, match='not finished, its newest step is 4 of 6'):
+    loop.train(extension.extended(longer, run, 'keep_rate'), run)
+  assert json.loads((run / 'config.json').read_text())['epochs'] == 2.0
 
 
 def contents(folder):
