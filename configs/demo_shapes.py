@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     max_boxes=16,
     cache=True,
   )
-  c.box.update(stop=8.0, num_bins=33)  # 2 px at stride 8, finer than a blurred side
+  c.box.update(stop=8.0, num_bins=33)  # 2 px at stride 8, so that a spread shows
   c.box_loss.max_positives_per_image = 128
   c.box.scale = 2.0
   c.points.anchor_scale = 4

@@ -20,8 +20,14 @@ from scripts.benchmarks.machine import facts
 
 
 class Options(NamedTuple):
-  """The command line: timed runs, type of the trunk, whether to run the oracle, and a
-  folder of photographs or ''."""
+  """The flags of benchmark.py.
+
+  Attributes:
+    repeats: timed runs of each case.
+    dtype: model.dtype of the networks.
+    oracle: whether to compare COCO metrics with pycocotools.
+    photographs: a folder in COCO form, or ''.
+  """
 
   repeats: int
   dtype: str
@@ -30,12 +36,11 @@ class Options(NamedTuple):
 
 
 def interleaved(functions: Mapping[str, Callable], repeats: int) -> dict[str, dict]:
-  """Times functions in turn, so that a busy moment of the machine meets all of them,
-  and in an order that is drawn anew each time: what one leaves behind, in caches and in
-  threads that still wait for work, meets all of the others.
+  """Times functions in turn, in a new random order each time.
 
-  Each is called without arguments, twice before the clock runs (the first calls touch
-  fresh memory); what it returns is waited for.
+  So a busy moment of the machine, and the caches and threads that one function leaves
+  behind, affect all of them. Each is called without arguments, twice before time is
+  measured (the first calls touch new memory). Its result is waited for.
   """
   seconds: dict[str, list[float]] = {name: [] for name in functions}
   rng = np.random.default_rng(0)
@@ -49,7 +54,7 @@ def interleaved(functions: Mapping[str, Callable], repeats: int) -> dict[str, di
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-  """Numbers of a line: median, least and 9th decile of the times, and their count."""
+  """The numbers of a line: median, least and 9th decile of the times, count, load."""
   milliseconds = np.array(seconds) * 1e3
   return {
     'median_ms': round(float(np.median(milliseconds)), 3),
@@ -60,8 +65,13 @@ def spread(seconds: list[float]) -> dict[str, float]:
   }
 
 
+def rate(images: int, times: Mapping[str, float]) -> dict[str, float]:
+  """Images per second, from the median time of so many images."""
+  return {'images_per_s': round(1e3 * images / times['median_ms'], 2)}
+
+
 def compiled(function: Callable, *arguments) -> tuple[Callable, dict[str, float]]:
-  """A jitted function, compiled for its arguments, and what that took."""
+  """A jitted function compiled for its arguments, with its time and memory."""
   start = time.perf_counter()
   program = function.lower(*arguments).compile()
   facts = {'compile_s': round(time.perf_counter() - start, 2)}
@@ -72,7 +82,7 @@ def compiled(function: Callable, *arguments) -> tuple[Callable, dict[str, float]
 
 
 def peak() -> dict[str, float]:
-  """Most memory that this process had on the device so far, where devices know it."""
+  """The most device memory of this process so far, if the device reports it."""
   stats = jax.devices()[0].memory_stats() or {}
   found = stats.get('peak_bytes_in_use')
   return {} if found is None else {'peak_mb': round(found / 1e6, 1)}
@@ -81,21 +91,21 @@ def peak() -> dict[str, float]:
 def programs(
   functions: Mapping[str, tuple[Callable, tuple]], options: Options
 ) -> Iterator[dict]:
-  """Lines of pure functions, {variant: (function, arguments)}, timed in turn."""
+  """Lines of the pure functions {variant: (function, arguments)}, timed in turn."""
   built = {
     name: compiled(jax.jit(function), *arguments)
     for name, (function, arguments) in functions.items()
   }
   calls = {
-    name: functools.partial(built[name][0], *arguments)
-    for name, (_, arguments) in functions.items()
+    name: functools.partial(program, *functions[name][1])
+    for name, (program, _) in built.items()
   }
   for name, times in interleaved(calls, options.repeats).items():
     yield {'variant': name, **times, **built[name][1], **peak()}
 
 
 def machine(options: Options) -> Iterator[dict]:
-  """What the times depend on."""
+  """The machine and its settings, and its speed for a matrix product."""
   device, size = jax.devices()[0], 2048
   matrix = jax.random.normal(jax.random.key(0), (size, size))
   multiply = jax.jit(functools.partial(jnp.matmul, precision='highest'))
@@ -112,7 +122,7 @@ def machine(options: Options) -> Iterator[dict]:
 
 
 class Network(NamedTuple):
-  """A config, the side of its square canvas, and its batch."""
+  """A config, the side of its square canvas in pixels, and its batch size."""
 
   config: Any
   side: int
@@ -120,7 +130,7 @@ class Network(NamedTuple):
 
 
 def network(name: str, dtype: str) -> Network:
-  """'r50' and 'r18' are the recipe's; 'demo' is that of configs/demo_shapes.py."""
+  """'r50' or 'r18' with the recipe, or 'demo' of configs/demo_shapes.py."""
   if name == 'demo':
     config, side, batch_size = demo_shapes.get_config(), 128, 16
   else:
@@ -137,7 +147,7 @@ def network(name: str, dtype: str) -> Network:
 def random_batch(
   config, canvas: tuple[int, int], size: int, *, mean_boxes: float = 7.0
 ) -> dict[str, np.ndarray]:
-  """Noise with `mean_boxes` boxes an image, of all sizes: their number is Poisson's."""
+  """Noise with boxes of all sizes; their number has a Poisson distribution."""
   rng = np.random.default_rng(0)
   limit = config.data.max_boxes
   counts = np.minimum(rng.poisson(mean_boxes, size), limit)
@@ -153,7 +163,7 @@ def random_batch(
 
 
 def random_boxes(rng, canvas: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
-  """[*shape, 4] float32 xyxy within the canvas, sides log-uniform from 1/30 of it."""
+  """[*shape, 4] float32 xyxy in the canvas; sides of 1/30 to 2/3 of it, log-uniform."""
   size = np.array(canvas[::-1])
   sides = size * np.exp(rng.uniform(-np.log(30), -np.log(1.5), (*shape, 2)))
   corners = rng.uniform(0, 1, (*shape, 2)) * (size - sides)
@@ -161,7 +171,7 @@ def random_boxes(rng, canvas: tuple[int, int], shape: tuple[int, ...]) -> np.nda
 
 
 def train_step(options: Options, *, name: str) -> Iterator[dict]:
-  """The program that training runs, on one device."""
+  """The training step, on one device."""
   config, side, batch_size = network(name, options.dtype)
   devices = parallel.DataParallel('jit', jax.devices()[:1])
   detector = models.build_detector(config)
@@ -181,7 +191,7 @@ def train_step(options: Options, *, name: str) -> Iterator[dict]:
   yield {
     'variant': f'{options.dtype}, batch {batch_size}, {side} px',
     **times,
-    'images_per_s': round(batch_size / times['median_ms'] * 1e3, 2),
+    **rate(batch_size, times),
     'parameters': parameters,
     **facts,
     **peak(),
@@ -189,7 +199,7 @@ def train_step(options: Options, *, name: str) -> Iterator[dict]:
 
 
 def inference(options: Options, *, name: str) -> Iterator[dict]:
-  """uint8 images to detections, the program that evaluation runs."""
+  """uint8 images to detections, as in evaluation."""
   config, side, batch_size = network(name, options.dtype)
   detector = models.build_detector(config)
   variables = models.init_variables(detector, jax.random.key(0))
@@ -197,8 +207,7 @@ def inference(options: Options, *, name: str) -> Iterator[dict]:
   predict = evaluator.make_predict(detector, config)
   variant = f'{options.dtype}, batch {batch_size}, {side} px'
   for line in programs({variant: (predict, (variables, batch))}, options):
-    images = batch_size / line['median_ms'] * 1e3
-    yield line | {'images_per_s': round(images, 2)}
+    yield line | rate(batch_size, line)
 
 
 def losses(options: Options) -> Iterator[dict]:
@@ -230,7 +239,7 @@ def losses(options: Options) -> Iterator[dict]:
 
 
 def random_predictions(config, anchors: points.Points, size: int) -> models.Predictions:
-  """Normal logits, those of the classes around -4: about one score in 50 is high."""
+  """Normal logits; those of the classes have mean -4, so that most scores are low."""
   keys = jax.random.split(jax.random.key(0))
   shape = (size, len(anchors.strides))
   class_logits = jax.random.normal(keys[0], (*shape, config.model.num_classes)) - 4
@@ -258,7 +267,7 @@ def assign(options: Options) -> Iterator[dict]:
 
 
 def decode_predictions(options: Options) -> Iterator[dict]:
-  """Random logits to detections, as the recipe does."""
+  """Random logits to detections, with the recipe's thresholds."""
   config, canvas, size = gfl_r50_fpn_1x_coco.get_config(), (800, 1344), 2
   anchors = models.make_anchors(config, canvas)
   run = lambda predictions, sizes: decode.decode_detections(
@@ -270,28 +279,22 @@ def decode_predictions(options: Options) -> Iterator[dict]:
 
 
 def suppress(options: Options) -> Iterator[dict]:
-  """Candidates spread at random, and in 50 clusters of 20."""
-  rng, size, count = np.random.default_rng(0), 8, 1000
-  canvas = (800, 1344)
-  centers = np.repeat(random_boxes(rng, canvas, (size, count // 20)), 20, axis=1)
-  jitter = rng.normal(0, 4, centers.shape).astype(np.float32)
+  """NMS of candidates at random places, and in 50 clusters of 20."""
+  rng, canvas, size, count = np.random.default_rng(0), (800, 1344), 8, 1000
+  repeat = functools.partial(np.repeat, repeats=20, axis=1)
+  clustered = repeat(random_boxes(rng, canvas, (size, count // 20)))
+  clustered += rng.normal(0, 4, clustered.shape).astype(np.float32)
   classes = rng.integers(0, 80, (size, count), np.int32)
   scores = rng.uniform(0.05, 1, (size, count)).astype(np.float32)
   run = jax.vmap(
     functools.partial(nms.class_aware_nms, iou_threshold=0.6, max_outputs=100)
   )
-  cases = {
+  candidates = {
     'random': (random_boxes(rng, canvas, (size, count)), scores, classes),
-    'clustered': (
-      centers + jitter,
-      scores,
-      np.repeat(classes[:, : count // 20], 20, axis=1),
-    ),
+    'clustered': (clustered, scores, repeat(classes[:, : count // 20])),
   }
-  yield from programs(
-    {name: (run, jax.device_put(arguments)) for name, arguments in cases.items()},
-    options,
-  )
+  functions = {name: (run, jax.device_put(x)) for name, x in candidates.items()}
+  yield from programs(functions, options)
 
 
 NETWORKS = ('r50', 'r18', 'demo')

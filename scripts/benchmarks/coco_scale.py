@@ -3,11 +3,11 @@ r"""Prepares and reads a data set of COCO's size, made of a few photographs.
   python -m scripts.benchmarks.coco_scale --photographs=FOLDER --folder=EMPTY_FOLDER
 
 FOLDER is in COCO form with COCO's 80 categories, such as coco128. Its training images
-and annotations, under new ids, fill zips as COCO gives them: by default as many as COCO
-has, 20 GB, and as much again for what is prepared from them. Without --folder that is a
-temporary one, and removed at the end.
+and annotations are repeated under new ids until zips like COCO's are full: by default
+as many images as COCO has, 20 GB, and another 20 GB for the prepared data. Without
+--folder, all of it is removed at the end.
 
-Prints one JSON line for each part, times in seconds and the most memory in MB:
+Prints one JSON line for each part, with times in seconds and the most memory in MB:
 {parts}
 """
 
@@ -19,14 +19,14 @@ from absl import app, flags
 from scripts.benchmarks import coco_scale_parts, machine
 
 _PHOTOGRAPHS = flags.DEFINE_string(
-  'photographs', None, 'A folder in COCO form; its training images are used.'
+  'photographs', None, 'A folder in COCO form, whose training images are used.'
 )
 _FOLDER = flags.DEFINE_string(
-  'folder', None, 'Where all is kept; by default it is removed.'
+  'folder', None, 'Folder of all files; by default a temporary one.'
 )
 _TRAIN = flags.DEFINE_integer('num_train', 118_287, 'Training images.', 1)
 _VALIDATION = flags.DEFINE_integer('num_validation', 5_000, 'Evaluation images.', 1)
-_OUT = flags.DEFINE_string('out', None, 'File to add the lines to, too.')
+_OUT = flags.DEFINE_string('out', None, 'File that gets the lines, too.')
 
 __doc__ = (__doc__ or '').format(
   parts='\n'.join(
@@ -37,12 +37,14 @@ __doc__ = (__doc__ or '').format(
 
 
 def main(argv: list[str]) -> None:
-  """Checks the flags, rehearses and prints."""
+  """Checks the flags, runs the parts and prints their lines."""
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   photographs = Path(_PHOTOGRAPHS.value)
   if not (photographs / 'annotations' / 'instances_train.json').exists():
-    raise app.UsageError(f'--photographs={photographs} is no folder in COCO form')
+    raise app.UsageError(
+      f'--photographs={photographs} lacks annotations/instances_train.json'
+    )
   counts = {'train2017': _TRAIN.value, 'val2017': _VALIDATION.value}
   with tempfile.TemporaryDirectory(prefix='coco_scale_') as temporary:
     folder = Path(_FOLDER.value or temporary).absolute()

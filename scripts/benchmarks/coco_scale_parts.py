@@ -1,4 +1,4 @@
-"""What coco_scale.py does: COCO's zips made of photographs, prepared and read."""
+"""The parts of coco_scale.py: COCO's zips made of photographs, prepared and read."""
 
 import itertools
 import json
@@ -21,20 +21,20 @@ from scripts.benchmarks import machine
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/gfl_r50_fpn_1x_coco.py'
-BATCH_SIZE = 128  # of the epoch that is drawn: 16 chips of 8 images
+BATCH_SIZE = 128  # of the drawn epoch: 16 chips of 8 images
 HOSTS = 4
-READ_SIZE = 16  # of the batches that are read
+READ_SIZE = 16  # batch size of the images that are read
 SEED = 0
 
 
 class DryRun(NamedTuple):
-  """What is made of what.
+  """Source, destination and size.
 
   Attributes:
     photographs: a folder in COCO form.
-    folder: where zips and data go.
-    counts: of images, by COCO's name of a split.
-    batches: that are read ten times.
+    folder: gets zips and prepared data.
+    counts: number of images by COCO's name of a split.
+    batches: number of batches in each of ten measurements.
   """
 
   photographs: Path
@@ -44,18 +44,18 @@ class DryRun(NamedTuple):
 
   @property
   def zips(self) -> Path:
-    """COCO's, as far as training needs them."""
+    """The folder of COCO's zips that training needs."""
     return self.folder / 'zips'
 
   @property
   def final(self) -> Path:
-    """Where TFDS looks for what is prepared."""
+    """The folder in which TFDS looks for the prepared data."""
     from gfl_jax.data import coco
 
     return self.folder / 'datasets' / 'coco' / '2017' / coco.COCO_VERSION
 
   def config(self) -> Any:
-    """The recipe, on these data."""
+    """The recipe with these data."""
     from configs import gfl_r50_fpn_1x_coco
 
     config = gfl_r50_fpn_1x_coco.get_config()
@@ -64,7 +64,7 @@ class DryRun(NamedTuple):
 
 
 def write_zips(dry_run: DryRun) -> dict[str, Any]:
-  """COCO's three zips; the time is that of this script alone."""
+  """Writes COCO's three zips; the time is this script's own."""
   start = time.perf_counter()
   source = json.loads(
     (dry_run.photographs / 'annotations' / 'instances_train.json').read_text()
@@ -96,7 +96,7 @@ def write_zips(dry_run: DryRun) -> dict[str, Any]:
 
 
 def _repeated(source: dict[str, Any], count: int) -> dict[str, Any]:
-  """A json of so many images: those of another, again and again, under new ids."""
+  """COCO's json with `count` images, which repeat those of `source` under new ids."""
   of_image: dict[int, list] = {image['id']: [] for image in source['images']}
   for annotation in source['annotations']:
     of_image[annotation['image_id']].append(annotation)
@@ -115,7 +115,7 @@ def _repeated(source: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def prepare_until_killed(dry_run: DryRun) -> dict[str, Any]:
-  """prepare_data.py, ended by SIGKILL when half of the shards are written."""
+  """Runs prepare_data.py and kills it (SIGKILL) when half of the shards are written."""
   from gfl_jax.data import shards
 
   wanted = dry_run.counts['train2017'] // (2 * shards.IMAGES_PER_SHARD)
@@ -125,7 +125,7 @@ def prepare_until_killed(dry_run: DryRun) -> dict[str, Any]:
 
 
 def prepare_to_the_end(dry_run: DryRun) -> dict[str, Any]:
-  """The same command once more: it goes on from there, and makes the index."""
+  """Runs the same command again, which continues and makes the index."""
   before = len(_facts(dry_run))
   line = _prepare(dry_run)
   sizes = [f.stat().st_size for f in dry_run.final.iterdir()]
@@ -133,19 +133,19 @@ def prepare_to_the_end(dry_run: DryRun) -> dict[str, Any]:
 
 
 def verify(dry_run: DryRun) -> dict[str, Any]:
-  """The same command again: all checksums are compared."""
+  """Runs the same command again, which compares all checksums."""
   return _prepare(dry_run)
 
 
 def _facts(dry_run: DryRun) -> list[Path]:
-  """Of the shards that are done, of a preparation that is not."""
+  """A file for each finished shard of an unfinished preparation."""
   return list(dry_run.final.parent.glob('.*.incomplete-*/facts/*.json'))
 
 
 def _prepare(
   dry_run: DryRun, kill: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
-  """Runs scripts/prepare_data.py, or kills it once that is wanted."""
+  """Runs scripts/prepare_data.py, and kills it as soon as `kill()` is true."""
   data = dry_run.config().data
   command = [sys.executable, str(ROOT / 'scripts' / 'prepare_data.py')]
   command += [f'--config={ROOT / CONFIG}', f'--config.data.path={data.path}']
@@ -175,7 +175,7 @@ def _prepare(
 
 
 def draw_epoch(dry_run: DryRun) -> dict[str, Any]:
-  """Every host's batches of one epoch, boxes placed, without the pixels."""
+  """Draws every host's batches of one epoch, with boxes but without pixels."""
   dataset = _opened(dry_run, pixels=False)
   steps = dataset.steps_per_epoch(BATCH_SIZE)
   seen: Counter[int] = Counter()
@@ -203,7 +203,7 @@ def draw_epoch(dry_run: DryRun) -> dict[str, Any]:
 
 
 def read_batches(dry_run: DryRun) -> dict[str, Any]:
-  """Batches of the recipe, decoded and resized, from anywhere in all shards."""
+  """Reads the recipe's batches, decoded and resized, at random from all shards."""
   start = time.perf_counter()
   dataset = _opened(dry_run)
   opened = time.perf_counter() - start
@@ -231,7 +231,7 @@ def read_batches(dry_run: DryRun) -> dict[str, Any]:
 
 
 class _NoPixels:
-  """Stands for the pixels where only order and boxes are wanted."""
+  """Replaces the pixels where only order and boxes are needed."""
 
   def images(self, plans):
     """None for each plan."""
@@ -243,7 +243,7 @@ class _NoPixels:
 
 
 def _opened(dry_run: DryRun, *, pixels: bool = True) -> Any:
-  """What is prepared, found as a user of TFDS would find it if without pixels."""
+  """The prepared data; without pixels, found as a user of TFDS finds them."""
   from gfl_jax import data
 
   config = dry_run.config().data
@@ -276,7 +276,7 @@ PARTS: dict[str, Callable[[DryRun], dict[str, Any]]] = {
 
 
 def run_parts(dry_run: DryRun) -> Iterator[dict[str, Any]]:
-  """A line for each part, which has a process of its own: memory is that part's."""
+  """A line for each part; each runs in its own process, so its memory is its own."""
   for name, part in PARTS.items():
     with futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
       yield {'part': name, **pool.submit(part, dry_run).result()}

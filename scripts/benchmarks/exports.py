@@ -17,8 +17,8 @@ from scripts.benchmarks import cases
 def exports(options: cases.Options, *, name: str) -> Iterator[dict]:
   """A batch in numpy to detections in numpy, by the jitted model and by each export.
 
-  The parameters are random, so no score would pass the threshold: it is 0 here, and
-  all candidates take part in the suppression, more than of a trained detector.
+  The parameters are random, so no score would pass the threshold. It is 0 here, so more
+  candidates take part in NMS than with a trained detector.
   """
   config, side, size = cases.network(name, options.dtype)
   config.data.canvas, config.decode.score_threshold = (side, side), 0.0

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def evaluate(options: Options) -> Iterator[dict]:
-  """COCO metrics of detections that are jittered ground truth and chance finds."""
+  """COCO metrics of detections: ground truth with errors, and random boxes."""
   truth, detections, image_ids = _evaluation_set(5000, 100, 80)
   category_ids = range(1, 81)
   results = coco_metrics.to_coco_results(detections, image_ids, category_ids)
@@ -54,12 +54,12 @@ def evaluate(options: Options) -> Iterator[dict]:
 
 
 def _evaluation_set(num_images: int, num_detections: int, num_classes: int):
-  """Ground truth as a COCO json's dict; detections [N, D]; ids of the N images."""
+  """Ground truth as the dict of COCO's json, detections [N, D], and N image ids."""
   rng = np.random.default_rng(0)
   canvas, num_boxes = (480, 640), 7
   boxes = random_boxes(rng, canvas, (num_images, num_boxes))
   classes = rng.integers(0, num_classes, (num_images, num_boxes))
-  # Each box is found 4 times, the nearer the higher its score.
+  # Each box has 4 detections; the smaller their error, the higher their score.
   found = random_boxes(rng, canvas, (num_images, num_detections))
   found_classes = rng.integers(0, num_classes, found.shape[:2])
   scores = rng.uniform(0.05, 0.5, found.shape[:2])
@@ -100,7 +100,7 @@ def _evaluation_set(num_images: int, num_detections: int, num_classes: int):
 
 
 def _pycocotools(truth: dict, results: list[dict]) -> np.ndarray:
-  """The 12 numbers."""
+  """COCO's 12 metrics."""
   from pycocotools.coco import COCO
   from pycocotools.cocoeval import COCOeval
 
@@ -116,9 +116,9 @@ def _pycocotools(truth: dict, results: list[dict]) -> np.ndarray:
 
 
 def switches(options: Options) -> Iterator[dict]:
-  """step/demo in fresh processes: this process's settings, each alone, and none.
+  """step/demo in new processes: with this process's settings, each alone, and none.
 
-  Twice, in opposite orders, because the machine may grow slower or faster meanwhile.
+  All run twice, in opposite orders, because the speed of the machine may drift.
   """
   names = ('GLIBC_TUNABLES', 'XLA_FLAGS')
   kept = [names, names[:1], names[1:], ()]
@@ -126,7 +126,7 @@ def switches(options: Options) -> Iterator[dict]:
     environment = {
       k: v for k, v in os.environ.items() if k not in names or k in setting
     }
-    # Not by launch.run, which would put the settings back.
+    # Without launch.run, which would restore the settings.
     code = (
       'from absl import app; from scripts import benchmark; app.run(benchmark.main)'
     )
@@ -144,15 +144,15 @@ def switches(options: Options) -> Iterator[dict]:
 
 
 def study(options: Options) -> Iterator[dict]:
-  """A study of beta with five rows, and the five runs by themselves, once each.
+  """A study of beta with five rows, beside the same five runs one by one.
 
-  Both begin without compiled programs and share them within themselves, as users do.
+  Each way starts with an empty compilation cache. Every row compiles its own step.
   """
   del options
   length = {'epochs': 1.0, 'checkpoint_every_steps': 1000}
   config = demo_shapes.get_config().data
   config.data_dir = str(ROOT / config.data_dir)
-  data.load(config)  # drawn before the clocks run
+  data.load(config)  # draws the scenes before time is measured
   with tempfile.TemporaryDirectory() as folder:
     plain = [
       [

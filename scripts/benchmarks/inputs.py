@@ -18,20 +18,20 @@ from PIL import Image
 from configs import gfl_r50_fpn_1x_coco
 from gfl_jax import data
 from gfl_jax.data import records, transforms
-from scripts.benchmarks.cases import Options, interleaved, random_boxes
+from scripts.benchmarks.cases import Options, interleaved, random_boxes, rate
 from scripts.benchmarks.machine import resident_mb
 
 BATCH_SIZE = 16
 RUN_EPOCHS = 4  # of one timed run
-EPOCHS = 20  # of the memory case
-MAX_GROWTH = 0.01  # of the memory, from the first half of the epochs to the second
-# Canvas, shorter and longest side.
+EPOCHS = 20  # of the case input/memory
+MAX_GROWTH = 0.01  # of memory, relative, between the halves of these epochs
+# Canvas, length of the short side, and largest length of the long side.
 SIZES = {'640': ((640, 640), 640, 640), '1333': ((800, 1344), 800, 1333)}
 
 
 @contextlib.contextmanager
 def _dataset(options: Options, size: str, cache: bool) -> Iterator[tuple]:
-  """A data set of photographs, all of them in both splits, and their folder."""
+  """(data set, config, folder) of photographs, all of which are in both splits."""
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(temporary) / 'photographs'
     if options.photographs:
@@ -42,17 +42,17 @@ def _dataset(options: Options, size: str, cache: bool) -> Iterator[tuple]:
     canvas, short_side, longest = SIZES[size]
     config.update(name='coco_folder', path=str(folder), data_dir=f'{temporary}/data')
     config.update(canvas=canvas, short_side=(short_side,) * 2, max_long_side=longest)
-    config.flip = 0.0  # no more than the bare loop does
+    config.flip = 0.0  # the bare loop does not mirror either
     config.cache = cache
     yield data.load(config), config, folder
 
 
 def read_input(options: Options, *, size: str) -> Iterator[dict]:
-  """Training batches beside a bare loop of the same work, four epochs of each.
+  """Four epochs of training batches, beside a bare loop that does the same work.
 
-  The loop has the encoded images in memory and as many threads as there are cores; each
-  decodes an image, resizes it to the same size and puts it on the same canvas. Ours
-  begins anew each time, and what it reads ahead and does not hand over counts as well.
+  The bare loop has the encoded images in memory and one thread per core; each thread
+  decodes an image, resizes it to the same size and copies it to the same canvas. Our
+  time includes the start of the pipeline and the batches that it reads ahead.
   """
   with _dataset(options, size, cache=False) as (dataset, config, folder):
     names = json.loads((folder / 'annotations/instances_val.json').read_text())[
@@ -75,7 +75,7 @@ def read_input(options: Options, *, size: str) -> Iterator[dict]:
       yield {
         'variant': f'{name}, {images} images',
         **times,
-        'images_per_s': round(images / times['median_ms'] * 1e3, 1),
+        **rate(images, times),
         'times_bare': round(bare['median_ms'] / times['median_ms'], 3),
       }
 
@@ -100,18 +100,14 @@ def _bare_place(encoded: bytes, config) -> int:
 
 
 def cached_input(options: Options) -> Iterator[dict]:
-  """Training batches from memory."""
+  """Training batches of images that are kept in memory."""
   with _dataset(options, '640', cache=True) as (dataset, _, _):
     source = dataset.train_batches(BATCH_SIZE, seed=0)
     batches = dataset.steps_per_epoch(BATCH_SIZE)
     run = lambda: sum(len(b['images']) for b in itertools.islice(source, batches))
     times = interleaved({'cached': run}, options.repeats)['cached']
     images = batches * BATCH_SIZE
-    yield {
-      'variant': f'cached, {images} images',
-      **times,
-      'images_per_s': round(images / times['median_ms'] * 1e3, 1),
-    }
+    yield {'variant': f'cached, {images} images', **times, **rate(images, times)}
 
 
 def memory(options: Options) -> Iterator[dict]:
@@ -136,7 +132,7 @@ def memory(options: Options) -> Iterator[dict]:
 
 
 def _link_photographs(source: Path, folder: Path) -> None:
-  """A folder in COCO form, both of whose splits are another's training images."""
+  """Makes a folder in COCO form with the training images of `source` as both splits."""
   (folder / 'annotations').mkdir(parents=True)
   (folder / 'images').symlink_to((source / 'images').resolve())
   content = (source / 'annotations' / 'instances_train.json').read_text()
@@ -145,7 +141,7 @@ def _link_photographs(source: Path, folder: Path) -> None:
 
 
 def _write_photographs(folder: Path, *, count: int = 128, distinct: int = 16) -> None:
-  """A folder in COCO form; 640 x 480 noise with a photograph's 1/f spectrum."""
+  """Makes a folder in COCO form, of 640 x 480 px noise with a photograph's spectrum."""
   rng = np.random.default_rng(0)
   (folder / 'images').mkdir(parents=True)
   (folder / 'annotations').mkdir()

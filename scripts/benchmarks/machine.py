@@ -1,4 +1,4 @@
-"""What scripts that measure have in common: lines, and facts of the machine."""
+"""Shared by scripts that measure: JSON lines, and facts about the machine."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from gfl_jax.data import records
 
 
 def print_line(line: dict[str, Any], out: str | None) -> None:
-  """Prints a JSON line, and adds it to a file if there is one."""
+  """Prints a JSON line, and appends it to the file `out` if given."""
   text = json.dumps(line)
   print(text, flush=True)
   if out:
@@ -20,13 +20,13 @@ def print_line(line: dict[str, Any], out: str | None) -> None:
 
 
 def resident_mb() -> float:
-  """Memory of this process."""
+  """Resident memory of this process, in MB."""
   pages = int(Path('/proc/self/statm').read_text().split()[1])
   return round(pages * os.sysconf('SC_PAGE_SIZE') / 1e6, 1)
 
 
 def facts() -> dict[str, Any]:
-  """The machine, how busy it is, and versions."""
+  """Processor, memory, load and versions."""
   memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   return {
     'cpu': _cpu_name(),
@@ -43,7 +43,7 @@ def _cpu_name() -> str:
   known = Path('/proc/cpuinfo')
   lines = known.read_text().splitlines() if known.exists() else []
   of = lambda key: [x.split(':')[1].strip() for x in lines if x.startswith(key)][:1]
-  # The family and model too: virtual machines often hide the rest of the name.
+  # Family and model too, because virtual machines often hide the name.
   names = [
     *of('model name'),
     *(f'{key.strip()} {v}' for key in ('cpu family', 'model\t') for v in of(key)),

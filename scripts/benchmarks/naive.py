@@ -1,7 +1,8 @@
-"""GFL's losses in their usual form, on all anchors: what the objective is held against.
+"""GFL's losses in their usual dense form, for comparison with the objective.
 
-A port of how detectors write it: one-hot targets of the logits' size, a softmax and a
-log_softmax of every box side, gathers by bin, and masks. Same numbers, more work.
+As most detectors write them: one-hot targets as large as the logits, softmax and
+log_softmax of every side of every anchor, gathers by bin, and masks. The numbers are
+the same.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The TPUs that a program can be compiled for: what a chip has, and its slices."""
+"""The TPUs that programs can be compiled for: numbers of a chip, and its slices."""
 
 import math
 import os
@@ -11,20 +11,20 @@ from gfl_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-  """What one chip has.
+  """Numbers of one chip.
 
   Attributes:
-    hbm_bytes: of memory.
+    hbm_bytes: memory.
     flops: dense bfloat16 operations per second.
     bandwidth: of the memory, in bytes per second.
-    links: to other chips, all together and one way, in bytes per second.
+    links: bandwidth to other chips, all links together, one way, in bytes per second.
     clock: cycles per second of the matrix units.
-    slices: shapes that are offered, up to 256 chips; the first is one host's.
-    chip_config: libtpu's name of the form in which a chip is one device.
+    slices: shapes that are offered, up to 256 chips; the first is that of one host.
+    chip_config: libtpu's name of the mode in which a chip is one device.
   Source: the tables of cloud.google.com/tpu/docs/v4, v5e, v5p and v6e (July 2026);
-    v4's clock is that of arXiv:2304.01433. Peak over clock is what the matrix units do
-    in a cycle: 2 x 128 x 128 for each of eight (v4, v5p) or four (v5e), and as much as
-    four of 256 x 256 (v6e).
+    v4's clock is from arXiv:2304.01433. Peak divided by clock is the work of the matrix
+    units in a cycle: 2 x 128 x 128 for each of eight (v4, v5p) or four (v5e), and that
+    of four of 256 x 256 (v6e).
   """
 
   hbm_bytes: float
@@ -46,8 +46,8 @@ CHIPS = {
 }
 
 
-# There is no metadata server to ask, nothing that another process could hold, and
-# libtpu would complain of what it does not find.
+# Without a TPU there is no metadata server and no device to lock; these settings keep
+# libtpu from looking for them.
 _WITHOUT_TPU = {
   'TPU_SKIP_MDS_QUERY': '1',
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
@@ -57,7 +57,7 @@ _WITHOUT_TPU = {
 
 
 class Slice(NamedTuple):
-  """Chips that run one program; `devices` can be compiled for, nothing else."""
+  """Chips that run one program; `devices` can only be compiled for."""
 
   name: str
   chip: Chip
@@ -65,10 +65,10 @@ class Slice(NamedTuple):
 
 
 def describe(topology: str) -> Slice:
-  """A slice by its name, such as 'v5e:16x16'.
+  """The slice of a name such as 'v5e:16x16'.
 
   Raises:
-    ValueError: a name that is not of a slice, or no libtpu.
+    ValueError: the name is not that of a slice, or libtpu is not installed.
   """
   generation, _, shape = topology.partition(':')
   chip = choose(CHIPS, generation, f'--topology={topology}: the TPU')
@@ -93,7 +93,9 @@ def describe(topology: str) -> Slice:
     ) from error
   devices = list(described.devices)
   if len(devices) != math.prod(map(int, sides)):
-    raise UserError(f'--topology={topology} has {len(devices)} devices: not one a chip')
+    raise UserError(
+      f'--topology={topology} has {len(devices)} devices, not one per chip'
+    )
   return Slice(topology, chip, devices)
 
 

@@ -1,4 +1,4 @@
-"""What a compiled program costs on a chip: memory, time, and where the time goes."""
+"""Costs of a compiled program on a chip: memory, time, and the time of its parts."""
 
 import collections
 import math
@@ -10,19 +10,19 @@ from jax.extend import core
 from scripts.tpu import hlo
 from scripts.tpu.chips import Chip
 
-LARGEST = 12  # items that are named
+LARGEST = 12  # length of the lists of instructions
 
 
 def conv_macs(jaxpr: Any) -> int:
-  """Multiplications of the convolutions of a jaxpr, those of loops for each trip.
+  """Number of multiplications of all convolutions in a jaxpr.
 
-  Of several forms, such as one for each platform, the cheapest counts.
-
-  Zeros that dilation puts between elements are not counted: the gradient of a
-  convolution with a stride costs what the convolution does. Padding is counted.
+  Those in a loop count once for each trip. Of several branches, such as one for each
+  platform, the cheapest counts. Zeros that dilation puts between elements do not count,
+  so the gradient of a strided convolution costs as much as the convolution. Padding
+  counts.
 
   Args:
-    jaxpr: such as `jax.make_jaxpr` returns, with whole numbers as its shapes.
+    jaxpr: as `jax.make_jaxpr` returns it, with static shapes.
   """
   jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
   total = 0
@@ -44,18 +44,18 @@ def conv_macs(jaxpr: Any) -> int:
 def _macs(equation) -> int:
   parameters = equation.params
   kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-  # The kernel's first axis in its own order is the outputs, and it holds the groups.
+  # rhs_spec[0] is the kernel's axis of outputs, which includes the groups.
   outputs = kernel[parameters['dimension_numbers'].rhs_spec[0]]
   products = math.prod(out) * math.prod(kernel) // outputs
-  # The groups of a gradient may be those of the batch; they are in the shapes already.
+  # Gradients may have groups along the batch; the shapes include these already.
   return products // math.prod(parameters['lhs_dilation'])
 
 
 def memory(compiled: Any, chip: Chip) -> dict[str, Any]:
-  """Bytes on one chip, by what they are for, and whether they fit.
+  """Bytes on one chip by their use, and whether they fit.
 
-  `peak` is what has to be there at once: arguments, code, temporaries, and those
-  outputs that do not take the place of an argument.
+  `peak` is the sum of what is there at once: arguments, code, temporaries, and outputs
+  that do not reuse the memory of an argument (`aliased`).
   """
   found = compiled.memory_analysis()
   sizes = {
@@ -72,20 +72,21 @@ def memory(compiled: Any, chip: Chip) -> dict[str, Any]:
 def time(
   compiled: Any, items: list[hlo.Item], chip: Chip, model_flops: float
 ) -> dict[str, float]:
-  """Predictions for one run of a program on a chip, in ms; nothing here is measured.
+  """Predictions for one run of a program on a chip, in ms; nothing is measured.
 
   Args:
     compiled: the program.
     items: its schedule.
-    chip: what it runs on.
-    model_flops: of the convolutions that the program is for, once each, on one chip.
+    chip: the chip that runs it.
+    model_flops: of the model's convolutions on one chip, each counted once.
 
   Returns:
-    `compute` and `memory`, what FLOPs and bytes take at the chip's peak, and
-    `roofline`, the greater; `optimal`, the compiler's cost analysis, which is the least
-    and may be absurd (negative); `scheduled`, the compiler's estimates of all
-    instructions that have one, one after the other; `all_reduce`, each byte over
-    the links twice; `step`, the last two together, and its `mfu`.
+    `compute` and `memory`: FLOPs and bytes at the chip's peak rates; `roofline`: the
+    larger of the two; `optimal`: the least time by the compiler's cost analysis, which
+    may be absurd (negative); `scheduled`: the sum of the compiler's estimates of all
+    instructions that have one; `all_reduce`: each byte over the links twice; `step`:
+    the larger of `scheduled` and `roofline`, plus `all_reduce`; `mfu`: the share of the
+    chip's peak FLOPs in a step.
   """
   analysis = compiled.cost_analysis()
   ms = {
@@ -102,7 +103,7 @@ def time(
 
 
 def collectives(items: list[hlo.Item]) -> dict[str, int]:
-  """How many there are, and bytes of their results on one chip."""
+  """Number of collectives, and bytes of their results on one chip."""
   found = [
     item
     for item in items
@@ -114,8 +115,19 @@ def collectives(items: list[hlo.Item]) -> dict[str, int]:
   }
 
 
+def of_schedule(items: list[hlo.Item], chip: Chip) -> dict[str, Any]:
+  """Everything about the instructions of a schedule that a JSON line holds."""
+  return {
+    'collectives': collectives(items),
+    'groups': groups(items, chip),
+    'largest': largest(items, chip),
+    'without_estimate': without_estimate(items),
+    'padding': padding(items),
+  }
+
+
 def groups(items: list[hlo.Item], chip: Chip) -> dict[str, dict[str, float]]:
-  """By class of cost: ms, instructions, and those the compiler has no estimate for."""
+  """For each class of cost: ms, instructions, and those without an estimate."""
   found: dict[str, dict[str, float]] = collections.defaultdict(
     lambda: {'ms': 0.0, 'count': 0, 'without_estimate': 0}
   )
@@ -128,14 +140,14 @@ def groups(items: list[hlo.Item], chip: Chip) -> dict[str, dict[str, float]]:
 
 
 def largest(items: list[hlo.Item], chip: Chip) -> list[dict[str, Any]]:
-  """The instructions beside convolutions that take longest, by the compiler's word."""
+  """The instructions other than convolutions with the largest estimates."""
   others = [item for item in items if item.group != 'convolution' and item.cycles]
   others.sort(key=lambda item: -item.cycles)
   return [_described(item, chip) for item in others[:LARGEST]]
 
 
 def without_estimate(items: list[hlo.Item]) -> list[dict[str, Any]]:
-  """Gathers, scatters and sorts without an estimate, by the size of their results."""
+  """Gathers, scatters and sorts without an estimate; the largest results come first."""
   found = [
     i for i in items if i.group in ('gather', 'scatter', 'sort') and not i.cycles
   ]
@@ -144,7 +156,7 @@ def without_estimate(items: list[hlo.Item]) -> list[dict[str, Any]]:
 
 
 def padding(items: list[hlo.Item]) -> dict[str, Any]:
-  """Share of what the schedule writes that is padding of tiles, and where most is."""
+  """The share of written bytes that is padding of tiles, and the arrays with most."""
   written = padded = 0
   waste: dict[str, tuple[int, str]] = {}
   for item in items:
@@ -165,7 +177,7 @@ def padding(items: list[hlo.Item]) -> dict[str, Any]:
 
 
 def short(source: str) -> str:
-  """The end of an instruction's origin: what tells one from another."""
+  """The end of an instruction's origin, which tells instructions apart."""
   return source.removeprefix('jit(').partition('shard_map/')[2][-100:] or source[-100:]
 
 

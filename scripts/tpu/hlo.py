@@ -1,7 +1,7 @@
-"""Reads the text of a compiled program: what it does, and what the compiler expects.
+"""Reads the text of a compiled program: its instructions, and the compiler's estimates.
 
-Only the instructions of the schedule count: those of the entry computation and of the
-loops that it calls, times their trips; what is inside a fusion is the fusion's.
+Only instructions of the schedule count: those of the entry computation, and those of
+the loops that it calls, once for each trip. A fusion counts as one instruction.
 """
 
 import math
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# A class of cost is told by the first of these that an instruction or a fusion holds.
+# The class of cost is the first of these that an instruction or a fusion contains.
 _CLASSES = (
   ('collective', r'all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute'),
   ('convolution', r'convolution|dot'),
@@ -36,14 +36,14 @@ class Instruction(NamedTuple):
 
   Attributes:
     name: in the program.
-    kind: its operation, as 'fusion'.
-    output: text of its output's shape.
+    kind: the operation, such as 'fusion'.
+    output: text of the output's shape.
     calls: names of the computations that it calls.
-    cycles: the compiler's own estimate; None where it has none.
-    trips: of a loop, if the compiler notes them.
-    source: where it is from, as jax names it.
-    arguments: text of what it takes: names, or the value of a constant.
-    ascends: it compares whether its first argument is less than its second.
+    cycles: the compiler's estimate; None without one.
+    trips: number of trips of a loop, if the compiler notes it.
+    source: origin of the instruction, as jax names it.
+    arguments: text of the arguments: names, or the value of a constant.
+    ascends: whether it compares its first argument to be less than its second.
   """
 
   name: str
@@ -62,9 +62,9 @@ class Item(NamedTuple):
 
   Attributes:
     instruction: itself.
-    group: its class of cost.
-    times: how often it runs in one run of the program; each loop around it whose trips
-      are not known counts once.
+    group: class of its cost.
+    times: number of executions in one run of the program; a loop with an unknown number
+      of trips counts as one trip.
   """
 
   instruction: Instruction
@@ -73,25 +73,25 @@ class Item(NamedTuple):
 
   @property
   def cycles(self) -> int:
-    """All runs together; 0 where the compiler does not say."""
+    """Of all executions together; 0 without an estimate."""
     return max(self.instruction.cycles or 0, 0) * self.times
 
 
 def schedule(text: str) -> tuple[list[Item], int]:
-  """The instructions that a program runs, in order; parameters and the like left out.
+  """The instructions that a program runs, in order, without parameters and the like.
 
   Args:
     text: `compiled.as_text()`.
 
   Returns:
-    Them, and how many loops there are whose trips are not known.
+    The instructions, and the number of loops whose trips are unknown.
 
   Raises:
     ValueError: no entry computation.
   """
   computations, entry = _computations(text)
   if entry is None:
-    raise ValueError('the text is no compiled program: it has no ENTRY computation')
+    raise ValueError('the text has no ENTRY computation: give compiled.as_text()')
 
   endless = []
 
@@ -113,9 +113,9 @@ def schedule(text: str) -> tuple[list[Item], int]:
 
 
 def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
-  """As the compiler notes them, or as the condition has them: a counter below a number.
+  """Trips of a loop: noted by the compiler, or the limit that its condition compares.
 
-  jax's loops of a fixed length count from 0 by one.
+  The second works because jax's loops of a fixed length count from 0 by one.
   """
   if loop.trips is not None:
     return loop.trips
@@ -132,7 +132,7 @@ def arrays(output: str) -> Iterator[tuple[str, int, int]]:
   """(text, bytes of its elements, bytes with the padding of its tiles) of each array.
 
   Args:
-    output: text of a shape, or of a tuple of them.
+    output: text of a shape, or of a tuple of shapes.
   """
   for match in _ARRAY.finditer(output):
     sizes = [int(n) for n in match['shape'].split(',') if n]
@@ -152,7 +152,7 @@ def arrays(output: str) -> Iterator[tuple[str, int, int]]:
 
 
 def output_bytes(item: Item) -> int:
-  """Of an item's output, in one run of it, without padding."""
+  """Bytes of an item's output in one execution, without padding."""
   return sum(size for _, size, _ in arrays(item.instruction.output))
 
 
@@ -161,7 +161,7 @@ def _width(kind: str) -> float:
 
 
 def _computations(text: str) -> tuple[dict[str, list[Instruction]], str | None]:
-  """Instructions of each computation by its name, and the name of the entry."""
+  """Instructions of each computation by name, and the name of the entry."""
   computations: dict[str, list[Instruction]] = {}
   entry, current = None, []
   for line in text.splitlines():
@@ -201,7 +201,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-  """Where the first parenthesis of a text is closed."""
+  """The index after the parenthesis that closes the first one."""
   depth = 0
   for place, character in enumerate(text):
     depth += (character == '(') - (character == ')')
@@ -211,7 +211,7 @@ def _closing(text: str) -> int:
 
 
 def _group(instruction: Instruction, computations) -> str:
-  """The class of cost of an instruction, of a fusion that of its most costly part."""
+  """The class of an instruction's cost; of a fusion, that of its most costly part."""
   kinds, waiting = {instruction.kind}, list(instruction.calls)
   while waiting:
     for inner in computations.get(waiting.pop(), ()):

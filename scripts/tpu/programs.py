@@ -1,4 +1,4 @@
-"""The programs of a run, compiled for a slice of TPUs without one."""
+"""Compiles the programs of a run for a slice of TPUs, on a machine without any."""
 
 import json
 import re
@@ -19,15 +19,15 @@ from gfl_jax.training.parallel import AXIS, DataParallel
 from scripts.tpu import costs, hlo
 from scripts.tpu.chips import Chip, Slice
 
-# Of the schedule of the learning rate alone: any number gives the same program.
+# Only a constant of the learning rate's schedule, which does not change the costs.
 _STEPS_PER_EPOCH = 1000
 
 
 def parsed_options(texts: Sequence[str]) -> dict[str, Any]:
-  """Options of the compiler out of 'NAME=VALUE'; true, false and numbers as such.
+  """Options of the compiler from 'NAME=VALUE'; true, false and numbers are converted.
 
   Raises:
-    ValueError: no value.
+    ValueError: a text without a value.
   """
   options = {}
   for text in texts:
@@ -44,17 +44,17 @@ def parsed_options(texts: Sequence[str]) -> dict[str, Any]:
 def compiled(
   name: str, config: Any, where: Slice, options: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
-  """Compiles 'train' or 'evaluate', and says what it costs.
+  """Compiles 'train' or 'evaluate' and returns its costs.
 
   Args:
     name: of the program.
     config: an experiment's config; its batch_size is that of all chips.
-    where: what to compile for.
+    where: the slice to compile for.
     options: of the compiler, by name.
 
   Returns:
-    A JSON line, and the text of the compiled program; a program that does not fit, as
-    the compiler found out, has no text and few numbers.
+    A JSON line, and the text of the compiled program. If the compiler refuses the
+    program because it does not fit, the text is empty and the line has few numbers.
 
   Raises:
     ValueError: a config that cannot run, a batch that cannot be split, or options that
@@ -92,30 +92,26 @@ def compiled(
     'compiler_tflop': round(analysis['flops'] / 1e12, 4),
     'compiler_gb': round(analysis['bytes accessed'] / 1e9, 3),
     'unknown_loops': unknown_loops,
-    'collectives': costs.collectives(items),
-    'groups': costs.groups(items, where.chip),
-    'largest': costs.largest(items, where.chip),
-    'without_estimate': costs.without_estimate(items),
-    'padding': costs.padding(items),
+    **costs.of_schedule(items, where.chip),
   }, text
 
 
 def model_flops(name: str, config: Any, devices: DataParallel) -> float:
-  """FLOPs of the convolutions of one run on all chips, each computed once.
+  """FLOPs of the convolutions of one run on all chips, each counted once.
 
-  Counted in the jaxpr of the same program without rematerialisation and accumulation,
-  which compute again.
+  Counted in the jaxpr of the program without rematerialisation and accumulation, which
+  compute some convolutions twice.
   """
   plain = config.copy_and_resolve_references()
   plain.accumulate = 1
   plain.model.remat = ()
   program, arguments = _program(name, plain, devices)
   macs = costs.conv_macs(program.trace(*arguments).jaxpr)
-  return 2.0 * macs * devices.num_devices  # the jaxpr has the shapes of one chip
+  return 2.0 * macs * devices.num_devices  # the jaxpr is that of one chip
 
 
 def refused_memory(message: str, chip: Chip) -> dict[str, Any]:
-  """Memory of a program that the compiler gave up, out of what it said."""
+  """Memory of a program that does not fit, from the compiler's error message."""
   unit = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
   # 'Memory required for HLO temporaries (39.06G) exceeds available HBM (15.75G)'.
   found = re.findall(r'\b([\d.]+)([KMGT])\b', message)
@@ -125,7 +121,7 @@ def refused_memory(message: str, chip: Chip) -> dict[str, Any]:
 
 
 def abstract_batch(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """The shapes of a whole batch on the config's canvas, as the pipeline makes it."""
+  """Shapes and types of a batch of the pipeline, on the config's canvas."""
   count, boxes = config.batch_size, config.data.max_boxes
   fields = {
     'images': ((*config.data.canvas, 3), np.uint8),
@@ -145,7 +141,7 @@ def abstract_batch(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _program(name: str, config: Any, devices: DataParallel) -> tuple[Any, tuple]:
-  """A jitted program and its arguments, without values, where they will lie."""
+  """A jitted program and its arguments: shapes and shardings without values."""
   detector = models.build_detector(config)
 
   def first_state(key):
@@ -168,7 +164,7 @@ def _program(name: str, config: Any, devices: DataParallel) -> tuple[Any, tuple]
 
 
 def _described(config: Any, where: Slice) -> dict[str, Any]:
-  """What was compiled, for whom and by what."""
+  """The config, the slice and the versions."""
   return {
     'topology': where.name,
     'chips': len(where.devices),

@@ -1,4 +1,4 @@
-"""What a compilation found, as text for people."""
+"""The costs of compiled programs as text."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def report(line: Mapping[str, Any]) -> str:
-  """A program's numbers, one under the other.
+  """A program's numbers, one per line.
 
   Args:
-    line: as `tpu_programs.compiled` makes it.
+    line: as `programs.compiled` returns it.
   """
   head = (
     f'{line["program"]}: {line["backbone"]}, {line["dtype"]}, '
@@ -29,7 +29,7 @@ def report(line: Mapping[str, Any]) -> str:
     ("compiler's count", f'{line["compiler_tflop"]} TFLOP, {line["compiler_gb"]} GB'),
     ('at peak FLOP/s', f'{ms["compute"]:.2f} ms'),
     ('at peak bytes/s', f'{ms["memory"]:.2f} ms'),
-    ('roofline', f'{ms["roofline"]:.2f} ms, the greater of the two'),
+    ('roofline', f'{ms["roofline"]:.2f} ms, the larger of the two'),
     ("compiler's least", f'{ms["optimal"]:.2f} ms{_doubt(ms)}'),
     ('scheduled', f'{ms["scheduled"]:.2f} ms'),
     ('all-reduce', f"{ms['all_reduce']:.2f} ms at the links' speed"),
@@ -75,7 +75,7 @@ _PARTS = ('arguments', 'outputs', 'aliased', 'temporaries', 'code')
 
 
 def shortage(line: Mapping[str, Any]) -> str:
-  """Why a program does not fit."""
+  """How much memory a program lacks, in words."""
   memory = line['memory']
   if memory['peak'] is None:
     return f'more than {_gb(memory["hbm"])}, the compiler does not say how much'
@@ -147,7 +147,7 @@ def _gb(size: float) -> str:
 
 def _doubt(ms: Mapping[str, float]) -> str:
   least = 0.5 * ms['compute']
-  return '' if ms['optimal'] > least else ', absurd: not to be trusted'
+  return '' if ms['optimal'] > least else ', not plausible'
 
 
 def _item(item: Mapping[str, Any]) -> str:
