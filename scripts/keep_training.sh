@@ -1,12 +1,12 @@
 #!/bin/sh
-# Trains, and starts scripts/train.py again as long as that may help: where it ended for
-# a transient error (status 75), was killed (137), or was aborted by jax because the first
-# of several processes is gone (134). A stop by SIGTERM or Ctrl-C, or another error, ends
-# this, too; so do three starts in a row without a checkpoint of a new step.
+# Trains, and starts scripts/train.py again after an error that another start may solve: a
+# transient error (status 75), a kill (137), or an abort by jax because the first of several
+# processes ended (134). It stops after SIGTERM, Ctrl-C or any other error, and after three
+# starts in a row that save no checkpoint of a new step.
 #
 #   sh scripts/keep_training.sh --config=FILE --workdir=DIR ...
 #
-# Python is $PYTHON, else that of .venv, else python3.
+# Python is $PYTHON if it is set, else that of .venv, else python3.
 here=$(dirname "$0")
 python=${PYTHON:-$here/../.venv/bin/python}
 [ -n "$PYTHON" ] || [ -x "$python" ] || python=python3
@@ -38,7 +38,7 @@ until "$python" "$here/train.py" "$@"; do
     step=$(newest_step)
   fi
   if [ $starts -ge 3 ]; then
-    echo "Not starting again after status $status: $starts starts in a row have stored" \
+    echo "Not starting again after status $status: $starts starts in a row have saved" \
       "no new step in $workdir/checkpoints (the newest is ${step:-none})." >&2
     exit $status
   fi

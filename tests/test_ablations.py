@@ -47,6 +47,7 @@ def test_every_table_is_there_with_its_rows_and_a_baseline_among_them():
     assert isinstance(study.NOTES, str)
     rows_of_paper = [row for row in study.ROWS.values() if row.paper]
     assert len(rows_of_paper) == len(study.ROWS) or not study.TABLE
+  assert {name for name, study in STUDIES.items() if study.TABLE} == set(PAPER)
 
 
 @pytest.mark.parametrize('base', table.bases())
@@ -157,31 +158,11 @@ PAPER = {
     'dfl': (39.5, 57.3, 42.8),
     'both': (40.2, 58.6, 43.4),
   },
-  # Not tables of the paper: rows that its tables 1a and 2a have, too.
-  'class_loss': {
-    'focal': (38.0, 56.5, 40.7, 20.6, 42.1, 49.1),
-    'focal_iou': (39.6, 57.6, 43.0, 23.3, 43.7, 51.2),
-    'gaussian_focal': None,
-    'quality_focal': (39.9, 58.5, 43.0, 22.4, 43.9, 52.7),
-    'varifocal': None,
-  },
-  'uncertainty': {
-    'dirac': (39.2, 57.4, 42.2, 23.0, 42.8, 51.1),
-    'kl': None,
-    'kl_voting': None,
-    'gaussian_nll': (39.3, 57.0, 42.4, 23.6, 42.9, 51.0),
-    'gaussian_nll_penalty': None,
-    'general_dfl': (39.5, 57.3, 42.8, 23.6, 43.2, 51.2),
-    'general_dfl_voting': None,
-    'iou': (39.6, 57.6, 43.0, 23.3, 43.7, 51.2),
-    'iou_guided_nms': None,
-  },
-  'precision': {'float32': None, 'bfloat16': None},
 }
 PAPER['bin_width_count'] = PAPER['bin_width']
 
 
-@pytest.mark.parametrize('study', STUDIES)
+@pytest.mark.parametrize('study', PAPER)
 def test_the_papers_numbers(study):
   found = {name: row.paper for name, row in STUDIES[study].ROWS.items()}
   assert found == PAPER[study]
@@ -235,7 +216,9 @@ def test_bins_keep_the_width_and_the_start_of_another_grid():
 def test_bins_that_are_not_whole_are_an_error():
   c = tiny.config()
   c.box.num_bins = 12
-  with pytest.raises(ValueError, match='7/8 x the 11 intervals .* is not whole'):
+  with pytest.raises(
+    ValueError, match='7/8 x the 11 intervals .*--set=box.num_bins=17'
+  ):
     STUDIES['bins'].ROWS['14'].change(c)
 
 
@@ -275,9 +258,7 @@ def test_unknown_names_are_errors_that_list_the_known():
     table.load_study('gamma')
   with pytest.raises(ValueError, match="no row '3'; there are: 0, 1, 2, 2.5, 4"):
     STUDIES['beta'].get_config('3@bccd')
-  with pytest.raises(
-    ValueError, match='give a row, as beta.py:2@demo_shapes; there are'
-  ):
+  with pytest.raises(ValueError, match='give a row, .* 0, 1, 2, 2.5, 4'):
     STUDIES['beta'].get_config()
   with pytest.raises(ValueError, match="no base 'coco'; there are: bccd, coco128"):
     STUDIES['beta'].get_config('2@coco')
@@ -322,7 +303,7 @@ def test_a_study_and_a_base_may_be_files_of_ones_own(tmp_path, monkeypatch):
 def test_a_file_that_is_no_study_or_base_says_what_it_lacks(tmp_path):
   file = tmp_path / 'half.py'
   file.write_text("TITLE = 'Half'\nROWS = {}\n")
-  lacks = 'half.py lacks TABLE, QUESTION, NOTES, BASELINE, get_config'
+  lacks = 'half.py.* TABLE, QUESTION, NOTES, BASELINE, get_config'
   with pytest.raises(UserError, match=lacks):
     table.load_study(str(file))
   with pytest.raises(UserError, match='--base=.*half.py lacks get_config'):

@@ -100,7 +100,7 @@ def row_config(rows: Mapping[str, Row], text: str) -> ml_collections.ConfigDict:
   name, at, base = text.partition('@')
   if not name:
     raise UserError(
-      f'give a row, as beta.py:2@demo_shapes; there are: {", ".join(rows)}'
+      f'give a row, such as beta.py:2@demo_shapes; there are: {", ".join(rows)}'
     )
   row = rows[_known('row', name, list(rows))]
   config = base_config(base if at else DEFAULT_BASE)

@@ -143,35 +143,29 @@ def switches(options: Options) -> Iterator[dict]:
     yield line | {'case': 'switches', 'variant': given or 'neither'}
 
 
-def study(options: Options) -> Iterator[dict]:
+def beta_study(options: Options) -> Iterator[dict]:
   """A study of beta with five rows, beside the same five runs one by one.
 
   Each way starts with an empty compilation cache. Every row compiles its own step.
   """
   del options
-  length = {'epochs': 1.0, 'checkpoint_every_steps': 1000}
   config = demo_shapes.get_config().data
   config.data_dir = str(ROOT / config.data_dir)
   data.load(config)  # draws the scenes before time is measured
+  length = ('epochs=1.0', 'checkpoint_every_steps=1000')
   with tempfile.TemporaryDirectory() as folder:
+    study = ['scripts/ablate.py', '--study=beta', '--base=demo_shapes', '--seeds=1']
+    study += [f'--root={folder}/study', *(f'--set={text}' for text in length)]
     plain = [
       [
         'scripts/train.py',
         f'--config=configs/ablations/beta.py:{row}@demo_shapes',
         f'--workdir={folder}/plain/{row}',
-        *(f'--config.{name}={value}' for name, value in length.items()),
+        *(f'--config.{text}' for text in length),
       ]
       for row in beta.ROWS
     ]
-    together = [
-      'scripts/ablate.py',
-      '--study=beta',
-      '--base=demo_shapes',
-      '--seeds=1',
-      f'--root={folder}/study',
-      *(f'--set={name}={value}' for name, value in length.items()),
-    ]
-    variants = {'five plain runs': plain, 'study of five rows': [together]}
+    variants = {'five plain runs': plain, 'study of five rows': [study]}
     for name, commands in variants.items():
       start = time.perf_counter()
       for command in commands:
@@ -186,5 +180,5 @@ def study(options: Options) -> Iterator[dict]:
 CASES: dict[str, Callable[[Options], Iterator[dict]]] = {
   'evaluate': evaluate,
   'switches': switches,
-  'study': study,
+  'study': beta_study,
 }

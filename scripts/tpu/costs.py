@@ -143,16 +143,16 @@ def largest(items: list[hlo.Item], chip: Chip) -> list[dict[str, Any]]:
   """The instructions other than convolutions with the largest estimates."""
   others = [item for item in items if item.group != 'convolution' and item.cycles]
   others.sort(key=lambda item: -item.cycles)
-  return [_described(item, chip) for item in others[:LARGEST]]
+  us = lambda item: {'us': round(1e6 * item.cycles / chip.clock, 1)}
+  return [_described(item) | us(item) for item in others[:LARGEST]]
 
 
 def without_estimate(items: list[hlo.Item]) -> list[dict[str, Any]]:
   """Gathers, scatters and sorts without an estimate; the largest results come first."""
-  found = [
-    i for i in items if i.group in ('gather', 'scatter', 'sort') and not i.cycles
-  ]
+  costly = ('gather', 'scatter', 'sort')
+  found = [item for item in items if item.group in costly and not item.cycles]
   found.sort(key=lambda item: -hlo.output_bytes(item) * item.times)
-  return [_described(item, None) for item in found[:LARGEST]]
+  return [_described(item) for item in found[:LARGEST]]
 
 
 def padding(items: list[hlo.Item]) -> dict[str, Any]:
@@ -181,14 +181,11 @@ def short(source: str) -> str:
   return source.removeprefix('jit(').partition('shard_map/')[2][-100:] or source[-100:]
 
 
-def _described(item: hlo.Item, chip: Chip | None) -> dict[str, Any]:
+def _described(item: hlo.Item) -> dict[str, Any]:
   shapes = ', '.join(text for text, *_ in hlo.arrays(item.instruction.output))
-  described: dict[str, Any] = {
+  return {
     'group': item.group,
     'times': item.times,
     'output': shapes[:80],
     'source': short(item.instruction.source),
   }
-  if chip:
-    described['us'] = round(1e6 * item.cycles / chip.clock, 1)
-  return described
