@@ -1,6 +1,6 @@
-"""What is kept beside the arrays of a checkpoint: a checksum of each.
+"""A checksum of each array of a checkpoint, stored beside the arrays.
 
-Orbax keeps no checksum of array data: a flipped bit would load without a word.
+orbax stores no checksums of array data: a flipped bit would be loaded unnoticed.
 """
 
 import json
@@ -21,14 +21,14 @@ _FILE = 'metadata'  # as orbax calls the file of a JSON item
 
 
 class ChecksumHandler(ocp.JsonCheckpointHandler):
-  """Writes {name of a leaf: CRC-32} in the thread in which orbax writes the leaves.
+  """Writes {name of a leaf: CRC-32} in a background thread, as orbax the leaves.
 
-  The training thread only hands over the host's copies, which orbax needs too. Arrays
+  The training thread only copies the arrays to the host, which orbax needs, too. Arrays
   are the same on every host, so the first host alone writes.
   """
 
   async def async_save(self, directory, item=None, args: Any = None):
-    """Starts it; the arrays may be donated once this has returned."""
+    """Starts to write; the arrays may be donated when this has returned."""
     if jax.process_index() != 0:
       return []
     copies = on_host(args.state)
@@ -49,7 +49,7 @@ class ChecksumSave(ocp.args.CheckpointArgs):
 
 @ocp.args.register_with_handler(ChecksumHandler, for_restore=True)
 class ChecksumRestore(ocp.args.CheckpointArgs):
-  """Orbax wants one; `read` needs none."""
+  """Required by orbax; `read` does not use it."""
 
 
 def read(folder: pathlib.Path) -> dict[str, int]:
@@ -63,18 +63,18 @@ def read(folder: pathlib.Path) -> dict[str, int]:
   """
   record = json.loads((folder / 'checksums' / _FILE).read_text())
   if not isinstance(record, dict):
-    raise UserError(f'{folder}/checksums holds {type(record).__name__}, no dict')
+    raise UserError(f'{folder}/checksums holds a {type(record).__name__}, not a dict')
   return record
 
 
 def wrong(arrays: Mapping[str, np.ndarray], expected: Mapping[str, int]) -> list[str]:
-  """Names of the arrays whose checksum is not the expected one."""
+  """Names of the arrays whose checksum is not as expected."""
   found = crc32(arrays)
   return [name for name in found if found[name] != expected.get(name)]
 
 
 def on_host(tree: Any) -> dict[str, np.ndarray]:
-  """The leaves of a tree by name, of arrays that are the same on all devices."""
+  """The leaves of a tree by name, as NumPy arrays; all devices hold the same."""
   first = lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x
   leaves = {name: first(leaf) for name, leaf in named_leaves(tree).items()}
   for leaf in leaves.values():

@@ -1,7 +1,7 @@
-"""Checkpoints: orbax, asynchronous; each is read back before older ones go.
+"""A run's checkpoints: orbax saves them in the background; each is then read back.
 
-The two newest, so that there is one to fall back to if a file is damaged, and the best
-are kept.
+The two newest steps are kept, so that training can continue if one is damaged, and the
+best one. Others are removed once a newer step has been read back.
 """
 
 import contextlib
@@ -17,34 +17,34 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from gfl_jax import private_apis
 from gfl_jax.checkpointing import checksums, save_errors
 from gfl_jax.errors import StorageError, UserError, is_transient
 from gfl_jax.multihost import hosts
 from gfl_jax.weights.trees import check_same, named_leaves
 
-# A save that takes longer is given up: hosts wait so long for one whose store failed.
-# On CPUs the collective in which that one waits meanwhile may take longer: launch.py.
+# The time limit of a save. If it fails on one host, the others wait this long for it;
+# the time limit of collectives on CPUs must be longer, see launch.py.
 _SAVE_SECONDS = 120
-_LEFTOVER = '.orbax-checkpoint-tmp'  # in names of what orbax removes when it opens
-_LOGGERS = ('absl', 'asyncio')  # by which orbax logs
+_TEMPORARY = '.orbax-checkpoint-tmp'  # orbax removes folders of such names at the start
+_LOGGERS = ('absl', 'asyncio')  # of orbax
+_MAX_BYTES = 200  # of a text that hosts exchange
 _LOG = logging.getLogger(__name__)
 
 
 class DamagedCheckpointError(UserError):
-  """A stored checkpoint cannot be read, or its bytes are not those that were saved."""
+  """A stored checkpoint cannot be read, or its arrays are not those that were saved."""
 
 
 class _Save(NamedTuple):
   step: int
   state: Any
-  old_steps: list[int]  # that go once it can be read
+  old_steps: list[int]  # removed once this one has been read back
 
 
 class Checkpoints:
-  """A run's checkpoints; use it as a context manager, so that saves are finished.
+  """A run's checkpoints; as a context manager it finishes the last save.
 
-  With several hosts all of them call all methods, on a folder that all see.
+  All hosts of a run call all methods, on a folder that they share.
   """
 
   def __init__(
@@ -54,26 +54,26 @@ class Checkpoints:
     *,
     read_only: bool = False,
   ):
-    """Opens or makes `folder`; leftovers of a save that was killed are removed.
+    """Opens or makes `folder`, and removes what a killed process left half saved.
 
     Args:
       folder: of the checkpoints.
-      aps: of the steps that are evaluated, as `run_folder.evaluated_aps` has them: the
-        best is kept. None stands for an AP of data without boxes.
-      read_only: nothing is made, moved or removed, so that a run that is training now,
-        and may be in the middle of a save, can be read.
+      aps: AP of each evaluated step, from `run_folder.evaluated_aps`, to know the best
+        step. None is the AP of data without boxes.
+      read_only: nothing is made, moved or removed, so that the folder of a run that
+        trains at this moment can be read.
     """
     self._folder = pathlib.Path(folder).absolute()
     self._aps = dict(aps or {})
     self._read_only = read_only
     self._running: _Save | None = None
-    self._refused: _Save | None = None  # the last one, if it failed
-    self._error: Exception | None = None  # of the running one
+    self._refused: _Save | None = None  # the last save, if it failed
+    self._error: Exception | None = None  # of the running save
     self._failed: set[int] = set()
     self._openings = 0
-    self._untold = save_errors.Untold()
+    self._filter = save_errors.StorageErrorFilter()
     for name in _LOGGERS:
-      logging.getLogger(name).addFilter(self._untold)
+      logging.getLogger(name).addFilter(self._filter)
     self._open()
 
   def _open(self) -> None:
@@ -84,12 +84,17 @@ class Checkpoints:
         'checksums': checksums.ChecksumHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        # Another host's view of a shared folder may be an older one.
+        # Another host may see an older content of a shared folder.
         single_host_load_and_broadcast=True,
         cleanup_tmp_directories=not self._read_only,
         create=not self._read_only,
-        async_options=ocp.AsyncOptions(timeout_secs=_SAVE_SECONDS),
-        # The barriers of a save that failed on one host are not met again.
+        async_options=ocp.AsyncOptions(
+          timeout_secs=_SAVE_SECONDS,
+          # Threads of orbax wait five minutes for a folder that cannot be made. Several
+          # hosts need these threads, see `_check_new_folder`.
+          create_directories_asynchronously=jax.process_count() > 1,
+        ),
+        # After a save that failed on one host, its barriers must not be used again.
         multiprocessing_options=ocp.options.MultiprocessingOptions(
           barrier_sync_key_prefix=f'opening{self._openings}'
         ),
@@ -104,17 +109,17 @@ class Checkpoints:
     try:
       if kind is None:
         self.wait()
-      elif jax.process_count() == 1:  # others may not get here
+      elif jax.process_count() == 1:  # other hosts may have failed elsewhere
         self._finish()
     finally:
       self._manager.close()
       for name in _LOGGERS:
-        logging.getLogger(name).removeFilter(self._untold)
+        logging.getLogger(name).removeFilter(self._filter)
 
   @property
   def steps(self) -> list[int]:
     """Steps that are stored, oldest first."""
-    return sorted(map(int, self._manager.all_steps()))  # numpy's, of several hosts
+    return sorted(map(int, self._manager.all_steps()))  # NumPy's with several hosts
 
   @property
   def best_step(self) -> int | None:
@@ -123,11 +128,11 @@ class Checkpoints:
     return max(aps)[1] if aps else None
 
   def is_evaluated(self, step: int) -> bool:
-    """Whether the step was evaluated; `restore_newest` forgets what lies beyond it."""
+    """Whether the AP of a step is known."""
     return step in self._aps
 
   def evaluated(self, step: int, ap: float | None) -> None:
-    """Takes the AP of a step, so that the best is kept. Args as in `__init__`."""
+    """Takes note of the AP of a step, as `aps` of the constructor."""
     self._aps[step] = ap
 
   def find(self, which: str | int) -> int:
@@ -143,22 +148,17 @@ class Checkpoints:
     if not stored:
       raise UserError(f'{self._folder} holds no checkpoint yet')
     named = {'newest': stored[-1], 'best': self.best_step}
-    for step in stored:
-      named[str(step)] = step
-    found = named.get(str(which))
-    if found is None and which == 'best':
-      raise UserError(
-        f'step=best: no step in {self._folder} is evaluated yet; stored: {stored}'
-      )
+    found = (named | {str(step): step for step in stored}).get(str(which))
     if found is None:
-      raise UserError(f'step={which} is not stored in {self._folder}; stored: {stored}')
+      problem = 'no step is evaluated yet' if which == 'best' else 'not stored'
+      raise UserError(f'step={which}: {problem} in {self._folder}; stored: {stored}')
     return found
 
   def save(self, step: int, state: Any) -> None:
-    """Starts saving. If the store refuses (a full disk), nothing stops but the save.
+    """Starts to save a state. If the storage refuses it, training can go on.
 
-    Then a warning says so, by the next call at the latest; what was written is removed,
-    and the step before stays the newest.
+    A warning then names the reason, at the next call of a method at the latest; what
+    was written is removed, and the step before stays the newest.
 
     Args:
       step: number of steps done.
@@ -166,14 +166,13 @@ class Checkpoints:
     """
     with hosts.work(takes_long=True):
       self._finish()
-      keep = {*[*self.steps, step][-2:], self.best_step}
-      old_steps = [stored for stored in self.steps if stored not in keep]
-      self._start(_Save(step, state, old_steps))
+      kept = {*[*self.steps, step][-2:], self.best_step}
+      self._start(_Save(step, state, [x for x in self.steps if x not in kept]))
 
   def poll(self) -> None:
-    """Says so if the running save has failed; waits for nothing.
+    """Warns if the running save has failed, without waiting; call it after each step.
 
-    For each step of a run. Several hosts would have to agree: they do at the next save.
+    Several hosts, which have to agree about a save, do so at the next `save` instead.
     """
     if jax.process_count() > 1 or self._running is None:
       return
@@ -181,10 +180,10 @@ class Checkpoints:
       self._finish()
 
   def wait(self) -> None:
-    """Until the last save is on disk; one that failed is tried once more.
+    """Waits until the last save is stored; one that failed is tried once more.
 
     Raises:
-      OSError: it failed again, or its state was donated since.
+      OSError: it failed again, or its state has been donated.
     """
     self._finish()
     if self._refused is not None and not _is_donated(self._refused.state):
@@ -193,8 +192,8 @@ class Checkpoints:
       self._finish()
     if self._refused is not None:
       raise StorageError(
-        f'step {self._refused.step} could not be saved; {self._newest()}. With space'
-        f' for it in {self._folder} the same command goes on from there'
+        f'step {self._refused.step} could not be saved; {self._newest()}. Make space in'
+        f' {self._folder} and start the same command: it continues from that step'
       )
     if self._failed:
       steps = sorted(self._failed)
@@ -202,8 +201,12 @@ class Checkpoints:
       self._failed.clear()
 
   def _start(self, save: _Save) -> None:
-    self._running, self._error, self._untold.error = save, None, None
-    with self._taking_error():
+    self._running, self._error, self._filter.error = save, None, None
+    if jax.process_count() > 1:
+      self._check_new_folder()
+      if any(_on_all_hosts(self._problem())):
+        return  # no host begins
+    with self._keeping_error():
       self._manager.save(
         save.step,
         args=ocp.args.Composite(
@@ -212,51 +215,72 @@ class Checkpoints:
         ),
       )
 
+  def _check_new_folder(self) -> None:
+    """Notes an error if the first host cannot make a folder, as on a full disk.
+
+    Otherwise threads of orbax would wait for the folder of the step, on all hosts, and
+    no process could end before them.
+    """
+    if jax.process_index() == 0:
+      with self._keeping_error():
+        folder = self._folder / f'new{_TEMPORARY}'
+        folder.mkdir()
+        folder.rmdir()
+
   def _finish(self) -> None:
-    """Waits for the running save, if any; takes note whether it is on disk."""
+    """Waits for the running save, if any, and finds out whether it can be read."""
     if self._running is None:
       return
     save, self._running = self._running, None
-    with self._taking_error():
+    with self._keeping_error():
       self._manager.wait_until_finished()
     problems = _on_all_hosts(self._problem())
     if any(problems):
-      # Afresh, it knows what is on disk and removes what a failed save left there.
-      for _ in range(2):
-        with self._taking_error():
+      # A new manager knows what is stored and removes what the failed save has left.
+      for _ in range(2):  # the first call raises the error of the save again
+        with self._keeping_error():
           self._manager.close()
-      private_apis.end_orbax_threads()
       self._open()
-    advice = 'make space in'
-    if stored := save.step in self.steps:
+    stored, advice = save.step in self.steps, 'make space in'
+    if stored:
       problems = _on_all_hosts(self._problem_of_reading(save))
-      advice = 'look at the disk of'
-      stored = not any(problems)
+      stored, advice = not any(problems), 'check the disk of'
       self._remove(save.old_steps if stored else [save.step])
     self._refused = None if stored else save
     if not stored:
       self._failed.add(save.step)
-      _LOG.warning(
-        'Step %d could not be saved (%s); %s. Training goes on: %s %s.',
-        *(
-          save.step,
-          save_errors.by_host(problems),
-          self._newest(),
-          advice,
-          self._folder,
-        ),
-      )
+      text = 'Step %d could not be saved (%s); %s. Training goes on: %s %s.'
+      reason = save_errors.by_host(problems)
+      _LOG.warning(text, save.step, reason, self._newest(), advice, self._folder)
+
+  @contextlib.contextmanager
+  def _keeping_error(self) -> Iterator[None]:
+    """Keeps the first storage error of a save for `_finish`; others are raised."""
+    try:
+      yield
+    except Exception as error:
+      if not save_errors.is_storage_error(error):
+        raise
+      self._error = self._error or error
+
+  def _problem(self) -> str:
+    """Why the save failed, as far as this host knows; empty if it did not fail."""
+    if self._error is None:
+      return ''
+    known = self._error
+    if save_errors.is_timeout(known):
+      known = self._filter.error
+    return save_errors.reason(known) if known else save_errors.OTHER_HOST
 
   def _problem_of_reading(self, save: _Save) -> str:
-    """Why a save that is on disk cannot be restored from; empty if it can.
+    """Why a stored save cannot be restored; empty if it can.
 
-    The first host alone looks: the others may not see the folder yet.
+    The first host alone reads it: the others may not see the folder yet.
     """
     if jax.process_index() > 0:
       return ''
     try:
-      tree = self._manager.item_metadata(save.step)['state'].tree
-      expected = checksums.read(self._folder / str(save.step))
+      tree, expected = self._contents(save.step)
       if expected.keys() != named_leaves(save.state).keys():
         return 'it lacks leaves of the state'
       wrong = checksums.wrong(named_leaves(self._read(save.step, tree)), expected)
@@ -264,8 +288,13 @@ class Checkpoints:
       return f'it cannot be read back: {save_errors.reason(error)}'
     return f'wrong checksums of {wrong[:3]}' if wrong else ''
 
+  def _contents(self, step: int) -> tuple[Any, dict[str, int]]:
+    """The tree of a stored step's metadata, and its checksums by leaf."""
+    tree = self._manager.item_metadata(step)['state'].tree
+    return tree, checksums.read(self._folder / str(step))
+
   def _read(self, step: int, wanted: Any) -> Any:
-    """Leaves of a stored state as numpy arrays, read by this host without the others.
+    """Leaves of a stored state as NumPy arrays, read by this host without the others.
 
     Args:
       step: a stored one.
@@ -288,37 +317,18 @@ class Checkpoints:
       )
 
   def _remove(self, steps: Sequence[int]) -> None:
-    """Removes stored steps, each at once; what is left over goes at the next start."""
+    """Removes stored steps; what cannot be removed goes when the run starts again."""
     if not steps:
       return
     if jax.process_index() == 0:
       for step in steps:
-        leftover = self._folder / f'{step}-removed{_LEFTOVER}'
+        removed = self._folder / f'{step}-removed{_TEMPORARY}'
         try:
-          (self._folder / str(step)).rename(leftover)
-          shutil.rmtree(leftover)
+          (self._folder / str(step)).rename(removed)
+          shutil.rmtree(removed)
         except OSError as error:
           _LOG.warning('Step %d cannot be removed: %s', step, error)
-    self._manager.reload()  # what the first host sees
-
-  def _problem(self) -> str:
-    """Why the save failed, as far as this host knows; empty if it did not."""
-    if self._error is None:
-      return ''
-    if save_errors.is_of_other_host(self._error):
-      own = self._untold.error
-      return save_errors.reason(own) if own else save_errors.ELSEWHERE
-    return save_errors.reason(self._error)
-
-  @contextlib.contextmanager
-  def _taking_error(self) -> Iterator[None]:
-    """Keeps the first error of the store for `_finish`; others are raised."""
-    try:
-      yield
-    except Exception as error:
-      if not save_errors.is_of_store(error):
-        raise
-      self._error = self._error or error
+    self._manager.reload()  # all hosts take over what the first one sees
 
   def _newest(self) -> str:
     return f'the newest stored step is {self.steps[-1] if self.steps else None}'
@@ -331,12 +341,11 @@ class Checkpoints:
       DamagedCheckpointError: it cannot be read, or a leaf's checksum is wrong.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-    with _damage(step):
-      expected = checksums.read(self._folder / str(step))
-      stored = self._manager.item_metadata(step)['state']
-      stored = {x.name: x for x in jax.tree.leaves(stored.tree)}
+    with _as_damage(step):
+      tree, expected = self._contents(step)
+    stored = {leaf.name: leaf for leaf in jax.tree.leaves(tree)}
     check_same(stored, abstract, f'the checkpoint of step {step}')
-    with _damage(step):
+    with _as_damage(step):
       restored = self._manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
       )['state']
@@ -344,15 +353,15 @@ class Checkpoints:
     return restored
 
   def restore_variables(self, step: int, weights: str = 'ema') -> dict[str, Any]:
-    """A detector's variables alone: the optimiser's state is not read.
+    """A detector's variables alone, without the state of the optimiser.
 
     Args:
       step: a stored one.
-      weights: 'ema', the running average where the run has one and the parameters
-        themselves where it has none; 'raw', the parameters themselves.
+      weights: 'ema', the running average of the parameters, or the parameters if the
+        run has no average; 'raw', the parameters.
 
     Returns:
-      {'params': ...} and, if there are any, 'batch_stats', of numpy arrays.
+      {'params': ...} and, if there are any, 'batch_stats', of NumPy arrays.
 
     Raises:
       ValueError: other `weights`.
@@ -360,12 +369,11 @@ class Checkpoints:
     """
     if weights not in ('ema', 'raw'):
       raise UserError(f"weights={weights!r} must be 'ema' or 'raw'")
-    with _damage(step):
-      tree = self._manager.item_metadata(step)['state'].tree
+    with _as_damage(step):
+      tree, expected = self._contents(step)
       params = 'ema' if weights == 'ema' and tree['ema'] else 'params'
       wanted = {name: tree[name] for name in (params, 'batch_stats') if tree[name]}
       stored = self._read(step, wanted)
-      expected = checksums.read(self._folder / str(step))
     _check(stored, expected, step)
     stored['params'] = stored.pop(params)
     return stored
@@ -373,42 +381,41 @@ class Checkpoints:
   def restore_newest(self, target: Any) -> tuple[Any, int] | None:
     """The newest state that can be read and its step; None if nothing is stored.
 
-    A damaged checkpoint is named in a warning, moved to `damaged/` beside the
-    checkpoints, and the one before it is taken. One whose leaves are not the target's
-    is damaged too if those of an older one are: a folder holds one model. Steps beyond
-    the one that is returned will be trained anew: their APs are forgotten. Of a folder
-    that is only read nothing is moved.
+    A damaged checkpoint is named in a warning and moved to `damaged/` beside the
+    checkpoints (not if `read_only`), and the one before it is restored. A folder holds
+    one model: if the leaves of a checkpoint differ from the target's, but those of an
+    older one do not, it is damaged. The APs of steps after the restored one are
+    forgotten, because these steps will be trained again.
 
     Raises:
       ValueError: the checkpoints belong to another model or optimiser.
       DamagedCheckpointError: there are checkpoints, but none can be read.
     """
     problems: dict[int, ValueError] = {}
+    restored, last = None, 0
     for step in reversed(self.steps):
       try:
-        state = self.restore(target, step)
+        restored, last = (self.restore(target, step), step), step
+        break
       except ValueError as error:
         problems[step] = error
-        continue
-      for damaged, error in problems.items():
-        _LOG.warning('Damaged checkpoint, going back to step %d: %s', step, error)
-        if not self._read_only:
-          self._put_aside(damaged)
-      self._forget_beyond(step)
-      return state, step
+    if problems and not restored:
+      self._raise_unreadable(problems)
+    for step, error in problems.items():
+      _LOG.warning('Damaged checkpoint, continuing from step %d: %s', last, error)
+      if not self._read_only:
+        self._put_aside(step)
+    self._aps = {step: ap for step, ap in self._aps.items() if step <= last}
+    return restored
+
+  def _raise_unreadable(self, problems: Mapping[int, ValueError]) -> None:
     for error in problems.values():
       if not isinstance(error, DamagedCheckpointError):
         raise error
-    if problems:
-      raise DamagedCheckpointError(
-        f'none of the checkpoints {self.steps} in {self._folder} can be read: '
-        + '; '.join(map(str, problems.values()))
-      )
-    self._forget_beyond(0)
-    return None
-
-  def _forget_beyond(self, last: int) -> None:
-    self._aps = {step: ap for step, ap in self._aps.items() if step <= last}
+    raise DamagedCheckpointError(
+      f'none of the checkpoints {self.steps} in {self._folder} can be read: '
+      + '; '.join(map(str, problems.values()))
+    )
 
   def _put_aside(self, step: int) -> None:
     if jax.process_index() == 0:
@@ -423,52 +430,38 @@ class Checkpoints:
 
 def _check(tree: Any, expected: Mapping[str, int], step: int) -> None:
   wrong = checksums.wrong(checksums.on_host(tree), expected)
-  if _on_any_host(bool(wrong)):
+  if any(_on_all_hosts('wrong' if wrong else '')):
     where = wrong[:10] or 'leaves on another host'
     raise DamagedCheckpointError(f'step {step}: wrong checksum of {where}')
 
 
-_MAX_BYTES = 200  # of a text that the others are told
-
-
-def _on_all_hosts(text: str) -> list[str]:
-  """What each host has; all of them ask at the same point."""
-  if jax.process_count() == 1:
-    return [text]
-  mine = np.zeros(_MAX_BYTES, np.uint8)
-  content = text.encode()[:_MAX_BYTES]
-  mine[: len(content)] = list(content)
-  rows = multihost_utils.process_allgather(mine)
-  return [row.tobytes().rstrip(b'\0').decode(errors='ignore') for row in rows]
-
-
-def _on_any_host(condition: bool) -> bool:
-  """Whether it holds on one host at least; all of them ask at the same point."""
-  return any(_on_all_hosts('yes' if condition else ''))
-
-
-def _is_donated(tree: Any) -> bool:
-  return any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(tree))
-
-
-def _may_be_whole(error: Exception) -> bool:
-  """A file that cannot be reached or held now: no reason to go back."""
-  return isinstance(error, MemoryError | PermissionError) or is_transient(error)
-
-
 @contextlib.contextmanager
-def _damage(step: int) -> Iterator[None]:
-  """Whatever orbax's file layers raise, as a DamagedCheckpointError on every host.
+def _as_damage(step: int) -> Iterator[None]:
+  """Makes an error of orbax a DamagedCheckpointError, on all hosts.
 
-  Else hosts would go on from different steps, and wait for each other.
+  Otherwise hosts would continue from different steps, and wait for each other.
   """
   failed: Exception | None = None
   try:
     yield
   except Exception as error:
-    if _may_be_whole(error):
+    # A file that cannot be reached at this moment is not damaged.
+    if isinstance(error, MemoryError | PermissionError) or is_transient(error):
       raise
     failed = error
-  if _on_any_host(failed is not None):
+  if any(_on_all_hosts('failed' if failed else '')):
     reason = str(failed)[:300] if failed else 'another host cannot read it'
     raise DamagedCheckpointError(f'step {step}: {reason}') from failed
+
+
+def _on_all_hosts(text: str) -> list[str]:
+  """The text of each host, cut off at `_MAX_BYTES`; all call this at the same point."""
+  if jax.process_count() == 1:
+    return [text]
+  content = text.encode()[:_MAX_BYTES].ljust(_MAX_BYTES, b'\0')
+  rows = multihost_utils.process_allgather(np.frombuffer(content, np.uint8))
+  return [row.tobytes().rstrip(b'\0').decode(errors='ignore') for row in rows]
+
+
+def _is_donated(tree: Any) -> bool:
+  return any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(tree))

@@ -1,44 +1,55 @@
-"""A save that failed: whether its disk was to blame, how to say it, what it leaves."""
+"""A save that failed: whether the storage refused it, and the reason in a few words."""
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 
-# A problem of a host that knows only that the others were waited for in vain.
-ELSEWHERE = 'an error on another host'
+# The problem of a host that knows only that it waited for the others without success.
+OTHER_HOST = 'an error on another host'
 
-# How tensorstore, which writes the arrays, marks an error of the operating system.
-_OF_SYSTEM = 'os_error_code='
-# What a host sees of a save that has failed on another one; and, as often, on itself.
-_OF_OTHER_HOST = 'DEADLINE_EXCEEDED'
+# How tensorstore, which writes the arrays, adds an operating system's error to a text.
+_SYSTEM_ERROR = re.compile(r"os_error_code='?(\d+)")
 
 
-def is_of_store(error: object) -> bool:
-  """Whether a save failed because it could not be written: on a full disk, say."""
-  text = str(error)
-  return isinstance(error, OSError) or _OF_SYSTEM in text or is_of_other_host(error)
+def is_storage_error(error: object) -> bool:
+  """Whether a save failed because it could not be written, as on a full disk."""
+  of_system = isinstance(error, OSError) or _SYSTEM_ERROR.search(str(error))
+  return bool(of_system) or is_timeout(error)
 
 
-def is_of_other_host(error: object) -> bool:
-  """Whether it says no more than that the others were waited for in vain."""
+def is_timeout(error: object) -> bool:
+  """Whether an error says only that this host waited for another one without success.
+
+  Hosts see this of a save that failed on another one, and often on themselves.
+  """
   of_wait = isinstance(error, TimeoutError) and error.errno is None
-  return of_wait or _OF_OTHER_HOST in str(error)
+  return of_wait or 'DEADLINE_EXCEEDED' in str(error)
 
 
 def reason(error: object) -> str:
-  """An error of the store in a few words."""
-  by_system = re.search(rf'([^:]+) \[{_OF_SYSTEM}', str(error))
-  if by_system:
-    return by_system[1].strip()
-  told = getattr(error, 'strerror', None) or str(error) or repr(error)
-  return told.splitlines()[0]
+  """The error in a few words, as 'No space left on device'."""
+  if of_system := _SYSTEM_ERROR.search(str(error)):
+    return os.strerror(int(of_system[1]))
+  text = getattr(error, 'strerror', None) or str(error) or repr(error)
+  return text.splitlines()[0]
 
 
-class Untold(logging.Filter):
-  """Keeps tracebacks of the store's errors out of a log: a line of ours tells them.
+def by_host(problems: Sequence[str]) -> str:
+  """One text of the problems of all hosts; empty ones and `OTHER_HOST` are left out."""
+  known = [
+    f'process {number}: {problem}' if len(problems) > 1 else problem
+    for number, problem in enumerate(problems)
+    if problem not in ('', OTHER_HOST)
+  ]
+  return '; '.join(known) or OTHER_HOST
+
+
+class StorageErrorFilter(logging.Filter):
+  """Keeps tracebacks of storage errors out of a log: `Checkpoints` reports them.
 
   Attributes:
-    error: the last that was kept out and is of this host.
+    error: the last one of this host.
   """
 
   def __init__(self):
@@ -46,20 +57,10 @@ class Untold(logging.Filter):
     self.error: BaseException | None = None
 
   def filter(self, record: logging.LogRecord) -> bool:
-    """False for such a traceback."""
+    """False for a record with such a traceback."""
     error = record.exc_info[1] if record.exc_info else None
-    if error is None or not is_of_store(error):
+    if error is None or not is_storage_error(error):
       return True
-    if not is_of_other_host(error):
+    if not is_timeout(error):
       self.error = error
     return False
-
-
-def by_host(problems: Sequence[str]) -> str:
-  """The problems of the hosts that know theirs, one after the other."""
-  known = [
-    f'process {number}: {problem}' if len(problems) > 1 else problem
-    for number, problem in enumerate(problems)
-    if problem not in ('', ELSEWHERE)
-  ]
-  return '; '.join(known) or ELSEWHERE

@@ -9,7 +9,7 @@ from gfl_jax.checkpointing.manager import Checkpoints
 
 
 def state(step, size):
-  """A tree that can be told from the step: the whole of it is known."""
+  """A tree of arrays that follow from the step."""
   return {'w': np.full((size,), step, np.float32), 'v': np.full((3,), -step, np.int32)}
 
 

@@ -1,4 +1,4 @@
-"""Faults of the machine: processes killed, disks full, bits flipped."""
+"""Fault injection: killed processes, full disks, flipped bits."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfl_jax.checkpointing import checksums
+from gfl_jax.checkpointing import checksums, save_errors
 from gfl_jax.checkpointing.manager import Checkpoints
 from tests.checkpointing import endless_saver
 
@@ -58,11 +58,11 @@ def no_space(limit=100_000):
 def wait_until(condition, seconds=120):
   limit = time.monotonic() + seconds
   while not condition():
-    assert time.monotonic() < limit, 'it did not come true in time'
+    assert time.monotonic() < limit, 'time is up'
     time.sleep(0.001)
 
 
-def test_what_is_stored_survives_a_kill_inside_a_save(tmp_path):
+def test_stored_steps_survive_a_kill_during_a_save(tmp_path):
   stored = lambda: sorted(int(x.name) for x in tmp_path.iterdir() if x.name.isdigit())
   being_saved = lambda: list(tmp_path.glob('*tmp*'))
   newest = 0
@@ -92,7 +92,7 @@ def test_what_is_stored_survives_a_kill_inside_a_save(tmp_path):
     newest -= 1
 
 
-def test_a_full_disk_stops_nothing_but_the_save(tmp_path, caplog):
+def test_a_full_disk_fails_only_the_save(tmp_path, caplog):
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, big_state(1))
     checkpoints.evaluated(1, 0.5)
@@ -133,10 +133,30 @@ def test_a_save_whose_folder_cannot_be_made_leaves_nothing_behind(
     checkpoints.save(3, big_state(3))
     checkpoints.wait()
     assert checkpoints.steps == [1, 3]
-  # No thread but daemons, or the process would not end.
+  # The process could not end before such a thread of orbax.
   wait_until(
     lambda: not any('Signal' in type(t).__name__ for t in threading.enumerate())
   )
+
+
+@pytest.mark.parametrize(
+  'error, reason',
+  [
+    (
+      OSError(errno.ENOSPC, 'No space left on device', '/runs'),
+      'No space left on device',
+    ),
+    (ValueError("file 4: File too large [os_error_code='27']"), 'File too large'),
+    (
+      ValueError("x: too large [spec='{true}']) [os_error_code='27'] [source='a:1']"),
+      'File too large',
+    ),
+    (ValueError('one\ntwo'), 'one'),
+    (KeyError(), 'KeyError()'),
+  ],
+)
+def test_the_reason_of_a_failed_save_is_the_error_of_the_system(error, reason):
+  assert save_errors.reason(error) == reason
 
 
 def test_the_last_save_is_tried_once_more(tmp_path):
@@ -160,19 +180,19 @@ def test_a_run_whose_last_save_fails_ends_with_an_error(tmp_path):
     assert checkpoints.steps == [1]
 
 
-def test_a_mistake_of_the_code_is_no_full_disk(tmp_path, monkeypatch):
+def test_an_error_of_the_code_is_raised(tmp_path, monkeypatch):
   def broken(arrays):
-    raise TypeError('a mistake')
+    raise TypeError('a bug')
 
   with Checkpoints(tmp_path) as checkpoints:
     with monkeypatch.context() as patch:
       patch.setattr(checksums, 'crc32', broken)
       checkpoints.save(1, big_state(1))
-      with pytest.raises(TypeError, match='a mistake'):
+      with pytest.raises(TypeError, match='a bug'):
         checkpoints.wait()
 
 
-def test_the_checksums_are_those_of_what_was_handed_over(tmp_path, monkeypatch):
+def test_the_checksums_are_those_of_the_state_at_the_call(tmp_path, monkeypatch):
   true = checksums.crc32
 
   def late(arrays):
@@ -242,7 +262,7 @@ def test_damage_is_found_or_harmless(two_steps, tmp_path):
   assert seen['bit', 'found'] and seen['bit', 'harmless'], seen
 
 
-def test_a_checkpoint_with_an_ap_among_its_checksums_is_as_good(two_steps, tmp_path):
+def test_a_checkpoint_with_an_ap_among_its_checksums_is_restored(two_steps, tmp_path):
   shutil.copytree(two_steps, tmp_path / 'checkpoints')
   file = tmp_path / 'checkpoints' / '2' / 'checksums' / 'metadata'
   old = json.loads(file.read_text()) | {'AP': {'value': 0.5, 'crc32': 7}}
@@ -252,7 +272,7 @@ def test_a_checkpoint_with_an_ap_among_its_checksums_is_as_good(two_steps, tmp_p
   assert step == 2
 
 
-def test_a_leaf_that_is_lost_from_the_newest_alone_is_damage(two_steps, tmp_path):
+def test_a_leaf_lost_from_the_newest_step_only_is_damage(two_steps, tmp_path):
   shutil.copytree(two_steps, tmp_path / 'checkpoints')
   file = tmp_path / 'checkpoints' / '2' / 'state' / '_METADATA'
   file.write_text(file.read_text().replace('"w"', '"x"').replace("'w'", "'x'"))
