@@ -1,26 +1,17 @@
-"""Pages about runs and studies, made from the files in their folders alone."""
+"""The pages of runs and studies, made only from the files in their folders."""
 
 import contextlib
 import os
 import sys
 
-
-def _import_matplotlib() -> None:
-  """Imports it even if MPLBACKEND names a backend that is not installed here.
-
-  A notebook hands its own to the programs that it starts; with an unknown one the
-  import of matplotlib fails. Figures go to files and need none of them. One that is
-  known stays what it is for the other figures of this process.
-  """
-  if 'matplotlib' in sys.modules or 'MPLBACKEND' not in os.environ:
-    return
-  backend = os.environ.pop('MPLBACKEND')
+# A notebook sets MPLBACKEND for the programs that it starts, and matplotlib cannot be
+# imported if it names a backend that is not installed. These figures go to files and
+# need none. A known backend stays set for the other figures of the process.
+if 'matplotlib' not in sys.modules and 'MPLBACKEND' in os.environ:
+  _backend = os.environ.pop('MPLBACKEND')
   try:
     import matplotlib
   finally:
-    os.environ['MPLBACKEND'] = backend
+    os.environ['MPLBACKEND'] = _backend
   with contextlib.suppress(ValueError):
-    matplotlib.rcParams['backend'] = backend
-
-
-_import_matplotlib()
+    matplotlib.rcParams['backend'] = _backend

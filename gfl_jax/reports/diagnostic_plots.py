@@ -1,11 +1,10 @@
-"""Figures of the diagnostics, as SVG elements; see diagnostics.py for the measures."""
+"""Figures of the diagnostics, as SVG elements; see evaluation/diagnostics.py."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from gfl_jax.evaluation.diagnostics import LEVELS
 from gfl_jax.reports import plots
@@ -49,11 +48,9 @@ def _scatter(axes: Axes, x, y, positive, x_label: str, y_label: str) -> None:
 
 def _reliability(axes: Axes, table: np.ndarray) -> None:
   counts, scores, ious = table.T
-  edges = np.linspace(0, 1, len(table) + 1)
-  share = counts / max(counts.sum(), 1)
-  axes.bar(
-    edges[:-1], share, np.diff(edges), align='edge', color=_PALE, label='share of all'
-  )
+  share, width = counts / max(counts.sum(), 1), 1 / len(table)
+  left = np.arange(len(table)) * width
+  axes.bar(left, share, width, align='edge', color=_PALE, label='share of all')
   axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle='--')
   axes.plot(scores, ious, color=_BLUE, marker='o', markersize=4, label='detections')
   _unit_square(axes, 'score of a detection', 'mean IoU')
@@ -62,10 +59,8 @@ def _reliability(axes: Axes, table: np.ndarray) -> None:
 
 
 def _unit_square(axes: Axes, x_label: str, y_label: str) -> None:
-  axes.set_xlim(-0.02, 1.02)
-  axes.set_ylim(-0.02, 1.02)
-  axes.set_xlabel(x_label)
-  axes.set_ylabel(y_label)
+  limits = (-0.02, 1.02)
+  axes.set(xlim=limits, ylim=limits, xlabel=x_label, ylabel=y_label)
 
 
 def spread_figure(
@@ -83,55 +78,47 @@ def spread_figure(
     figure = Figure(figsize=(11, 3.8), layout='constrained')
     grid = figure.add_gridspec(1, 3)
     if has_spread:
-      _spreads(figure.add_subplot(grid[0]), arrays['spread_sample'], names)
-      _mean_spreads(figure.add_subplot(grid[1]), arrays['kind_table'], names)
+      colors = [plots.SERIES[2:][i % 5] for i in range(len(names))]
+      _spreads(figure.add_subplot(grid[0]), arrays['spread_sample'], colors)
+      axes = figure.add_subplot(grid[1])
+      _mean_spreads(axes, arrays['kind_table'], names, colors)
     _coverage(figure.add_subplot(grid[2 if has_spread else 0]), coverage)
     return plots.svg(figure)
 
 
-def _spreads(axes: Axes, sample: np.ndarray, names: Sequence[str]) -> None:
+def _spreads(axes: Axes, sample: np.ndarray, colors: Sequence[str]) -> None:
   true, predicted, kind = sample.T
-  for number, color in zip(range(len(names)), _colors(names), strict=True):
-    of_kind = kind == number
+  for number, color in enumerate(colors):
+    group = kind == number
     axes.scatter(
-      true[of_kind], predicted[of_kind], s=8, color=color, alpha=0.4, linewidths=0,
+      true[group], predicted[group], s=8, color=color, alpha=0.4, linewidths=0,
       rasterized=True,
     )  # fmt: skip
   ends = np.array([sample[:, :2].min(), sample[:, :2].max()]).clip(0.05)
   axes.plot(ends, ends, color=_GREY, linewidth=1, linestyle='--')
-  axes.set_xscale('log')
-  axes.set_yscale('log')
+  axes.set(xscale='log', yscale='log', title='Spread of single sides')
+  axes.set(xlabel='true σ of the side, px', ylabel='predicted σ, px')
   for axis in (axes.xaxis, axes.yaxis):
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    axis.set_major_formatter('{x:g}')
     axis.set_minor_formatter('')
-  axes.set_xlabel('true σ of the side, px')
-  axes.set_ylabel('predicted σ, px')
-  axes.set_title('Spread of single sides')
 
 
-def _mean_spreads(axes: Axes, table: np.ndarray, names: Sequence[str]) -> None:
+def _mean_spreads(axes: Axes, table: np.ndarray, names, colors) -> None:
   place = np.arange(len(names))
-  axes.bar(place - 0.2, table[:, 2], 0.38, color=_PALE, edgecolor=_GREY, label='true')
-  axes.bar(place + 0.2, table[:, 1], 0.38, color=_colors(names), label='predicted')
+  axes.bar(place - 0.2, table[:, 2], 0.38, color=_PALE, edgecolor=_GREY)
+  axes.bar(place + 0.2, table[:, 1], 0.38, color=colors)
   # The names come with the data: no formulas in them.
   axes.set_xticks(place, names, parse_math=False)
-  axes.set_ylabel('mean σ, px')
-  axes.set_title('Mean spread: true (pale), predicted')
+  axes.set(ylabel='mean σ, px', title='Mean spread: true (pale), predicted')
 
 
 def _coverage(axes: Axes, coverage: Sequence[float | None]) -> None:
   place, shares = range(len(LEVELS)), np.array(coverage, float)
   axes.bar(place, shares, 0.5, color=_BLUE)
   for x, percent, share in zip(place, LEVELS, shares, strict=True):
-    level = percent / 100
-    axes.plot([x - 0.35, x + 0.35], [level, level], color=plots.INK, linewidth=1.5)
+    axes.plot([x - 0.35, x + 0.35], [percent / 100] * 2, color=plots.INK, linewidth=1.5)
     axes.text(x, share / 2, f'{share:.0%}', color='white', ha='center', va='center')
   axes.set_xticks(place, [f'{level} %' for level in LEVELS])
-  axes.set_ylim(0, 1.02)
-  axes.set_xlabel('central interval (line: nominal)')
-  axes.set_ylabel('share of annotated sides in it')
-  axes.set_title('Coverage')
-
-
-def _colors(names: Sequence[str]) -> list[str]:
-  return [plots.SERIES[2:][i % 5] for i in range(len(names))]
+  axes.set(ylim=(0, 1.02), title='Coverage')
+  axes.set(xlabel='central interval (line: nominal)')
+  axes.set(ylabel='share of annotated sides in it')

@@ -1,4 +1,4 @@
-"""The frame and the look of a page that holds all it shows."""
+"""The HTML elements and the style of a page that loads nothing."""
 
 import html
 
@@ -42,13 +42,7 @@ summary { cursor: pointer; font-weight: 600; margin-bottom: 8px; }
 
 
 def page(title: str, body: str, *, style: str = '') -> str:
-  """A whole page: it loads nothing and runs nothing, so it can be sent to anyone.
-
-  Args:
-    title: plain text.
-    body: HTML.
-    style: CSS beside the common look.
-  """
+  """A whole page of a plain-text title, an HTML body and additional CSS."""
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -79,21 +73,21 @@ def paragraph(text: str, kind: str = '') -> str:
 
 
 def tiles(entries: dict[str, str]) -> str:
-  """Figures side by side: what it is, and its value, as plain text."""
+  """Numbers side by side, each above its label; {label: value}, plain text."""
   boxes = ''.join(
-    f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(label)}</span>'
-    '</div>'
+    f'<div class="tile"><b>{html.escape(value)}</b>'
+    f'<span>{html.escape(label)}</span></div>'
     for label, value in entries.items()
   )
   return f'<div class="tiles">{boxes}</div>'
 
 
 def details(summary: str, *content: str, is_open: bool = False) -> str:
-  """What a click folds and unfolds; the summary is plain text, the content HTML."""
+  """Content that folds under its summary; the summary is plain text, the rest HTML."""
   tag = '<details open>' if is_open else '<details>'
   return f'{tag}<summary>{html.escape(summary)}</summary>{"".join(content)}</details>'
 
 
 def listing(lines: list[str]) -> str:
-  """Lines of plain text as they are typed."""
+  """Lines of plain text in a fixed-width font."""
   return f'<pre>{html.escape(chr(10).join(lines))}</pre>'

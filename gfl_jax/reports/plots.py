@@ -4,6 +4,7 @@ They hold no text from the data (class names): matplotlib's font lacks most scri
 '$' starts a formula there. The page writes such text.
 """
 
+import base64
 import io
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from gfl_jax.reports import pictures
-
 INK = '#1f2937'
 SERIES = ('#2563eb', '#dc2626', '#059669', '#d97706', '#7c3aed', '#0891b2', '#be185d')
+TRUTH = '#111827'  # the colour of true boxes, dashed
 _STYLE: dict[Any, Any] = {
   'font.size': 10,
   'axes.edgecolor': '#d1d5db',
@@ -37,7 +36,7 @@ _STYLE: dict[Any, Any] = {
   'svg.hashsalt': 'gfl_jax',  # the same run gives the same file
 }
 _DASHES = (0, (4, 3))
-_SIDE_COLORS = ('#2563eb', '#7c3aed', '#dc2626', '#c2570c')  # left, top, right, bottom
+_SIDES = {'left': '#2563eb', 'top': '#7c3aed', 'right': '#dc2626', 'bottom': '#c2570c'}
 
 
 def style():
@@ -47,19 +46,15 @@ def style():
 
 def svg(figure: Figure) -> str:
   """The figure as an SVG element."""
-  FigureCanvasAgg(figure)
   file = io.StringIO()
   figure.savefig(file, format='svg', dpi=150, metadata={'Date': None})
   text = file.getvalue()
   return text[text.index('<svg') :]  # without the XML heading, which HTML does not have
 
 
-def webp(figure: Figure) -> str:
-  """The figure as an img element."""
-  FigureCanvasAgg(figure)
-  file = io.BytesIO()
-  figure.savefig(file, format='webp', dpi=170, pil_kwargs={'quality': 92})
-  return f'<img alt="" src="{pictures.data_uri("image/webp", file.getvalue())}">'
+def data_uri(kind: str, data: bytes) -> str:
+  """A picture's bytes as an address that needs no file; kind: 'image/jpeg', ..."""
+  return f'data:{kind};base64,{base64.b64encode(data).decode()}'
 
 
 def training_curves(lines: Sequence[Mapping]) -> str:
@@ -69,17 +64,19 @@ def training_curves(lines: Sequence[Mapping]) -> str:
     lines: the 'train' lines of metrics.jsonl, by rising step; NaN leaves a gap.
   """
   steps = [line['step'] for line in lines]
+  # A single point would not show as a line.
+  marker = {'marker': 'o', 'markersize': 4} if len(steps) < 3 else {}
   terms = [key for key in lines[-1] if key.startswith('loss')]
   with style():
     figure = Figure(figsize=(11, 3.4), layout='constrained')
-    loss, rate, speed = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+    loss, *others = figure.subplots(1, 3, width_ratios=(2, 1, 1))
     for term, color in zip(terms, itertools.cycle(SERIES), strict=False):
       values = _column(lines, term)
       label = 'total' if term == 'loss' else term.removeprefix('loss_')
       if len(steps) >= 20:
         loss.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
         values = _smooth(values)
-      loss.plot(steps, values, color=color, label=label, **_marker(steps))
+      loss.plot(steps, values, color=color, label=label, **marker)
     if any((_column(lines, term) > 0).any() for term in terms):
       loss.set_yscale('log')
       loss.yaxis.set_major_formatter('{x:g}')
@@ -87,18 +84,13 @@ def training_curves(lines: Sequence[Mapping]) -> str:
       loss.yaxis.set_minor_formatter('')
     loss.set_title('Loss terms (log scale)')
     loss.legend(ncols=len(terms), loc='upper right', columnspacing=1.2)
-    rate.plot(steps, _column(lines, 'learning_rate'), color=SERIES[0], **_marker(steps))
-    rate.set_title('Learning rate')
-    speed.plot(
-      steps,
-      _column(lines, 'images_per_second'),
-      color=SERIES[2],
-      **_marker(steps),
-    )
-    speed.set_title('Images per second')
-    rate.set_ylim(bottom=0)
-    speed.set_ylim(bottom=0)
-    for axes in (loss, rate, speed):
+    for axes, key, color in zip(
+      others, ('learning_rate', 'images_per_second'), SERIES[::2], strict=False
+    ):
+      axes.plot(steps, _column(lines, key), color=color, **marker)
+      axes.set_title(key.replace('_', ' ').capitalize())
+      axes.set_ylim(bottom=0)
+    for axes in (loss, *others):
       _finish(axes)
     return svg(figure)
 
@@ -122,12 +114,12 @@ def ap_curves(lines: Sequence[Mapping]) -> str:
     return svg(figure)
 
 
-def edge_distributions(sample: Mapping, index: int, truth: np.ndarray | None) -> str:
+def side_distributions(sample: Mapping, index: int, truth: np.ndarray | None) -> str:
   """One detection and the distributions of its four sides, as an img element.
 
   Left and right are drawn above the picture along x, top and bottom beside it along y:
-  a side that the detector is sure of is a peak, an ambiguous one a broad hill; a line
-  of full height is a side without a distribution.
+  a clear side is a peak, an ambiguous one a broad hill; a line of full height is a side
+  without a distribution.
 
   Args:
     sample: as in `annotated_image`, with 'edge_positions' px and 'edge_heights'
@@ -136,7 +128,7 @@ def edge_distributions(sample: Mapping, index: int, truth: np.ndarray | None) ->
     index: the detection.
     truth: the box [4] that it is drawn against, dashed.
   """
-  box, deviations = sample['boxes'][index], sample['edge_std'][index]
+  box, stds = sample['boxes'][index], sample['edge_std'][index]
   positions, heights = sample['edge_positions'][index], sample['edge_heights'][index]
   with style():
     figure = Figure(figsize=(3.6, 3.6))
@@ -147,43 +139,35 @@ def edge_distributions(sample: Mapping, index: int, truth: np.ndarray | None) ->
     picture = figure.add_subplot(grid[1, 0])
     along_x = figure.add_subplot(grid[0, 0], sharex=picture)
     along_y = figure.add_subplot(grid[1, 1], sharey=picture)
-    _show_around(picture, sample['image'], box, deviations)
+    _show_around(picture, sample['image'], box, stds)
     if truth is not None:
       # A white line below the dashes keeps them visible on any background.
       _outline(picture, truth, ['white'] * 4, linewidth=2.2)
-      _outline(picture, truth, [pictures.TRUTH] * 4, linewidth=1.2, linestyle=_DASHES)
-    _outline(picture, box, _SIDE_COLORS, linewidth=2)
-    for side, color in enumerate(_SIDE_COLORS):
-      horizontal = side % 2 == 0
-      _hill(
-        along_x if horizontal else along_y,
-        positions[side],
-        heights[side],
-        color,
-        flipped=not horizontal,
-        truth=None if truth is None else truth[side],
-      )
+      _outline(picture, truth, [TRUTH] * 4, linewidth=1.2, linestyle=_DASHES)
+    _outline(picture, box, _SIDES.values(), linewidth=2)
+    for side, color in enumerate(_SIDES.values()):
+      true_position = None if truth is None else truth[side]
+      axes = (along_x, along_y)[side % 2]
+      _hill(axes, positions[side], heights[side], color, side % 2 == 1, true_position)
     peak = 1.05 * heights.max()
-    along_x.set_ylim(0, peak)
-    along_y.set_xlim(0, peak)
-    corner = figure.add_subplot(grid[0, 1])
-    corner.set_axis_off()
-    if deviations.any():
-      _list_deviations(corner, deviations)
+    along_x.set(ylim=(0, peak))
+    along_y.set(xlim=(0, peak))
+    if stds.any():
+      _list_stds(figure.add_subplot(grid[0, 1]), stds)
     for axes in (picture, along_x, along_y):
-      axes.tick_params(
-        length=0, labelbottom=False, labelleft=False, bottom=False, left=False
-      )
-      axes.spines[['top', 'right']].set_visible(axes is picture)
+      axes.set(xticks=[], yticks=[])
+    picture.spines[:].set_visible(True)
     along_x.spines['left'].set_visible(False)
     along_y.spines['bottom'].set_visible(False)
-    return webp(figure)
+    file = io.BytesIO()
+    figure.savefig(file, format='webp', dpi=170, pil_kwargs={'quality': 92})
+  return f'<img alt="" src="{data_uri("image/webp", file.getvalue())}">'
 
 
-def _show_around(axes: Axes, image: np.ndarray, box, deviations) -> None:
+def _show_around(axes: Axes, image: np.ndarray, box, stds) -> None:
   """Shows a square window of the image with room for the box and its uncertainty."""
   middle, size = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max()
-  half = size / 2 + max(0.25 * size, 2.5 * deviations.max())
+  half = size / 2 + max(0.25 * size, 2.5 * stds.max())
   low, high = middle - half, middle + half
   height, width = image.shape[:2]
   x1, y1 = np.clip(np.floor(low), 0, (width - 1, height - 1)).astype(int)
@@ -197,17 +181,16 @@ def _show_around(axes: Axes, image: np.ndarray, box, deviations) -> None:
 def _outline(axes: Axes, box, colors, **style) -> None:
   """The sides left, top, right, bottom of a box, each in its colour."""
   x1, y1, x2, y2 = box
-  sides = (([x1, x1], [y1, y2]), ([x1, x2], [y1, y1]))
-  sides += (([x2, x2], [y1, y2]), ([x1, x2], [y2, y2]))
-  for (x, y), color in zip(sides, colors, strict=True):
-    axes.plot(x, y, color=color, scalex=False, scaley=False, **style)
+  ends = ((x1, x1, y1, y2), (x1, x2, y1, y1), (x2, x2, y1, y2), (x1, x2, y2, y2))
+  for (xa, xb, ya, yb), color in zip(ends, colors, strict=True):
+    axes.plot([xa, xb], [ya, yb], color=color, scalex=False, scaley=False, **style)
 
 
-def _hill(axes: Axes, positions, heights, color, *, flipped: bool, truth) -> None:
-  """One distribution over its side's axis; flipped: positions run along y."""
-  # Down to zero at both ends of the grid: an open end would look like a fault.
+def _hill(axes: Axes, positions, heights, color, is_vertical: bool, truth) -> None:
+  """The distribution of one side, along x or, if vertical, along y."""
+  # Down to zero at both ends of the grid: an open end would look like a mistake.
   positions, heights = np.pad(positions, 1, 'edge'), np.pad(heights, 1)
-  if flipped:
+  if is_vertical:
     fill, curve, line = axes.fill_betweenx, (heights, positions), axes.axhline
   else:
     fill, curve, line = axes.fill_between, (positions, heights), axes.axvline
@@ -215,37 +198,32 @@ def _hill(axes: Axes, positions, heights, color, *, flipped: bool, truth) -> Non
   dots = {'marker': '.', 'markersize': 3, 'markevery': slice(1, -1)}
   axes.plot(*curve, color=color, scalex=False, scaley=False, **dots)
   if truth is not None:
-    line(truth, color=pictures.TRUTH, linewidth=1, linestyle=_DASHES)
+    line(truth, color=TRUTH, linewidth=1, linestyle=_DASHES)
 
 
-def _list_deviations(axes: Axes, deviations) -> None:
+def _list_stds(axes: Axes, stds) -> None:
   """The four standard deviations as text, in the corner that holds no picture."""
-  names = ('left', 'top', 'right', 'bottom')
-  for row, (name, deviation) in enumerate(zip(names, deviations, strict=True)):
-    style = {'color': _SIDE_COLORS[row], 'fontsize': 9, 'fontweight': 'bold'}
-    axes.text(0.1, 0.7 - 0.2 * row, name, **style)
-    axes.text(0.97, 0.7 - 0.2 * row, f'{deviation:.1f}', ha='right', **style)
+  axes.set_axis_off()
   axes.text(0.97, 0.9, 'σ in px', fontsize=9, color=INK, ha='right')
+  for row, ((name, color), std) in enumerate(zip(_SIDES.items(), stds, strict=True)):
+    for x, text, align in ((0.1, name, 'left'), (0.97, f'{std:.1f}', 'right')):
+      axes.text(
+        x, 0.7 - 0.2 * row, text, ha=align, color=color, fontsize=9, fontweight='bold'
+      )
 
 
 def _column(lines: Sequence[Mapping], key: str) -> np.ndarray:
   """A key's values as floats, NaN where a line lacks it or has None."""
-  values = (line.get(key) for line in lines)
-  return np.array([np.nan if v is None else v for v in values], float)
+  return np.array([line.get(key) for line in lines], float)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-  """Running mean over about a fortieth of the curve; NaN counts as not there."""
+  """Running mean over about a fortieth of the curve, leaving out NaN."""
   window = np.ones(2 * (len(values) // 80) + 1)
   finite = np.isfinite(values)
   total = np.convolve(np.where(finite, values, 0.0), window, 'same')
   count = np.convolve(finite, window, 'same')
   return np.where(finite, total / np.maximum(count, 1), np.nan)
-
-
-def _marker(steps: Sequence) -> dict:
-  """A single point shows only as a dot."""
-  return {'marker': 'o', 'markersize': 4} if len(steps) < 3 else {}
 
 
 def _finish(axes: Axes) -> None:

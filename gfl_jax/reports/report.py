@@ -12,10 +12,16 @@ from gfl_jax import files
 from gfl_jax.errors import MissingFileError
 from gfl_jax.evaluation.coco_metrics import METRICS
 from gfl_jax.reports import diagnostic_sections, html_page, plots, sample_sections
-from gfl_jax.reports.html_page import NOT_EVALUATED, listing, paragraph, section
+from gfl_jax.reports.html_page import (
+  NOT_EVALUATED,
+  details,
+  listing,
+  paragraph,
+  section,
+)
 from gfl_jax.reports.tables import DASH, Table, duration, flatten, number
 
-MANY_CLAMPED = 0.05  # share of sides beyond their bins that is worth a line
+MANY_CLAMPED = 0.05  # share of sides beyond their bins that gets a line
 # Figure 12 of the paper, over the positives of a trained GFL with ResNet-50.
 _LABELS = {
   'positive_iou': ('IoU with the true box', '0.84 ± 0.14'),
@@ -34,14 +40,14 @@ _STYLE = """
 .class b { font-weight: 500; text-align: right; font-variant-numeric: tabular-nums; }
 .photos { columns: 320px; column-gap: 18px; }
 .photos figure { break-inside: avoid; padding-bottom: 18px; }
-.edges { display: grid; gap: 18px;
+.sides { display: grid; gap: 18px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
 figure { margin: 0; } figure svg, figure img { width: 100%; height: auto;
   display: block; border-radius: 6px; }
 figure svg text { font-family: inherit; font-weight: 600; }
 figcaption { color: var(--soft); font-size: .85rem; padding-top: 6px;
   overflow-wrap: anywhere; }
-.edges figure { border: 1px solid var(--line); border-radius: 8px; padding: 10px; }
+.sides figure { border: 1px solid var(--line); border-radius: 8px; padding: 10px; }
 """
 
 
@@ -50,14 +56,14 @@ def write_report(
 ) -> Path:
   """Writes `report.html` of a run and returns its path.
 
-  The page holds its pictures itself and loads nothing, so it can be sent to anyone.
-  Parts that do not exist yet (no step logged, not evaluated) are named as such.
+  The page is one file that loads nothing, so it can be sent to anyone. It names parts
+  that do not exist yet (no step logged, not evaluated).
 
   Args:
     workdir: the run's folder. Reads config.json, env.json and metrics.jsonl.
-    evaluation: a folder with metrics.json, diagnostics.npz and samples.npz, into which
-      the page goes then; not given, they are those of the training, in eval/, and the
-      page goes into the run's folder.
+    evaluation: a folder with metrics.json, diagnostics.npz and samples.npz, where the
+      page is written too. If None, the page shows the evaluation of the training, in
+      eval/, and is written into the run's folder.
 
   Raises:
     FileNotFoundError: the folder has no config.json.
@@ -67,43 +73,51 @@ def write_report(
     raise MissingFileError(f'{workdir} is not the folder of a run: no config.json')
   config = json.loads((workdir / 'config.json').read_text())
   env = files.read_json(workdir / 'env.json')
-  train, evals = _by_step(files.read_json_lines(workdir / 'metrics.jsonl'))
+  lines = files.read_json_lines(workdir / 'metrics.jsonl')
+  train, evals = (_by_step(lines, kind) for kind in ('train', 'eval'))
   measured = Path(evaluation) if evaluation else workdir / 'eval'
   metrics = files.read_json(measured / 'metrics.json')
   name = workdir.resolve().name
+  no_env, missing = (
+    paragraph(text) for text in ('The run has no env.json.', NOT_EVALUATED)
+  )
   body = [
     _headline(name, config, train, metrics),
     section('Training', _training(train, config)),
-    section('Average precision', _precision(evals, metrics)),
-    section('Average precision per class', _per_class(metrics)),
+    section('Average precision', _precision(evals, metrics) if metrics else missing),
+    section('Average precision per class', _per_class(metrics) if metrics else missing),
     *diagnostic_sections.sections(metrics, measured / 'diagnostics.npz', config),
     *sample_sections.sections(measured / 'samples.npz'),
-    section('Machine and versions', _environment(env)),
-    section('Configuration', _configuration(config)),
+    section(
+      'Machine and versions',
+      Table('ll', ['', ''], flatten(env)).as_html() if env else no_env,
+    ),
+    section(
+      'Configuration',
+      details('config.json', listing(json.dumps(config, indent=2).splitlines())),
+    ),
   ]
   path = (measured if evaluation else workdir) / 'report.html'
   files.atomic_write(path, html_page.page(name, ''.join(body), style=_STYLE))
   return path
 
 
-def _by_step(lines: list[dict]) -> tuple[list[dict], list[dict]]:
-  """The train and the eval lines, by rising step.
-
-  A run that was resumed may have logged a step twice: the later line counts.
-  """
-  by_step: dict[str, dict[int, dict]] = {'train': {}, 'eval': {}}
-  for line in lines:
-    by_step[line['kind']][line['step']] = line
-  train, evals = ([steps[step] for step in sorted(steps)] for steps in by_step.values())
-  return train, evals
+def _by_step(lines: list[dict], kind: str) -> list[dict]:
+  """The lines of a kind, by rising step; of a step logged twice, the later line."""
+  found = {line['step']: line for line in lines if line['kind'] == kind}
+  return [found[step] for step in sorted(found)]
 
 
 def _headline(name: str, config: Mapping, train: list, metrics: Mapping) -> str:
   tiles = {key: number(metrics.get(key)) for key in ('AP', 'AP50', 'AP75')}
   tiles['images evaluated'] = str(metrics.get('num_images', DASH))
   if train:
+    # The logged speeds give the time between two lines; a first line has no speed.
+    steps = np.diff([0, *(line['step'] for line in train)])
+    speeds = np.array([line.get('images_per_second', np.nan) for line in train])
+    seconds = float(np.nansum(steps * config['batch_size'] / speeds))
     tiles['training steps'] = f'{train[-1]["step"]:,}'
-    tiles['time in training steps'] = duration(_training_seconds(config, train))
+    tiles['time in training steps'] = duration(seconds)
   choices = [
     f'{part.replace("_", " ")} {config[part]["kind"]}'
     for part in ('assignment', 'score', 'class_loss', 'box', 'edge_loss')
@@ -112,63 +126,56 @@ def _headline(name: str, config: Mapping, train: list, metrics: Mapping) -> str:
   return html_page.header(name, paragraph(about), html_page.tiles(tiles))
 
 
-def _training_seconds(config: Mapping, train: list) -> float:
-  """Time spent in steps: what the logged speeds add up to; a first line has none."""
-  steps = np.diff([0, *(line['step'] for line in train)])
-  speeds = np.array([line.get('images_per_second', np.nan) for line in train])
-  seconds = steps * config['batch_size'] / speeds
-  return float(np.nansum(seconds))
-
-
 def _training(train: list, config: Mapping) -> str:
   if not train:
     return paragraph('No step is logged yet.')
-  curves = html_page.wide(plots.training_curves(train))
+  parts, last = [html_page.wide(plots.training_curves(train))], train[-1]
   for epochs, how in config.get('schedule', {}).get('extensions', ()):
-    curves += paragraph(f'After {epochs:g} epochs the run was extended by {how}.')
-  last = train[-1]
+    parts.append(paragraph(f'After {epochs:g} epochs the run was extended by {how}.'))
+  if last.get('clamped_targets', 0) > MANY_CLAMPED:
+    parts.append(
+      paragraph(
+        f'{last["clamped_targets"]:.0%} of the sides of positives are longer than '
+        'their bins reach and are trained as shorter ones: box.stop is too small for '
+        'these boxes.'
+      )
+    )
   labels = [
     f'{what} {number(last[key], 2)} ± {number(last[f"{key}_std"], 2)} '
     f'(GFL, ResNet-50, COCO: {published})'
     for key, (what, published) in _LABELS.items()
     if f'{key}_std' in last
   ]
-  if last.get('clamped_targets', 0) > MANY_CLAMPED:
-    curves += paragraph(
-      f'{last["clamped_targets"]:.0%} of the sides of positives are longer than their'
-      ' bins reach, and are learnt as shorter: box.stop is too small for these boxes.'
+  if labels:
+    parts.append(
+      paragraph(
+        'Two possible quality labels of the positives, mean ± standard deviation in a '
+        f'batch, averaged over the last logged batches: {"; ".join(labels)}.'
+      )
     )
-  if not labels:
-    return curves
-  return curves + paragraph(
-    'What a positive could have as its label of quality, mean ± standard deviation of '
-    'the positives of a batch, each the mean over the last logged batches: '
-    f'{"; ".join(labels)}.'
-  )
+  return ''.join(parts)
 
 
 def _precision(evals: list, metrics: Mapping) -> str:
-  if not metrics:
-    return paragraph(NOT_EVALUATED)
-  values = [number(metrics[name]) for name in METRICS]
-  table = Table('r' * len(METRICS), list(METRICS), [values]).as_html()
-  note = paragraph(
-    f'COCO metrics after step {metrics["step"]:,}: AP is the mean over IoU 0.50 to '
-    '0.95; s, m and l are small (below 32² px), medium and large (above 96² px) boxes; '
-    'AR is recall with 1, 10 or 100 detections per image. A dash: nothing to find.'
-  )
+  parts = []
   if 'other_data' in metrics:
-    note = (
-      paragraph(f"On other data than the run's own: {metrics['other_data']}") + note
+    parts.append(paragraph(f"On other data than the run's: {metrics['other_data']}"))
+  parts.append(
+    paragraph(
+      f'COCO metrics after step {metrics["step"]:,}: AP is the mean over IoU 0.50 to '
+      '0.95; s, m and l are small (below 32² px), medium and large (above 96² px) '
+      'boxes; AR is recall with 1, 10 or 100 detections per image. A dash: no such '
+      'box.'
     )
-    return note + table
-  curves = html_page.wide(plots.ap_curves(evals)) if evals else ''
-  return note + table + curves
+  )
+  values = [number(metrics[name]) for name in METRICS]
+  parts.append(Table('r' * len(METRICS), list(METRICS), [values]).as_html())
+  if evals and 'other_data' not in metrics:
+    parts.append(html_page.wide(plots.ap_curves(evals)))
+  return ''.join(parts)
 
 
 def _per_class(metrics: Mapping) -> str:
-  if not metrics:
-    return paragraph(NOT_EVALUATED)
   rows = sorted(
     metrics['per_class'].items(), key=lambda row: (row[1] is None, -(row[1] or 0))
   )
@@ -178,14 +185,3 @@ def _per_class(metrics: Mapping) -> str:
     for name, ap in rows
   )
   return f'<div class="classes">{bars}</div>'
-
-
-def _environment(env: Mapping) -> str:
-  if not env:
-    return paragraph('The run has no env.json.')
-  return Table('ll', ['', ''], flatten(env)).as_html()
-
-
-def _configuration(config: Mapping) -> str:
-  text = listing(json.dumps(config, indent=2).splitlines())
-  return html_page.details('config.json', text)

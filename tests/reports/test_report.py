@@ -10,7 +10,7 @@ import pytest
 
 from gfl_jax.evaluation import diagnostics
 from gfl_jax.files import read_json_lines
-from gfl_jax.reports import pictures, plots
+from gfl_jax.reports import plots, sample_sections
 from gfl_jax.reports.report import MANY_CLAMPED, write_report
 from tests.reports.html_text import Page
 
@@ -259,7 +259,7 @@ def test_many_boxes_keep_their_names_but_no_labels(num_boxes, num_labels):
     'classes': np.zeros(num_boxes, int),
     'scores': np.full(num_boxes, 0.5),
   }
-  svg = pictures.annotated_image(sample, ['a'], list(range(num_boxes)))
+  svg = sample_sections.annotated_image(sample, ['a'], list(range(num_boxes)))
   assert svg.count('<title>a 0.50</title>') == num_boxes
   assert svg.count('<text') == num_labels
 
@@ -339,7 +339,7 @@ def test_diagnostics_of_every_representation(tmp_path, kind, branch):
 def test_diagnostics_of_nothing(tmp_path):
   make_run(tmp_path)
   text = change_diagnostics(tmp_path, num_sides=0)
-  assert 'There is no candidate to judge.' in text
+  assert 'There is no candidate.' in text
   assert 'No detection matches a true box.' in text
 
 
@@ -361,7 +361,7 @@ def test_sides_without_a_distribution_are_lines(tmp_path):
     edge_heights=np.ones((3, 4, 1)),
   )
   text = Page(write_report(tmp_path)).text
-  assert 'knows one place for a side' in text and 'Most ambiguous' not in text
+  assert 'Lines of full height' in text and 'Most ambiguous' not in text
 
 
 @pytest.mark.parametrize('share', [0.02, 0.4])

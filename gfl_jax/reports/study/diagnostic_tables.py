@@ -4,18 +4,16 @@ See evaluation/diagnostics.py for how each is measured.
 """
 
 import re
-from collections.abc import Sequence
 from statistics import fmean
-from typing import NamedTuple
 
 from gfl_jax.evaluation.diagnostics import LEVELS
 from gfl_jax.reports import diagnostic_sections
 from gfl_jax.reports.html_page import details, paragraph
 from gfl_jax.reports.study import statistics
-from gfl_jax.reports.study.comparison_tables import quoted, with_interval
+from gfl_jax.reports.study.comparison_tables import with_interval
 from gfl_jax.reports.study.results import Row, Study
 from gfl_jax.reports.study.statistics import Estimate
-from gfl_jax.reports.tables import DASH, Table, number
+from gfl_jax.reports.tables import DASH, Table
 
 STYLE = """
 .diagnostics td:last-child { min-width: 24em; color: var(--soft); }
@@ -48,6 +46,7 @@ _MEANINGS = {
   },
 }
 _LOWER = ('negatives_above', 'outranking', 'calibration_error', 'side_', 'sides_at')
+_SIGNS = {'higher': 1, 'lower': -1, DASH: 0}
 _PER_KIND = ('spread_ratio', 'side_crps', 'side_nll')
 # The diagnostics that the sentences name.
 _NAMED = {
@@ -64,35 +63,25 @@ _NAMED = {
     'spread_correlation': 'correlation of predicted and true spread',
   },
 }
-_MAX_OPEN = 12  # rows of the table that the page shows unfolded
 
 
-class _Sense(NamedTuple):
-  """Which values of a diagnostic are good: high, low, or near a number."""
-
-  text: str
-  sign: int = 0  # 1: higher is good; -1: lower is good; 0: neither
-  nominal: float | None = None
-
-  def goodness(self, value: float) -> float:
-    """Higher is better; always 0 where a diagnostic is neither good nor bad."""
-    return self.sign * value if self.nominal is None else -abs(value - self.nominal)
-
-
-def _sense(name: str) -> _Sense:
+def _good_is(name: str) -> str:
+  """Which values are good: 'higher', 'lower', near a number as text, or DASH."""
   if name.startswith('coverage_'):
-    nominal = int(name.removeprefix('coverage_')) / 100
-    return _Sense(f'{nominal:g}', nominal=nominal)
+    return f'{int(name.removeprefix("coverage_")) / 100:g}'
   if name.startswith('spread_ratio'):
-    return _Sense('1', nominal=1.0)
+    return '1'
   if 'correlation' in name:
-    return _Sense('higher', 1)
-  return _Sense('lower', -1) if name.startswith(_LOWER) else _Sense(DASH)
+    return 'higher'
+  return 'lower' if name.startswith(_LOWER) else DASH
 
 
 def _goodness(row: Row, name: str) -> dict[int, float]:
-  sense = _sense(name)
-  return {seed: sense.goodness(value) for seed, value in row.diagnostics(name).items()}
+  """By seed; higher is better, and all 0 if a diagnostic is neither good nor bad."""
+  good, values = _good_is(name), row.diagnostics(name)
+  if good in _SIGNS:
+    return {seed: _SIGNS[good] * value for seed, value in values.items()}
+  return {seed: -abs(value - float(good)) for seed, value in values.items()}
 
 
 def _gain(study: Study, row: Row, name: str) -> Estimate | None:
@@ -109,46 +98,31 @@ def findings(study: Study) -> list[str]:
   measured = set(_measured(study))
   if 'negatives_above_a_positive' in measured:  # older studies have only the other
     measured.discard('outranking_negatives')
-  rows = [row for row in study.rows if study.baseline_of(row) is study.baseline]
   told = []
   for topic, measures in _NAMED.items():
     texts = [
-      _against_best(study, rows, name, text)
+      f'{text} ({_good_is(name)} is good) {_against_best(study, name)}'
       for name, text in measures.items()
       if name in measured
     ]
     if texts:
       told.append(
-        f'{topic}, the baseline “{study.baseline.title}” and the best row (paired 95 % '
-        f'intervals, not corrected): {"; ".join(texts)}.'
+        f'{topic}, baseline “{study.baseline.title}” and best row (✓: the paired 95 % '
+        f'interval excludes 0, not corrected): {"; ".join(texts)}.'
       )
   return told
 
 
-def _against_best(study: Study, rows: Sequence[Row], name: str, text: str) -> str:
-  """'calibration error (lower is good) 0.070, best 0.014 of “A” (excludes 0)'."""
-  measured = [row for row in rows if row.diagnostics(name)]
-  told = f'{text} ({_sense(name).text} is good) {number(_mean(study.baseline, name))}'
-  best = max(
-    measured, key=lambda row: fmean(_goodness(row, name).values()), default=None
-  )
-  if best is None or measured == [study.baseline]:
-    return told
-  if best is study.baseline:
-    return f'{told}, no row is better'
-  gain = _gain(study, best, name)
-  if gain is None:
-    how = 'no seed in common with the baseline'
-  elif gain.half_width is None:
-    how = 'noise unknown'
-  else:
-    how = f'interval {"excludes" if gain.is_beyond_noise else "includes"} 0'
-  return f'{told}, best {number(_mean(best, name))} of {quoted([best.title])} ({how})'
-
-
-def _mean(row: Row, name: str) -> float | None:
-  values = row.diagnostics(name).values()
-  return fmean(values) if values else None
+def _against_best(study: Study, name: str) -> str:
+  """'0.070 ± 0.007, best 0.014 ± 0.004 ✓ of “A”'."""
+  rows = [row for row in study.rows if study.baseline_of(row) is study.baseline]
+  goodness = {row.title: _goodness(row, name).values() for row in rows}
+  means = {title: fmean(values) for title, values in goodness.items() if values}
+  ours = _cell(study, study.baseline, name)
+  if not means or (best := max(means, key=means.__getitem__)) == study.baseline.title:
+    return f'{ours}, no row is better'
+  row = next(row for row in rows if row.title == best)
+  return f'{ours}, best {_cell(study, row, name)} of “{best}”'
 
 
 def _measured(study: Study) -> list[str]:
@@ -159,19 +133,26 @@ def _measured(study: Study) -> list[str]:
   return [name for name in names if any(row.diagnostics(name) for row in study.rows)]
 
 
+def _cell(study: Study, row: Row, name: str) -> str:
+  """'0.014 ± 0.004 ✓', marked where it differs from the row's baseline."""
+  found = statistics.estimate(row.diagnostics(name).values())
+  gain, mark = _gain(study, row, name), ''
+  if gain is not None and gain.is_beyond_noise:
+    mark = ' ✓' if gain.mean > 0 else ' ✗'
+  return with_interval(found, 0 if name in _COUNTS else 3) + mark
+
+
 def table(study: Study) -> Table:
   """Mean of every diagnostic per row, marked where it differs from the baseline."""
-  lines = []
-  for name in _measured(study):
-    cells = [name, _sense(name).text]
-    for row in study.rows:
-      found = statistics.estimate(row.diagnostics(name).values())
-      gain = _gain(study, row, name)
-      text = with_interval(found, 0 if name in _COUNTS else 3)
-      if gain is not None and gain.is_beyond_noise:
-        text += ' ✓' if gain.mean > 0 else ' ✗'
-      cells.append(text)
-    lines.append([*cells, _meaning(name)])
+  lines = [
+    [
+      name,
+      _good_is(name),
+      *(_cell(study, row, name) for row in study.rows),
+      _meaning(name),
+    ]
+    for name in _measured(study)
+  ]
   titles = [row.title for row in study.rows]
   head = ['diagnostic', 'good is', *titles, 'meaning']
   return Table('ll' + 'r' * len(titles) + 'l', head, lines)
@@ -186,21 +167,17 @@ def _meaning(name: str) -> str:
 
 
 def as_html(study: Study) -> str:
-  """The table for the page; of a long one, the diagnostics that no sentence names are
-  folded away."""
+  """The table for the page: diagnostics that no sentence names are folded away."""
   whole = table(study)
   if not whole.rows:
     return paragraph('The runs have no diagnostics.')
-  if len(whole.rows) <= _MAX_OPEN:
-    return _colored(whole) + paragraph(LEGEND)
   named = {name for measures in _NAMED.values() for name in measures}
   shown, rest = (
-    [line for line in whole.rows if (line[0] in named) == is_shown]
+    whole._replace(rows=[row for row in whole.rows if (row[0] in named) == is_shown])
     for is_shown in (True, False)
   )
-  title = f'The other diagnostics ({len(rest)})'
-  folded = details(title, _colored(whole._replace(rows=rest)))
-  return _colored(whole._replace(rows=shown)) + paragraph(LEGEND) + folded
+  folded = details(f'The other diagnostics ({len(rest.rows)})', _colored(rest))
+  return _colored(shown) + paragraph(LEGEND) + folded
 
 
 def _colored(part: Table) -> str:

@@ -5,12 +5,13 @@ any script; its strips are SVG with places in per cent, so they fit every window
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 
 from gfl_jax.reports import html_page
+from gfl_jax.reports.study.statistics import Estimate
 
 STYLE = """
 .strips { width: 100%; min-width: 860px; }
@@ -40,16 +41,14 @@ class Mark(NamedTuple):
   """What a strip shows of one row.
 
   Attributes:
-    seeds: (seed, value) of every run, small dots.
-    mean: the large dot; None draws nothing.
-    half_width: of the interval around the mean; None draws no bar.
+    seeds: the value of every run by its seed, small dots.
+    found: the large dot and its interval; None draws nothing.
     color: one of `COLORS`.
     text: beside the strip.
   """
 
-  seeds: Sequence[tuple[int, float]]
-  mean: float | None
-  half_width: float | None
+  seeds: Mapping[int, float]
+  found: Estimate | None
   color: str
   text: str
 
@@ -113,81 +112,78 @@ class _Scale:
   """
 
   def __init__(self, panel: Panel):
-    means = [(m.mean, m.half_width) for m in panel.marks if m.mean is not None]
-    dots = [value for mark in panel.marks for _, value in mark.seeds]
-    dots += [mean for mean, _ in means]
+    found = [mark.found for mark in panel.marks if mark.found]
+    dots = [value for mark in panel.marks for value in mark.seeds.values()]
+    dots += [one.mean for one in found]
     dots += [0.0] if panel.has_zero or not dots else []
+    halves = [(one.mean, one.half_width or 0.0) for one in found]
+    ends = [mean + sign * half for mean, half in halves for sign in (-1, 1)]
     low, high = min(dots), max(dots)
     room = (high - low) or 0.5
-    ends = [(mean - half, mean + half) for mean, half in means if half is not None]
-    low = min([low, *(max(end[0], low - room) for end in ends)])
-    high = max([high, *(min(end[1], high + room) for end in ends)])
+    low = max(min([low, *ends]), low - room)
+    high = min(max([high, *ends]), high + room)
     if low == high:
       low, high = low - room, high + room
     # From the last tick below all values to the first one above them.
     ticks = [float(tick) for tick in _LOCATOR.tick_values(low, high)]
     self.low, self.high = ticks[0], ticks[-1]
-    places = [f'{self.at(tick):.2f}%' for tick in ticks]
+    places = [(tick, '#eef0f3', 'none') for tick in ticks]
+    places += [(0.0, '#6b7280', '4 3')] if panel.has_zero else []
     self.grid = ''.join(
-      f'<line x1="{place}" x2="{place}" y1="0" y2="100%" stroke="#eef0f3"/>'
-      for place in places
+      f'<line x1="{self.at(value)}" x2="{self.at(value)}" y1="0" y2="100%" '
+      f'stroke="{color}" stroke-dasharray="{dashes}"/>'
+      for value, color, dashes in places
     )
-    if panel.has_zero:
-      place = f'{self.at(0):.2f}%'
-      self.grid += (
-        f'<line x1="{place}" x2="{place}" y1="0" y2="100%" stroke="#6b7280" '
-        'stroke-dasharray="4 3"/>'
-      )
     self.labels = ''.join(
-      f'<text x="{place}" y="15">{_short(tick)}</text>'
-      for place, tick in zip(places, ticks, strict=True)
+      f'<text x="{self.at(tick)}" y="15">{_short(tick)}</text>' for tick in ticks
     )
 
-  def at(self, value: float) -> float:
-    """A value's place in per cent of the strip's width."""
+  def at(self, value: float) -> str:
+    """A value's place on the strip, as '12.34%' of its width."""
     share = (value - self.low) / (self.high - self.low)
-    return _MARGIN + (100 - 2 * _MARGIN) * share
+    return f'{_MARGIN + (100 - 2 * _MARGIN) * share:.2f}%'
 
 
 def _drawn(mark: Mark, scale: _Scale) -> str:
   """Above the middle the mean and its interval, below it the seeds."""
-  color, parts = COLORS[mark.color], []
-  above = '<g transform="translate(0 -6)">' if mark.seeds else '<g>'
-  if mark.mean is not None:
-    if mark.half_width is not None:
-      parts.append(_interval(mark.mean, mark.half_width, scale, color))
-    parts.append(
-      f'<circle cx="{scale.at(mark.mean):.2f}%" cy="50%" r="5.5" fill="{color}">'
+  color, above = COLORS[mark.color], ''
+  if mark.found:
+    above = _interval(mark.found, scale, color) + (
+      f'<circle cx="{scale.at(mark.found.mean)}" cy="50%" r="5.5" fill="{color}">'
       f'<title>{html.escape(mark.text)}</title></circle>'
     )
   dots = ''.join(
-    f'<circle cx="{scale.at(value):.2f}%" cy="50%" r="3.5" fill="white" '
+    f'<circle cx="{scale.at(value)}" cy="50%" r="3.5" fill="white" '
     f'stroke="{color}" stroke-width="1.4"><title>seed {seed}: {value:.2f}</title>'
     '</circle>'
-    for seed, value in mark.seeds
+    for seed, value in mark.seeds.items()
   )
-  return f'{above}{"".join(parts)}</g><g transform="translate(0 9)">{dots}</g>'
+  shift = -6 if mark.seeds else 0
+  return (
+    f'<g transform="translate(0 {shift})">{above}</g>'
+    f'<g transform="translate(0 9)">{dots}</g>'
+  )
 
 
-def _interval(mean: float, half_width: float, scale: _Scale, color: str) -> str:
+def _interval(found: Estimate, scale: _Scale, color: str) -> str:
   """A bar with a stop at each end; an end beyond the scale has an arrow instead."""
-  parts, places = [], []
+  if found.half_width is None:
+    return ''
+  stops, places = '', []
   for sign, limit in ((-1, scale.low), (1, scale.high)):
-    end = mean + sign * half_width
+    end = found.mean + sign * found.half_width
     is_beyond = sign * (end - limit) > 1e-9
-    place = f'{scale.at(limit if is_beyond else end):.2f}%'
-    places.append(place)
+    places.append(scale.at(limit if is_beyond else end))
     # A nested svg is a place in per cent to draw at in pixels.
     shape = f'M{-5 * sign} -5 L0 0 L{-5 * sign} 5' if is_beyond else 'M0 -5 V5'
-    parts.append(
-      f'<svg x="{place}" y="50%" overflow="visible"><path d="{shape}" fill="none" '
+    stops += (
+      f'<svg x="{places[-1]}" y="50%" overflow="visible"><path d="{shape}" fill="none" '
       f'stroke="{color}" stroke-width="1.8"/></svg>'
     )
-  bar = (
+  return (
     f'<line x1="{places[0]}" x2="{places[1]}" y1="50%" y2="50%" stroke="{color}" '
-    'stroke-width="2.2"/>'
+    f'stroke-width="2.2"/>{stops}'
   )
-  return bar + ''.join(parts)
 
 
 def _short(value: float) -> str:

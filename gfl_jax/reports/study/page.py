@@ -100,6 +100,7 @@ def summary_table(root: str | os.PathLike) -> str:
 def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> str:
   problems = comparison_tables.problems(study)
   first, *others = sentences.commands(study)
+  scales = " The paper's strips, here and below, have their own scale."
   body = [
     _headline(study, order),
     _finding(study, comparisons, order),
@@ -109,7 +110,7 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
       _precision(study),
       paragraph(
         'Small dots: one run each. Large dot and bar: mean and 95 % interval; an arrow '
-        f'marks an end beyond the scale.{_scales(study)}'
+        f'marks an end beyond the scale.{scales if study.has_paper else ""}'
       ),
     ),
     section(
@@ -117,7 +118,6 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
       _differences(study, comparisons),
       paragraph(
         "Green: better, red: worse, both after Holm's correction; grey: neither shown."
-        f'{_scales(study)}'
       ),
       # Without what the figure shows beside it.
       comparison_tables.overview(study, comparisons).without(*PAPER_COLUMNS).as_html(),
@@ -167,33 +167,18 @@ def _finding(study: Study, comparisons: Mapping, order: Order) -> str:
   return f'<section class="finding"><h2>Findings</h2>{text}</section>\n'
 
 
-def _scales(study: Study) -> str:
-  if not study.has_paper:
-    return ''
-  return (
-    " The paper's strip has its own scale: places and distances on it do not compare "
-    'with ours.'
-  )
-
-
-def _mark(by_seed: Mapping[int, float], color: str, text: str) -> Mark:
-  found = statistics.estimate(by_seed.values())
-  mean, half_width = (found.mean, found.half_width) if found else (None, None)
-  return Mark(list(by_seed.items()), mean, half_width, color, text)
-
-
 def _precision(study: Study) -> str:
   """AP of each row, with the paper's on its own scale beside it."""
   baselines = [study.baseline_of(row) for row in study.rows]
   titles, ours, paper = [], [], []
   for row in study.rows:
-    is_baseline, aps = row in baselines, row.points('AP')
+    is_baseline, aps, ap = row in baselines, row.points('AP'), row.paper.get('AP')
     notes = ['baseline'] * is_baseline + [row.note] * bool(row.note)
     titles.append((row.title, '; '.join(notes)))
-    text = comparison_tables.with_interval(statistics.estimate(aps.values()))
-    ours.append(_mark(aps, 'baseline' if is_baseline else 'plain', text))
-    ap = row.paper.get('AP')
-    paper.append(Mark([], ap, None, 'noise', number(ap, 1)))
+    found = statistics.estimate(aps.values())
+    color = 'baseline' if is_baseline else 'plain'
+    ours.append(Mark(aps, found, color, comparison_tables.with_interval(found)))
+    paper.append(Mark({}, _single(ap), 'noise', number(ap, 1)))
   panels = [Panel(f'Ours: {sentences.base(study)}', 'AP', 45, ours)]
   if study.has_paper:
     panels.append(Panel('Paper: COCO, R-50, 90k', 'AP', 16, paper))
@@ -206,19 +191,22 @@ def _differences(study: Study, comparisons: Mapping[str, Comparison]) -> str:
     return paragraph('The study has no row besides its baseline.')
   titles, ours, paper = [], [], []
   for one in comparisons.values():
-    is_other = one.baseline is not study.baseline
+    is_other, gap = one.baseline is not study.baseline, one.paper_difference
     against = f'; against {one.baseline.title}' if is_other else ''
     titles.append((one.row.title, one.conclusion + against))
     color = one.conclusion if one.conclusion in figures.COLORS else 'noise'
     text = comparison_tables.difference_text(one.difference)
-    ours.append(_mark(one.by_seed, color, text))
-    gap = one.paper_difference
+    ours.append(Mark(one.by_seed, one.difference, color, text))
     text = comparison_tables.paper_difference(gap)
-    paper.append(Mark([], gap, None, 'noise', text))
+    paper.append(Mark({}, _single(gap), 'noise', text))
   panels = [Panel('Ours: AP minus baseline, same seed', 'points', 40, ours, True)]
-  if any(mark.mean is not None for mark in paper):
+  if any(mark.found for mark in paper):
     panels.append(Panel("Paper's difference", 'points', 16, paper, True))
   return figures.strips(titles, panels)
+
+
+def _single(value: float | None) -> statistics.Estimate | None:
+  return statistics.estimate([] if value is None else [value])
 
 
 def _order(order: Order) -> str:

@@ -4,6 +4,7 @@ All APs here are in points, 0 to 100, as papers give them; metrics.json has 0 to
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -176,19 +177,15 @@ class Comparison(NamedTuple):
 def compare_rows(study: Study) -> dict[str, Comparison]:
   """Each row's `Comparison`, by its name; rows that are only a baseline have none."""
   pairs = [(row, study.baseline_of(row)) for row in study.rows]
-  pairs = [(row, baseline) for row, baseline in pairs if row is not baseline]
-  by_seed = [_differences(*pair) for pair in pairs]
-  found = [statistics.estimate(values.values()) for values in by_seed]
-  corrected = statistics.holm([one and one.p_value for one in found])
   comparisons = {}
-  for (row, baseline), differences, difference, p_value in zip(
-    pairs, by_seed, found, corrected, strict=True
+  for (row, baseline), by_seed, difference, p_value in _compare(
+    [(row, baseline) for row, baseline in pairs if row is not baseline]
   ):
     both_in_paper = 'AP' in row.paper and 'AP' in baseline.paper
     comparisons[row.name] = Comparison(
       row,
       baseline,
-      differences,
+      by_seed,
       difference,
       row.paper['AP'] - baseline.paper['AP'] if both_in_paper else None,
       p_value,
@@ -197,8 +194,16 @@ def compare_rows(study: Study) -> dict[str, Comparison]:
   return comparisons
 
 
-def _differences(row: Row, other: Row) -> dict[int, float]:
-  return statistics.paired_differences(row.points('AP'), other.points('AP'))
+def _compare(pairs: list[tuple[Row, Row]]):
+  """Of each pair of rows: itself, the difference of AP by seed, its estimate, and the p
+  value, corrected over all pairs."""
+  by_seed = [
+    statistics.paired_differences(row.points('AP'), other.points('AP'))
+    for row, other in pairs
+  ]
+  found = [statistics.estimate(values.values()) for values in by_seed]
+  corrected = statistics.holm([one and one.p_value for one in found])
+  return zip(pairs, by_seed, found, corrected, strict=True)
 
 
 def _conclusion(row: Row, baseline: Row, difference, p_value: float | None) -> str:
@@ -277,15 +282,11 @@ class Order(NamedTuple):
 def compare_order(study: Study) -> Order:
   """Which of the paper's orderings of two rows our runs show."""
   in_paper = [row for row in study.rows if 'AP' in row.paper]
-  gaps = [(a.paper['AP'] - b.paper['AP'], a, b) for a in in_paper for b in in_paper]
-  gaps = sorted((gap for gap in gaps if gap[0] > 0), key=lambda gap: -gap[0])
-  found = [statistics.estimate(_differences(a, b).values()) for _, a, b in gaps]
-  corrected = statistics.holm([one and one.p_value for one in found])
+  gap = lambda pair: pair[0].paper['AP'] - pair[1].paper['AP']
+  ordered = [pair for pair in itertools.product(in_paper, repeat=2) if gap(pair) > 0]
   pairs = [
-    Pair(higher, lower, gap, difference, _outcome(difference, p_value))
-    for (gap, higher, lower), difference, p_value in zip(
-      gaps, found, corrected, strict=True
-    )
+    Pair(*pair, gap(pair), difference, _outcome(difference, p_value))
+    for pair, _, difference, p_value in _compare(sorted(ordered, key=gap, reverse=True))
     if difference is not None
   ]
   rows = [row for row in in_paper if row.points('AP')]
@@ -294,7 +295,7 @@ def compare_order(study: Study) -> Order:
   has_order = len(set(paper)) > 1 and len(set(ours)) > 1
   kendall: Any = scipy.stats.kendalltau  # for pyright, its result has no attributes
   tau = float(kendall(paper, ours).statistic) if has_order else None
-  return Order(rows, tau, pairs, len(gaps) - len(pairs))
+  return Order(rows, tau, pairs, len(ordered) - len(pairs))
 
 
 def _outcome(difference: Estimate, p_value: float | None) -> str:

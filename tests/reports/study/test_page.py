@@ -10,6 +10,7 @@ from gfl_jax.reports.study import figures
 from gfl_jax.reports.study.figures import Mark, Panel
 from gfl_jax.reports.study.page import summary_table, write_study_report
 from gfl_jax.reports.study.results import compare_order, compare_rows, load_study
+from gfl_jax.reports.study.statistics import Estimate, estimate
 from gfl_jax.reports.tables import Table
 from tests.reports.html_text import Page
 
@@ -398,8 +399,8 @@ def places(figure):
 
 def test_a_wide_interval_leaves_the_dots_apart():
   marks = [
-    Mark([(0, 1.0), (1, 1.2)], 1.1, 40.0, 'plain', ''),
-    Mark([(0, 2.0)], 2.0, None, 'baseline', ''),
+    Mark({0: 1.0, 1: 1.2}, Estimate(2, 1.1, None, 40.0, None), 'plain', ''),
+    Mark({0: 2.0}, estimate([2.0]), 'baseline', ''),
   ]
   figure = figures.strips([('a', ''), ('b', '')], [Panel('t', 'h', 50, marks)])
   assert all(0 <= place <= 100 for place in places(figure))
@@ -408,7 +409,7 @@ def test_a_wide_interval_leaves_the_dots_apart():
 
 
 def test_dots_are_drawn_to_scale():
-  marks = [Mark([], value, None, 'plain', '') for value in (-1.0, 3.0, 0.0)]
+  marks = [Mark({}, estimate([value]), 'plain', '') for value in (-1.0, 3.0, 0.0)]
   panel = Panel('t', 'h', 50, marks, has_zero=True)
   figure = figures.strips([('', '')] * 3, [panel])
   low, high, zero = map(float, re.findall(r'<circle cx="([\d.]+)%"', figure))
@@ -417,14 +418,14 @@ def test_dots_are_drawn_to_scale():
 
 
 def test_a_figure_of_one_value():
-  panel = Panel('t', 'h', 50, [Mark([(0, 7.0)], 7.0, 0.0, 'plain', '7.0')])
+  panel = Panel('t', 'h', 50, [Mark({0: 7.0}, estimate([7.0, 7.0]), 'plain', '7.0')])
   figure = figures.strips([('a', '')], [panel])
   assert all(0 <= place <= 100 for place in places(figure))
   assert '7.0' in figure and 'nan' not in figure
 
 
 def test_ticks_reach_beyond_the_data():
-  marks = [Mark([(0, 29.96), (1, 31.3)], 30.6, 0.4, 'plain', '')]
+  marks = [Mark({0: 29.96, 1: 31.3}, estimate([30.2, 31.0]), 'plain', '')]
   figure = figures.strips([('', '')], [Panel('t', 'h', 50, marks)])
   ticks = [float(text) for text in re.findall(r'<text [^>]*>([\d.]+)</text>', figure)]
   assert min(ticks) <= 29.96 and max(ticks) >= 31.3
@@ -481,11 +482,11 @@ def test_diagnostics_are_told_against_the_baseline(tmp_path):
   write_study_report(write(tmp_path, study))
   text = Page(tmp_path / 'report.html').text
   for told in (
-    'Ranking, the baseline “joint <row>” and the best row',
-    '(higher is good) 0.600, best 0.700 of “branch <row>” (interval excludes 0)',
-    'CRPS in px (lower is good) 2.000, no row is better',
-    '(0.5 is good) 0.700, best 0.550 of “branch <row>” (interval excludes 0)',
-    '(higher is good) –, best 0.200 of “none <row>” (no seed in common',
+    'Ranking, baseline “joint <row>” and best row',
+    '(higher is good) 0.600 ± 0.000, best 0.700 ± 0.000 ✓ of “branch <row>”',
+    'CRPS in px (lower is good) 2.000 ± 0.000, no row is better',
+    '(0.5 is good) 0.700 ± 0.000, best 0.550 ± 0.000 ✓ of “branch <row>”',
+    '(higher is good) –, best 0.200 ± 0.000 of “none <row>”',
   ):
     assert told in text, told
   tables = markdown_tables((tmp_path / 'results.md').read_text())
