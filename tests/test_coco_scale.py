@@ -1,4 +1,4 @@
-"""The dry_run of COCO's size, on a data set that is small."""
+"""The COCO-scale dry run, on a small data set."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gfl_jax.data import coco_classes
+from gfl_jax.data import coco_json
 from scripts.benchmarks import coco_scale_parts
 
 
@@ -16,7 +16,7 @@ def photographs(tmp_path):
   folder = tmp_path / 'photographs'
   (folder / 'images').mkdir(parents=True)
   (folder / 'annotations').mkdir()
-  names = zip(coco_classes.COCO_CATEGORY_IDS, coco_classes.COCO_NAMES, strict=True)
+  names = zip(coco_json.COCO_CATEGORY_IDS, coco_json.COCO_NAMES, strict=True)
   categories = [{'id': i, 'name': name} for i, name in names]
   images, annotations = [], []
   for number in range(5):
@@ -34,7 +34,7 @@ def photographs(tmp_path):
   return folder
 
 
-def test_a_data_set_is_prepared_in_two_goes_and_read(photographs, tmp_path):
+def test_a_preparation_is_killed_continued_and_read(photographs, tmp_path):
   folder = tmp_path / 'all'
   folder.mkdir()
   counts = {'train2017': 3000, 'val2017': 7}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gfl_jax.data import coco_classes
+from gfl_jax.data import coco_json
 from tests import golden_weights
 from tests.data import sets
 from tests.inference import small_run
@@ -104,7 +104,7 @@ def test_weights_from_elsewhere(folder):
   arrays = golden_weights.state_dict('model_r50').items()
   checkpoint = {
     'state_dict': {name: torch.from_numpy(array.copy()) for name, array in arrays},
-    'meta': {'CLASSES': coco_classes.COCO_NAMES},
+    'meta': {'CLASSES': coco_json.COCO_NAMES},
   }
   torch.save(checkpoint, folder / 'gfl_r50_fpn_1x_coco.pth')
   run('docs/weights.md')

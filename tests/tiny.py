@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from configs import demo_shapes
-from gfl_jax.data import dataset, memory
+from gfl_jax.data import annotations, memory
 from gfl_jax.training import experiment, run_folder
 
 
@@ -58,7 +58,7 @@ def save_data(path, *, num_train, num_eval):
       labels.append(label)
     boxes = np.array(boxes, np.float32)
     sizes = np.full((count, 2), 64, np.int32)
-    annotations = dataset.Annotations(
+    known = annotations.Annotations(
       image_ids=np.arange(first_id, first_id + count),
       sizes=sizes,
       starts=np.arange(count + 1),
@@ -72,7 +72,7 @@ def save_data(path, *, num_train, num_eval):
     pixels = memory.MemoryPixels(
       images.reshape(-1), np.arange(count, dtype=np.int64) * 64 * 64 * 3, sizes
     )
-    return annotations, pixels
+    return known, pixels
 
   names, ids = ('square', 'bar', 'none'), (7, 9, 11)
   whole = memory.MemoryDataset(names, ids, split(num_train, 100), split(num_eval, 200))

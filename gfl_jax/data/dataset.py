@@ -1,8 +1,8 @@
-"""The data set as training and evaluation see it: iterators of numpy dicts.
+"""A data set as training and evaluation use it: iterators of numpy dicts.
 
-Annotations of both splits are held in memory (COCO's: some 50 MB); pixels come from a
-source, either memory (memory.py) or TFDS records (pipeline.py). Whatever the source,
-the batch at a step is a pure function of (seed, step).
+The annotations of both splits are held in memory (some 50 MB for COCO); pixels come
+from memory (memory.py) or from TFDS records (records.py). Whatever the source, the
+batch at a step is a pure function of (seed, step).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gfl_jax.data import transforms
-from gfl_jax.data.scenes import EDGE_KINDS
+from gfl_jax.data.annotations import Annotations
 from gfl_jax.data.transforms import Plan
 from gfl_jax.errors import UserError
 
@@ -38,108 +38,58 @@ class PixelSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Annotations:
-  """What is known of N images with M boxes; image i has starts[i]:starts[i + 1].
+class Splits:
+  """Both splits of a data set, before any image is left out of training.
 
   Attributes:
-    image_ids: [N] int64.
-    sizes: [N, 2] int32 original (h, w).
-    starts: [N + 1] int64.
-    boxes: [M, 4] float32 xyxy in original pixels, as annotated.
-    labels: [M] int32 in 0..C-1.
-    is_crowd: [M] bool.
-    areas: [M] float32, original pixels squared, the data set's own.
-    edge_sigma: [M, 4] float32 (l, t, r, b): standard deviation of the annotated side
-      in original pixels; NaN where unknown.
-    edge_kind: [M, 4] int8, index into scenes.EDGE_KINDS; -1 where unknown.
+    class_names: C names.
+    category_ids: C ints, the data set's own id of each label.
+    train, validation: annotations and pixels.
+    bad_images, degenerate_boxes: how many of the training split the preparation has
+      left out.
   """
 
-  image_ids: np.ndarray
-  sizes: np.ndarray
-  starts: np.ndarray
-  boxes: np.ndarray
-  labels: np.ndarray
-  is_crowd: np.ndarray
-  areas: np.ndarray
-  edge_sigma: np.ndarray
-  edge_kind: np.ndarray
-
-  def __len__(self) -> int:
-    return len(self.image_ids)
-
-  @property
-  def owner(self) -> np.ndarray:
-    """[M] position of each box's image."""
-    return np.repeat(np.arange(len(self)), np.diff(self.starts))
-
-  def select(self, keep: np.ndarray) -> 'Annotations':
-    """The annotations of the images at `keep` [n] alone, in that order."""
-    counts = np.diff(self.starts)[keep]
-    rows = box_rows(self.starts, keep)
-    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    del fields['starts']
-    per_image = {k: fields.pop(k)[keep] for k in ('image_ids', 'sizes')}
-    per_box = {name: values[rows] for name, values in fields.items()}
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    return Annotations(starts=starts, **per_image, **per_box)
-
-
-def box_rows(starts: np.ndarray, images: np.ndarray) -> np.ndarray:
-  """Rows of the boxes of some images, image by image."""
-  counts = starts[images + 1] - starts[images]
-  ends = np.cumsum(counts)
-  return np.arange(counts.sum()) + np.repeat(starts[images] + counts - ends, counts)
+  class_names: tuple[str, ...]
+  category_ids: tuple[int, ...]
+  train: tuple[Annotations, PixelSource]
+  validation: tuple[Annotations, PixelSource]
+  bad_images: int = 0
+  degenerate_boxes: int = 0
 
 
 class Dataset:
   """Training and evaluation split of one data set.
 
   Attributes:
-    class_names: tuple of C names.
-    category_ids: tuple of C ints, the data set's own id of each label.
-    num_train, num_eval: images in use.
+    class_names, category_ids: as in `Splits`.
+    num_train, num_eval: number of images in use.
     counters: dict of ints for the log: what was left out of training and why.
-    canvases: the (h, w) that batches come on, one or two of them.
   """
 
-  def __init__(
-    self,
-    config: Any,
-    *,
-    class_names: tuple[str, ...],
-    category_ids: tuple[int, ...],
-    train: tuple[Annotations, PixelSource],
-    evaluation: tuple[Annotations, PixelSource],
-    bad_images: int = 0,
-    degenerate_boxes: int = 0,
-  ):
-    """Args: config: config.data; train and evaluation: whole splits, not filtered;
-      bad_images, degenerate_boxes: of the training split, left out beforehand.
+  def __init__(self, config: Any, splits: Splits):
+    """Args: config: config.data.
 
     Raises: ValueError: a label outside the classes, an image larger than its canvas,
       no image or no box left to train on, or no image to evaluate.
     """
     self._config = config
-    self.class_names = tuple(class_names)
-    self.category_ids = tuple(category_ids)
-    for annotations, _ in (train, evaluation):
-      _check_labels(annotations, len(self.class_names))
-    keep, counters = _training_filter(train[0], config.max_boxes, config.keep_empty)
-    counters['degenerate_boxes'] += degenerate_boxes
-    self.counters = counters | {'bad_images': bad_images}
-    self._train = train[0].select(keep)
-    self._train_pixels = train[1].select(keep)
-    self._eval, self._eval_pixels = evaluation
+    self.class_names = tuple(splits.class_names)
+    self.category_ids = tuple(splits.category_ids)
+    train, train_pixels = splits.train
+    self._eval, self._eval_pixels = splits.validation
+    for annotations in (train, self._eval):
+      annotations.check_labels(len(self.class_names))
+    keep, self.counters = _training_filter(train, config.max_boxes, config.keep_empty)
+    self.counters['degenerate_boxes'] += splits.degenerate_boxes
+    self.counters['bad_images'] = splits.bad_images
+    self._train, self._train_pixels = train.select(keep), train_pixels.select(keep)
     for name, split in (('training', self._train), ('evaluation', self._eval)):
       if not len(split):
         raise UserError(f'no image is left for {name}; counters: {self.counters}')
       turned = self._turned(split)
       canvases = np.array([config.canvas, config.canvas[::-1]])[turned.astype(int)]
       transforms.check_fit(split.sizes, split.image_ids, canvases, config)
-    self._wanted = ~transforms.is_degenerate(
-      self._train.boxes, self._train.sizes[self._train.owner]
-    )
-    self._wanted &= ~self._train.is_crowd
+    self._train_usable, self._eval_usable = map(_usable, (self._train, self._eval))
     self._check_boxes()
 
   num_train = property(lambda self: len(self._train))
@@ -147,28 +97,29 @@ class Dataset:
 
   @property
   def canvases(self) -> tuple[tuple[int, int], ...]:
-    """The canvases of all batches; see `train_batches`."""
+    """The one or two (h, w) that batches come on; see `train_batches`."""
     turned = {bool(t) for s in (self._train, self._eval) for t in self._turned(s)}
     return tuple(self._canvas(t) for t in sorted(turned))
 
   @property
   def canvas_covered(self) -> float:
-    """Share of the training canvases' pixels that images cover, the rest being padding:
-    the mean over images, and over the range of the short side, without zoom."""
+    """Share of the training canvases' pixels that images cover; the rest is padding.
+
+    It is the mean over images and over the range of the short side, without zoom.
+    """
     low, high = self._config.short_side
+    sizes, longest = self._train.sizes, self._config.max_long_side
     pixels = [
-      transforms.resized_sizes(
-        self._train.sizes, short_side, self._config.max_long_side
-      ).prod(-1)
+      transforms.resized_sizes(sizes, short_side, longest).prod(-1)
       for short_side in np.linspace(low, high, 9 if high > low else 1)
     ]
     return float(np.mean(pixels) / np.prod(self._config.canvas))
 
   @functools.cached_property
   def checksum(self) -> int:
-    """CRC-32 of the classes and of all that is known of the images of both splits.
+    """CRC-32 of the classes and of the annotations of both splits, not of pixels.
 
-    Hosts with the same one cut the same batches. Pixels are not read for it.
+    Hosts that have the same checksum make the same batches.
     """
     classes = list(zip(self.class_names, map(int, self.category_ids), strict=True))
     checksum = zlib.crc32(repr(classes).encode())
@@ -179,7 +130,7 @@ class Dataset:
     return checksum
 
   def steps_per_epoch(self, batch_size: int) -> int:
-    """Batches in which every training image comes once."""
+    """Number of batches in which every training image comes once."""
     portrait = int(self._turned(self._train).sum())
     counts = (self.num_train - portrait, portrait)
     return sum(-(-count // batch_size) for count in counts)
@@ -194,16 +145,17 @@ class Dataset:
   ) -> Iterator[Batch]:
     """Endless batches, the first being that of `start_step`.
 
-    An epoch is a permutation of the images cut into batches; the last batch is filled
+    An epoch is a permutation of the images, cut into batches. The last batch is filled
     up with the first images of the same permutation, as mmdet's sampler does. If the
-    canvas is not square, a batch holds images of one orientation and portrait images
+    canvas is not square, all images of a batch have one orientation and portrait images
     come on the transposed canvas (mmdet groups by aspect ratio, too), so a step is
     compiled for each of `canvases`.
 
     Args:
       batch_size: images of all shards together.
-      seed: of the order and of all random transforms, with the epoch.
-      start_step: begins here, at no cost, with what a straight run has from here on.
+      seed: of the order and, together with the epoch, of all random transforms.
+      start_step: the batches equal those of an uninterrupted run from this step on;
+        starting late costs nothing.
       shard: (index, count): gives the index-th of `count` equal parts of each batch.
     Raises: ValueError: the batch cannot be split into equal parts.
     """
@@ -211,7 +163,7 @@ class Dataset:
     plans = lambda: self._train_plans(batch_size, seed, start_step, part)
     images = self._train_pixels.images(plans())
     for plan, pixels in zip(plans(), images, strict=False):
-      yield self._assemble(self._train, self._wanted, plan, pixels)
+      yield self._assemble(self._train, self._train_usable, plan, pixels)
 
   def eval_batches(
     self, batch_size: int, *, shard: tuple[int, int] = (0, 1)
@@ -223,100 +175,66 @@ class Dataset:
     Args: batch_size: of all shards together; shard: as in `train_batches`.
     """
     part = _shard_part(batch_size, shard)
-    wanted = self._wanted_for_evaluation()
-    plans = lambda: self._eval_plans(batch_size, part)
-    images = self._eval_pixels.images(plans())
-    for plan, pixels in zip(plans(), images, strict=True):
-      yield self._assemble(self._eval, wanted, plan, pixels)
+    images = self._eval_pixels.images(self._eval_plans(batch_size, part))
+    for plan, pixels in zip(self._eval_plans(batch_size, part), images, strict=True):
+      yield self._assemble(self._eval, self._eval_usable, plan, pixels)
 
   def eval_image_ids(
     self, batch_size: int, *, shard: tuple[int, int] = (0, 1)
   ) -> list[int]:
-    """The images of `eval_batches`, in their order; arguments as there."""
+    """The ids of the images of `eval_batches`, in order; the arguments are the same."""
     part = _shard_part(batch_size, shard)
     rows = np.concatenate([plan.rows for plan in self._eval_plans(batch_size, part)])
     return self._eval.image_ids[rows[rows >= 0]].tolist()
 
   def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
-    """The evaluation split as a COCO json's dict, in original pixels.
-
-    Boxes without an area are left out: no detection can match them. `edge_sigma`
-    (l, t, r, b in pixels) and `edge_kind` (four of `scenes.EDGE_KINDS`) are there where
-    they are known.
-    """
-    split = self._eval
-    images = [
-      {'id': int(i), 'height': int(h), 'width': int(w)}
-      for i, (h, w) in zip(split.image_ids, split.sizes, strict=True)
-    ]
-    names = zip(self.category_ids, self.class_names, strict=True)
-    annotations = []
-    for row, owner in enumerate(split.owner):
-      x0, y0, x1, y1 = split.boxes[row].tolist()
-      if not (x1 > x0 and y1 > y0):
-        continue
-      annotation = {
-        'id': len(annotations) + 1,
-        'image_id': int(split.image_ids[owner]),
-        'category_id': self.category_ids[split.labels[row]],
-        'bbox': [x0, y0, x1 - x0, y1 - y0],
-        'area': float(split.areas[row]),
-        'iscrowd': int(split.is_crowd[row]),
-      }
-      if np.isfinite(split.edge_sigma[row]).all():
-        annotation['edge_sigma'] = split.edge_sigma[row].tolist()
-      if (split.edge_kind[row] >= 0).all():
-        annotation['edge_kind'] = [EDGE_KINDS[kind] for kind in split.edge_kind[row]]
-      annotations.append(annotation)
-    return {
-      'images': images,
-      'annotations': annotations,
-      'categories': [{'id': int(i), 'name': name} for i, name in names],
-    }
+    """The evaluation split as the content of a COCO json; see `Annotations.to_coco`."""
+    return self._eval.to_coco(self.class_names, self.category_ids)
 
   @property
   def unused_classes(self) -> list[str]:
-    """Names of the classes that no training box is of."""
-    used = set(self._train.labels[self._wanted].tolist())
+    """Names of the classes that no training box has."""
+    used = set(self._train.labels[self._train_usable].tolist())
     return [name for label, name in enumerate(self.class_names) if label not in used]
 
   @property
   def train_box_sizes(self) -> np.ndarray:
-    """[n, 2] float (w, h) of the training boxes, in canvas px at the largest short
-    side, without zoom."""
+    """[n, 2] float (w, h) of the training boxes in pixels of the canvas.
+
+    The short side of the images is the largest of its range, without zoom.
+    """
     sizes = self._train.sizes
-    resized = transforms.resized_sizes(
-      sizes, self._config.short_side[1], self._config.max_long_side
-    )
-    owner = self._train.owner[self._wanted]
-    boxes = transforms.clip_to_image(self._train.boxes[self._wanted], sizes[owner])
-    scale = (resized / sizes)[owner, ::-1]
+    owner = self._train.owner[self._train_usable]
+    boxes = self._train.boxes[self._train_usable]
+    boxes = transforms.clip_to_image(boxes, sizes[owner])
+    scale = (transforms.largest_sizes(sizes, self._config) / sizes)[owner, ::-1]
     return (boxes[:, 2:] - boxes[:, :2]) * scale
 
   def _check_boxes(self) -> None:
-    """Raises a UserError if no box is left to train on; says what looks wrong."""
-    as_shares, looks = _look_like_shares(self._train, 'training')
-    if not (self._wanted & ~as_shares).any():
-      crowds = self._train.is_crowd.sum()
-      reason = looks or (
-        f'{crowds} of {len(self._train.boxes)} are crowds (iscrowd: 1), which nothing'
-        ' learns'
+    """Raises a UserError if no box is left to train on; warns of suspicious boxes."""
+    shares = [split.look_like_shares() for split in (self._train, self._eval)]
+    warnings = [
+      f'{mask.sum()} of {len(mask)} {name} boxes lie within the first pixel of their'
+      ' image. They look like shares of its size, in 0..1, but COCO has pixels'
+      for name, mask in zip(('training', 'evaluation'), shares, strict=True)
+      if mask.any()
+    ]
+    if not (self._train_usable & ~shares[0]).any():
+      reason = (
+        warnings[0]
+        if shares[0].any()
+        else (
+          f'{self._train.is_crowd.sum()} of {len(self._train.boxes)} are crowds'
+          ' (iscrowd: 1), which are not trained on'
+        )
       )
       raise UserError(
         f'no box is left to train on: {reason}. Left out: {self.counters}'
       )
-    _, looks_too = _look_like_shares(self._eval, 'evaluation')
-    for text in filter(None, (looks, looks_too)):
-      _LOG.warning('%s.', text)
-    if not self._wanted_for_evaluation().any():
+    for warning in warnings:
+      _LOG.warning('%s.', warning)
+    if not self._eval_usable.any():
       _LOG.warning('No evaluation image has a box: there is no AP to compute.')
-
-  def _wanted_for_evaluation(self) -> np.ndarray:
-    """[M] bool: the boxes that batches of `eval_batches` hold."""
-    degenerate = transforms.is_degenerate(
-      self._eval.boxes, self._eval.sizes[self._eval.owner]
-    )
-    return ~self._eval.is_crowd & ~degenerate
 
   def _turned(self, split: Annotations) -> np.ndarray:
     """[N] bool: the image comes on the transposed canvas."""
@@ -353,12 +271,12 @@ class Dataset:
           rows, self._eval.sizes[rows], self._canvas(flag), self._config
         )
 
-  def _assemble(self, split, wanted, plan, pixels) -> Batch:
+  def _assemble(self, split: Annotations, usable, plan: Plan, pixels) -> Batch:
     real = plan.rows >= 0
     counts = np.where(real, np.diff(split.starts)[plan.rows], 0)
-    rows = box_rows(split.starts, plan.rows[real])
+    rows = split.box_rows(plan.rows[real])
     owner = np.repeat(np.arange(len(plan.rows)), counts)
-    rows, owner = rows[wanted[rows]], owner[wanted[rows]]
+    rows, owner = rows[usable[rows]], owner[usable[rows]]
     sizes = np.where(real[:, None], split.sizes[plan.rows], 0)
     boxes, inside = transforms.boxes_on_canvas(split.boxes[rows], owner, sizes, plan)
     rows, owner, boxes = rows[inside], owner[inside], boxes[inside]
@@ -366,7 +284,7 @@ class Dataset:
     slot = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
     limit = self._config.max_boxes
     fits = slot < limit
-    rows, owner, slot, boxes = rows[fits], owner[fits], slot[fits], boxes[fits]
+    place = owner[fits], slot[fits]
     shape = (len(plan.rows), limit)
     batch = {
       'images': pixels,
@@ -379,55 +297,39 @@ class Dataset:
       'original_sizes': sizes.astype(np.int32),
       'dropped_boxes': np.maximum(counts - limit, 0).astype(np.int32),
     }
-    batch['boxes'][owner, slot] = boxes
-    batch['labels'][owner, slot] = split.labels[rows]
-    batch['valid'][owner, slot] = True
+    batch['boxes'][place] = boxes[fits]
+    batch['labels'][place] = split.labels[rows[fits]]
+    batch['valid'][place] = True
     batch['scales'][real] = (plan.resized[real] / sizes[real])[:, ::-1]
     return batch
 
 
-def _check_labels(split: Annotations, num_classes: int):
-  wrong = np.flatnonzero((split.labels < 0) | (split.labels >= num_classes))
-  if wrong.size:
-    image = split.image_ids[split.owner[wrong[0]]]
-    raise UserError(
-      f'label {split.labels[wrong[0]]} of image {image} is outside 0..{num_classes - 1}'
-    )
-
-
-def _look_like_shares(split: Annotations, name: str) -> tuple[np.ndarray, str]:
-  """[M] bool: boxes within the first pixel of their image; and what to say of them."""
-  with np.errstate(invalid='ignore'):  # of nan
-    # 1 px may come back from TFDS as a little more.
-    tiny = np.all(split.boxes[:, 2:] > 0, -1) & np.all(split.boxes <= 1 + 1e-3, -1)
-  looks = (
-    f'{tiny.sum()} of {len(tiny)} {name} boxes lie within the first pixel of their'
-    " image: they look like shares of its size in 0..1, and COCO's are in pixels"
-  )
-  return tiny, looks if tiny.any() else ''
-
-
-def _training_filter(split: Annotations, max_boxes: int, keep_empty: bool):
-  """Positions of the images to train on, and what was left out.
-
-  Source: mmdet's filter_imgs: an image with any annotation, be it a crowd, stays; with
-  `keep_empty` (its filter_empty_gt=False) one without any stays, too.
-  """
-  counts = np.diff(split.starts)
-  empty, small = counts == 0, split.sizes.min(-1) < MIN_IMAGE_SIDE
-  left_out = empty & (not keep_empty)
-  keep = np.flatnonzero(~left_out & ~small)
+def _usable(split: Annotations) -> np.ndarray:
+  """[M] bool: boxes that batches hold, neither crowds nor degenerate."""
   degenerate = transforms.is_degenerate(split.boxes, split.sizes[split.owner])
-  wanted = ~degenerate & ~split.is_crowd
-  per_image = np.bincount(split.owner[wanted], minlength=len(split))[keep]
-  counters = {
-    'images_without_boxes': int(left_out.sum()),
-    'images_too_small': int((small & ~left_out).sum()),
+  return ~degenerate & ~split.is_crowd
+
+
+def _training_filter(
+  split: Annotations, max_boxes: int, keep_empty: bool
+) -> tuple[np.ndarray, dict[str, int]]:
+  """Positions of the images to train on, and counts of what was left out.
+
+  Source: mmdet's filter_imgs: an image that has any annotation, even only a crowd, is
+  kept; with `keep_empty` (its filter_empty_gt=False) also one without any.
+  """
+  empty = (np.diff(split.starts) == 0) & (not keep_empty)
+  small = split.sizes.min(-1) < MIN_IMAGE_SIDE
+  keep = np.flatnonzero(~empty & ~small)
+  usable = _usable(split)
+  per_image = np.bincount(split.owner[usable], minlength=len(split))[keep]
+  return keep, {
+    'images_without_boxes': int(empty.sum()),
+    'images_too_small': int((small & ~empty).sum()),
     'crowd_boxes': int(split.is_crowd.sum()),
-    'degenerate_boxes': int((degenerate & ~split.is_crowd).sum()),
+    'degenerate_boxes': int((~usable & ~split.is_crowd).sum()),
     'overflowing_boxes': int(np.maximum(per_image - max_boxes, 0).sum()),
   }
-  return keep, counters
 
 
 def _epoch_rows(turned: np.ndarray, batch_size: int, rng) -> np.ndarray:

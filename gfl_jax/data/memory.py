@@ -1,35 +1,36 @@
-"""A small data set, decoded, in memory and in one file; needs no TensorFlow.
+"""A small data set, decoded, in memory or in one file; needs no TensorFlow.
 
-Images are kept as the uint8 pixels of the resize to the largest short side: training
-without zoom or multi-scale copies them, otherwise they are resized again from that.
-Every resize is `place`'s: OpenCV's bilinear one, on which the published recipe stands,
-with half-pixel centres and without antialiasing.
+Images are kept as the uint8 pixels of the resize to the largest short side. Training
+without zoom or multi-scale copies them; otherwise they are resized once more. All
+resizes are `place`'s: OpenCV's bilinear one, as in the published recipe, with
+half-pixel centres and without antialiasing.
 """
 
+import collections
 import dataclasses
 import os
 import pathlib
-import queue
-import threading
 import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent import futures
 from typing import Any
 
 import cv2
 import numpy as np
 
 from gfl_jax.data import transforms
-from gfl_jax.data.dataset import Annotations, Dataset
+from gfl_jax.data.annotations import Annotations
+from gfl_jax.data.dataset import Dataset, Splits
 from gfl_jax.data.transforms import Plan
 from gfl_jax.errors import MissingFileError, UserError, storage_errors
 
 FORMAT = 'gfl_jax data set'
 VERSION = 2
 SPLITS = ('train', 'validation')
-cv2.setNumThreads(1)  # who wants more cores has a thread for each image
-# What numpy raises for a file that is cut off, changed, or not its own.
+cv2.setNumThreads(1)  # several images are decoded at once, each in a thread
+# What numpy raises for a file that is cut off, changed, or of another program.
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, ValueError)
 
 
@@ -49,13 +50,11 @@ class MemoryPixels:
 
   def image(self, row: int) -> np.ndarray:
     """[h, w, 3] uint8, a view."""
-    height, width = (int(x) for x in self.sizes[row])
-    start = int(self.starts[row])
-    flat = self.pixels[start : start + height * width * 3]
-    return flat.reshape(height, width, 3)
+    shape = (*self.sizes[row].tolist(), 3)
+    return np.ndarray(shape, np.uint8, self.pixels, int(self.starts[row]))
 
   def select(self, keep: np.ndarray) -> 'MemoryPixels':
-    """The images at `keep` alone; the pixels are shared."""
+    """Only the images at `keep`; the pixels are shared."""
     return MemoryPixels(self.pixels, self.starts[keep], self.sizes[keep])
 
   def images(self, plans: Iterator[Plan]) -> Iterator[np.ndarray]:
@@ -70,13 +69,14 @@ class MemoryPixels:
 
 
 def place(image: np.ndarray, plan: Plan, i: int, target: np.ndarray) -> None:
-  """Writes what a plan's i-th row wants to see of an image.
+  """Resizes, crops and mirrors an image as the i-th row of a plan says.
 
   Args:
     image: [h, w, 3] uint8 of any size.
     plan: of a batch.
     i: position in that batch.
-    target: [*plan.image_sizes[i], 3] uint8, the covered part of the canvas.
+    target: [*plan.image_sizes[i], 3] uint8, the covered part of the canvas, to be
+      written to.
   """
   height, width = target.shape[:2]
   size = tuple(plan.resized[i].tolist())
@@ -94,26 +94,20 @@ def place(image: np.ndarray, plan: Plan, i: int, target: np.ndarray) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryDataset:
-  """Both splits of a data set, whole, as they are kept in the file."""
+class MemoryDataset(Splits):
+  """Both splits of a data set, complete, with pixels in memory."""
 
-  class_names: tuple[str, ...]
-  category_ids: tuple[int, ...]
   train: tuple[Annotations, MemoryPixels]
   validation: tuple[Annotations, MemoryPixels]
-  bad_images: int = 0
-  degenerate_boxes: int = 0
 
   def dataset(self, config: Any) -> Dataset:
     """What training uses; config: config.data.
 
-    Raises: ValueError: the images are stored smaller than config.short_side needs,
-      and all of Dataset's.
+    Raises: ValueError: the images are stored smaller than config.short_side needs;
+      also all that Dataset raises.
     """
     for annotations, pixels in (self.train, self.validation):
-      wanted = transforms.resized_sizes(
-        annotations.sizes, config.short_side[1], config.max_long_side
-      )
+      wanted = transforms.largest_sizes(annotations.sizes, config)
       small = np.flatnonzero((wanted > pixels.sizes).any(-1))
       if small.size:
         raise UserError(
@@ -123,18 +117,10 @@ class MemoryDataset:
           f'{tuple(wanted[small[0]].tolist())}: write the file again with '
           'scripts/prepare_data.py and this config'
         )
-    return Dataset(
-      config,
-      class_names=self.class_names,
-      category_ids=self.category_ids,
-      train=self.train,
-      evaluation=self.validation,
-      bad_images=self.bad_images,
-      degenerate_boxes=self.degenerate_boxes,
-    )
+    return Dataset(config, self)
 
   def save(self, path: str | os.PathLike):
-    """Writes one .npz file; whole or not at all."""
+    """Writes one .npz file; if that fails, an older file stays as it was."""
     arrays: dict[str, Any] = {
       'format': FORMAT,
       'version': VERSION,
@@ -154,8 +140,9 @@ class MemoryDataset:
 
 
 def write_arrays(path: Any, arrays: dict[str, Any]):
-  """Writes one .npz file, whole or not at all; path: of pathlib or epath."""
-  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')  # hosts share ids
+  """Writes a complete .npz file or none; path: of pathlib or epath."""
+  # Hosts that share the folder may have equal process ids.
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
   try:
     with temporary.open('wb') as file:
       np.savez(file, **arrays)
@@ -167,10 +154,11 @@ def write_arrays(path: Any, arrays: dict[str, Any]):
 def load(path: str | os.PathLike) -> MemoryDataset:
   """Reads a file that `MemoryDataset.save` wrote.
 
-  Raises: FileNotFoundError; ValueError if the file is not such a file, has another
-    version, or is damaged.
+  Raises: FileNotFoundError; ValueError if the file is of another kind or version, or
+    is damaged.
   """
   path = pathlib.Path(path)
+  again = 'write it again with scripts/prepare_data.py'
   if not path.is_file():
     raise MissingFileError(
       f'no data file at {str(path)!r} (config.data.path): scripts/prepare_data.py '
@@ -180,24 +168,16 @@ def load(path: str | os.PathLike) -> MemoryDataset:
     if not zipfile.is_zipfile(path):
       raise zipfile.BadZipFile('no .npz, or its end is missing')
     with np.load(path) as file:
-      version = _version(file, path)
+      if 'format' not in file or str(file['format']) != FORMAT:
+        raise zipfile.BadZipFile(f'it lacks the mark {FORMAT!r}')
+      version = int(file['version'])
       if version == VERSION:
         return _read(file)
   except DAMAGED as error:
     raise UserError(
-      f'{path} is damaged or not a data file ({error}): write it again with '
-      'scripts/prepare_data.py'
+      f'{path} is damaged or not a data file ({error}): {again}'
     ) from error
-  raise UserError(
-    f'{path} has version {version}, this code reads {VERSION}: write it again with '
-    'scripts/prepare_data.py'
-  )
-
-
-def _version(file, path) -> int:
-  if 'format' not in file or str(file['format']) != FORMAT:
-    raise zipfile.BadZipFile(f'it lacks the mark {FORMAT!r}')
-  return int(file['version'])
+  raise UserError(f'{path} has version {version}, this code reads {VERSION}: {again}')
 
 
 def _read(file) -> MemoryDataset:
@@ -221,38 +201,15 @@ def _read(file) -> MemoryDataset:
 def prefetch(iterator: Iterator[Any], size: int = 2) -> Iterator[Any]:
   """Runs an iterator in a thread, at most `size` items ahead.
 
-  An error of the iterator is raised here, after the items before it; closing the
-  generator ends the thread.
+  An error of the iterator is raised after the items before it; closing the generator
+  ends the thread.
   """
-  items: queue.Queue = queue.Queue(maxsize=size)
-  stop, end = threading.Event(), object()
-
-  def put(item) -> bool:
-    while not stop.is_set():
-      try:
-        items.put(item, timeout=0.1)
-        return True
-      except queue.Full:
-        continue
-    return False
-
-  def work():
-    try:
-      if all(put((item, None)) for item in iterator):
-        put((end, None))
-    except BaseException as error:  # noqa: BLE001 (handed to the consumer)
-      put((end, error))
-
-  thread = threading.Thread(target=work, daemon=True, name='prefetch')
-  thread.start()
+  end = object()
+  pool = futures.ThreadPoolExecutor(1, thread_name_prefix='prefetch')
   try:
-    while True:
-      item, error = items.get()
-      if error is not None:
-        raise error
-      if item is end:
-        return
+    ahead = collections.deque(pool.submit(next, iterator, end) for _ in range(size))
+    while (item := ahead.popleft().result()) is not end:
+      ahead.append(pool.submit(next, iterator, end))
       yield item
   finally:
-    stop.set()
-    thread.join()
+    pool.shutdown(cancel_futures=True)

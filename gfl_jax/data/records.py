@@ -1,13 +1,12 @@
 """Pixels of images in TFRecord files, read at random positions by threads.
 
-OpenCV decodes and resizes, as in the published recipe, and lets go of Python's lock
-meanwhile. An image is resized straight to its place in the batch, as uint8: nothing is
-copied after that, and the device normalises. TensorFlow takes no part: the index says
-where in its file an image begins, and with which checksum.
+OpenCV decodes and resizes, as in the published recipe, and releases Python's lock
+meanwhile. An image is resized straight into the batch, as uint8, and not copied again;
+the device normalises. TensorFlow is not used: the index says where in its file an image
+begins, and gives its checksum.
 
-The resize is bilinear with half-pixel centres and without antialiasing. JPEGs are
-decoded at their full size, with the exact transform, and then resized, as the recipe
-does; decoding at half size would be faster for large photographs, but other pixels.
+JPEGs are decoded at full size, with the exact transform, before `memory.place` resizes
+them. Decoding large ones at half size would be faster, but would give other pixels.
 """
 
 import collections
@@ -28,8 +27,8 @@ from gfl_jax.data.pixels import decode
 from gfl_jax.data.transforms import Plan
 from gfl_jax.errors import UserError, is_of_storage
 
-AHEAD = 2  # batches; what is in memory at once is one more
-_TRIES, _PAUSE_SECONDS = 3, 2.0  # of reading, from storage that fails for a moment
+AHEAD = 2  # batches
+_TRIES, _PAUSE_SECONDS = 3, 2.0  # of reading, if the storage fails for a moment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class RecordPixels:
   """Encoded images of one split, in TFRecord files.
 
   Attributes:
-    paths: [F] str, the files; of any file system that epath knows.
+    paths: [F] str, the files, on any file system that epath knows.
     files: [N] int64, which file an image is in.
     offsets: [N] int64, byte in that file where the encoded image (not its record)
       begins.
@@ -56,7 +55,7 @@ class RecordPixels:
   image_ids: np.ndarray
 
   def select(self, keep: np.ndarray) -> 'RecordPixels':
-    """The images at `keep` alone."""
+    """Only the images at `keep`."""
     fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     paths = fields.pop('paths')
     return RecordPixels(paths, **{name: x[keep] for name, x in fields.items()})
@@ -64,11 +63,11 @@ class RecordPixels:
   def images(self, plans: Iterator[Plan]) -> Iterator[np.ndarray]:
     """Yields [b, *plan.canvas, 3] uint8 for each plan, decoding ahead in threads.
 
-    Ahead are AHEAD batches, and as many more as give every core two images.
+    AHEAD batches are decoded ahead, plus as many as give every core two images.
 
-    Raises: ValueError: an image that cannot be read or decoded, or is not the one that
-      was indexed, with its id. Images were checked when the data was prepared, so the
-      file is damaged; errors of the storage that may pass are waited for first.
+    Raises: ValueError: an image cannot be read or decoded, or its checksum differs from
+      the index. Images were checked when the data were prepared, so the file is
+      damaged. After errors of the storage reading is tried again first.
     """
     begun: collections.deque = collections.deque()
     paths = [epath.Path(str(path)) for path in self.paths]
@@ -82,7 +81,7 @@ class RecordPixels:
           for i, size in enumerate(plan.image_sizes)
         ]
         begun.append((batch, parts))
-        del batch  # its memory is free when its user has let go of it
+        del batch  # so that only its user holds its memory
         if len(begun) > AHEAD + 2 * num_cores() // len(parts):
           yield _finished(*begun.popleft())
       while begun:
@@ -119,33 +118,33 @@ class RecordPixels:
           raise
         time.sleep(_PAUSE_SECONDS)
     if zlib.crc32(encoded) != self.checksums[row]:
-      raise UserError('its bytes are not those that were indexed')
+      raise UserError('its bytes differ from those that were indexed')
     return encoded
 
 
 class _Buffers:
-  """Memory for batches, used again once nobody holds a reference to it.
+  """Memory for batches, used again when no reference to it is left.
 
-  Fresh memory costs up to a tenth of the time: the system clears every page.
+  With new memory reading takes up to a tenth longer: the system clears every page.
   """
 
   def __init__(self):
     self._free: dict[int, list[np.ndarray]] = {}
 
   def take(self, shape: tuple[int, ...]) -> np.ndarray:
-    """An uint8 array of a shape; its content is anything."""
+    """A uint8 array of a shape, not initialised."""
     size = math.prod(shape)
     free = self._free.setdefault(size, [])
     memory = free.pop() if free else np.empty(size, np.uint8)
-    # Every view of a batch, a device's too that shares the host's memory, holds this
-    # array, which is new for each batch, and not the memory under it.
+    # Each batch gets its own array over the memory. All views of the batch, also those
+    # of a device that shares the host's memory, hold a reference to that array.
     flat = np.frombuffer(memory.data, np.uint8)
     weakref.finalize(flat, free.append, memory).atexit = False
     return flat.reshape(shape)
 
 
 def num_cores() -> int:
-  """Cores that this process may use; on macOS, which does not tell, all there are."""
+  """Number of cores that this process may use; on macOS, of all cores."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

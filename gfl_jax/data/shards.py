@@ -1,10 +1,10 @@
-"""A TFDS data set written shard by shard, so that a killed preparation goes on.
+"""A TFDS data set written shard by shard, so that a killed preparation can continue.
 
-Everything is written beside the place where TFDS looks, in a folder that is moved there
-when all is done: what is found there is whole. A shard counts as done when its facts,
-its SHA-256 among them, are written after it; who goes on checks it first. The same
-input gives the same bytes, killed or not. At the end SHA256SUMS, which `sha256sum -c`
-reads, lies with the files.
+All is written to a hidden folder beside the place where TFDS looks, and moved there at
+the end: what TFDS finds is complete. A shard is finished when its facts, which hold its
+SHA-256, are written after it; a later run checks that before it keeps the shard. The
+same input gives the same bytes, interrupted or not. At the end a file SHA256SUMS, which
+`sha256sum -c` reads, is written beside the records.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.splits import SplitDict
 
 from gfl_jax import files
-from gfl_jax.data import console, records
+from gfl_jax.data import records, terminal
 from gfl_jax.errors import StorageError, UserError
 
-with console.suppress_import_noise():  # TFDS itself imports it only when it is used
+with terminal.hold_back_stderr():  # TFDS would import it later
   import tensorflow as tf
 
 _LOG = logging.getLogger(__name__)
@@ -37,14 +37,14 @@ SUMS = 'SHA256SUMS'
 
 
 class Made(NamedTuple):
-  """What became of an image.
+  """The result for one image.
 
   Attributes:
-    example: as the builder's features encode it; None if the image is left out.
+    example: for the builder's features; None if the image is left out.
     problem: why it is left out.
     degenerate_boxes: how many of its boxes are left out.
-    outside_boxes: how many reach far beyond it.
-    outside_example: one of these, in a user's words; empty without any.
+    outside_boxes: how many boxes reach far outside the image.
+    outside_example: one of them, for messages; empty if there is none.
   """
 
   example: dict[str, Any] | None
@@ -55,7 +55,7 @@ class Made(NamedTuple):
 
 
 class Facts(NamedTuple):
-  """What is known of a shard that is done."""
+  """What is kept of a finished shard; see `Made`."""
 
   name: str
   num_examples: int
@@ -75,38 +75,37 @@ def prepare(
   mark: str,
   check: Callable[[dict[str, list[Facts]]], None],
 ) -> None:
-  """Writes a data set to `info.data_dir`, or goes on with that, or finds it there.
+  """Writes a data set to `info.data_dir`, unless it is there already.
 
-  Another process that prepares the same is waited for.
+  If another process prepares the same, this one waits for it. If this raises, finished
+  shards are kept for the next call.
 
   Args:
     info: TFDS's DatasetInfo, to be completed.
-    splits: what the images of each split are made of; the records are in another,
-      drawn order.
-    make: an image's example, called in threads with the split and its entry.
-    mark: differs for different input: only what has the same mark is gone on with.
-    check: called after each shard with the facts of each split's shards so far; raises
-      what ends the preparation, and may complete info.
+    splits: an entry for each image of each split; the order of the records is drawn.
+    make: called in threads with the split's name and an entry; makes its example.
+    mark: differs for different input: only shards with the same mark are kept.
+    check: called after each shard with the facts of each split's shards so far; may
+      raise to end the preparation, and may complete info.
 
   Raises:
-    ValueError: bad input, as make and check tell it.
+    ValueError: bad input, from make and check.
     OSError: it cannot be written.
-  In both cases the shards that are done are kept, for the next call.
   """
   final = _local_path(info.data_dir)
   final.parent.mkdir(parents=True, exist_ok=True)
   folder = final.with_name(f'.{final.name}.incomplete-{mark[:16]}')
   with _locked(final.with_name(f'.{final.name}.lock')):
     for other in final.parent.glob(f'.{final.name}.incomplete-*'):
-      if other != folder or final.exists():  # of input that has changed since, or done
+      if other != folder or final.exists():  # of older input, or no longer needed
         shutil.rmtree(other)
     if final.exists():
       return
     if done := len(list(folder.glob('facts/*.json'))):
-      _LOG.info('Going on with %s: %d shards are done already.', final, done)
+      _LOG.info('Continuing %s: %d shards are done already.', final, done)
     facts = _write_shards(info, splits, make, folder, check)
     _complete(info, facts, folder / 'data')
-    os.sync()  # a power failure, too, must not leave what looks whole
+    os.sync()  # not even a power failure may leave incomplete files at `final`
     (folder / 'data').replace(final)
     shutil.rmtree(folder)
 
@@ -118,21 +117,21 @@ def verify(folder: Any) -> int:
     folder: of pathlib or epath.
 
   Returns:
-    The number of files; 0 if the data set is not of `prepare`.
+    The number of files; 0 if `prepare` did not write the data set.
 
   Raises:
-    ValueError: a file that is missing or is not what was written.
+    ValueError: a file is missing or was changed.
   """
   if not (folder / SUMS).exists():
     return 0
   lines = (folder / SUMS).read_text().splitlines()
-  for line in console.track(lines, console.bar(len(lines), 'verifying', 'file')):
+  for line in terminal.progress_bar(len(lines), 'verifying', 'file', lines):
     expected, name = line.split('  ', 1)
     path = folder / name
     if not path.exists() or _sha256(path) != expected:
       raise UserError(
-        f'{path} is missing or damaged, as {SUMS} tells: delete {folder} and prepare '
-        'it again'
+        f'{path} is missing or damaged: it does not match {SUMS}. Delete {folder} and'
+        ' prepare it again'
       )
   return len(lines)
 
@@ -140,17 +139,17 @@ def verify(folder: Any) -> int:
 def _local_path(path: str) -> pathlib.Path:
   if '://' in path:
     raise UserError(
-      f'{path}: data is prepared on a local disk; then copy its folder there'
+      f'{path}: prepare the data on a local disk, then copy the folder there'
     )
   return pathlib.Path(path)
 
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
-  """Within it no other process prepares the same."""
+  """Keeps other processes from preparing the same."""
   with contextlib.ExitStack() as stack:
     if not stack.enter_context(files.lock(path, wait=False)):
-      _LOG.info('%s prepares %s: waiting for it.', files.holder(path), path.parent)
+      _LOG.info('Waiting for %s, which prepares %s.', files.holder(path), path.parent)
       stack.enter_context(files.lock(path, wait=True))
     yield
 
@@ -161,10 +160,10 @@ def _write_shards(info, splits, make, folder, check) -> dict[str, list[Facts]]:
   facts: dict[str, list[Facts]] = {split: [] for split in splits}
   total = sum(len(entries) for entries in splits.values())
   with (
-    console.bar(total, 'preparing', 'image') as progress,
+    terminal.progress_bar(total, 'preparing', 'image') as progress,
     futures.ThreadPoolExecutor(records.num_cores()) as pool,
   ):
-    # The smallest first: what is wrong with it shows before hours of work.
+    # The smallest split first: its errors show before hours of work.
     for split, entries in sorted(splits.items(), key=lambda item: len(item[1])):
       order = np.random.default_rng(0).permutation(len(entries))
       cuts = range(IMAGES_PER_SHARD, len(order), IMAGES_PER_SHARD)
@@ -175,7 +174,7 @@ def _write_shards(info, splits, make, folder, check) -> dict[str, list[Facts]]:
         if done is None:
           serialize = functools.partial(_serialize, info.features, make, split)
           made = pool.map(serialize, (entries[row] for row in rows))
-          done = _write_shard(folder, name, console.track(made, progress))
+          done = _write_shard(folder, name, made, progress)
         else:
           progress.update(len(rows))
         facts[split].append(done)
@@ -188,38 +187,33 @@ def _serialize(features, make, split: str, entry) -> tuple[bytes | None, Made]:
   if made.example is None:
     return None, made
   record = features.serialize_example(made.example)
-  # Again, since a map's order is else not fixed: the same input, the same bytes.
+  # Serialize it again: only here is the order of its features fixed.
   example = tf.train.Example.FromString(record)
   return example.SerializeToString(deterministic=True), made
 
 
-def _write_shard(folder: pathlib.Path, name: str, made) -> Facts:
+def _write_shard(folder: pathlib.Path, name: str, made, progress) -> Facts:
   path, part = folder / 'data' / name, folder / 'facts' / f'{name}.part'
-  problems, degenerate_boxes, outside_boxes, count = [], 0, 0, 0
-  outside_example = ''
+  results: list[Made] = []
   try:
     with tf.io.TFRecordWriter(str(part)) as writer:
       for record, one in made:
-        degenerate_boxes += one.degenerate_boxes
-        outside_boxes += one.outside_boxes
-        outside_example = outside_example or one.outside_example
-        if record is None:
-          problems.append(one.problem)
-          continue
-        writer.write(record)
-        count += 1
+        if record is not None:
+          writer.write(record)
+        results.append(one._replace(example=None))
+        progress.update()
   except tf.errors.OpError as error:
     raise StorageError(f'{part} cannot be written: {error.message}') from error
-  size = part.stat().st_size
+  problems = [one.problem for one in results if one.problem]
   facts = Facts(
-    name,
-    count,
-    size,
-    degenerate_boxes,
-    outside_boxes,
-    outside_example,
-    problems,
-    _sha256(part),
+    name=name,
+    num_examples=len(results) - len(problems),
+    num_bytes=part.stat().st_size,
+    degenerate_boxes=sum(one.degenerate_boxes for one in results),
+    outside_boxes=sum(one.outside_boxes for one in results),
+    outside_example=next((t for one in results if (t := one.outside_example)), ''),
+    problems=problems,
+    sha256=_sha256(part),
   )
   part.replace(path)
   files.atomic_write(folder / 'facts' / f'{name}.json', json.dumps(facts._asdict()))
@@ -227,21 +221,20 @@ def _write_shard(folder: pathlib.Path, name: str, made) -> Facts:
 
 
 def _known(folder: pathlib.Path, name: str) -> Facts | None:
-  """Of a shard that is done and is what was written."""
+  """The facts of a shard, if it is finished and unchanged."""
   path = folder / 'data' / name
   try:
     facts = Facts(**json.loads((folder / 'facts' / f'{name}.json').read_bytes()))
-    whole = _sha256(path) == facts.sha256
+    return facts if _sha256(path) == facts.sha256 else None
   except (OSError, ValueError, TypeError):
     return None
-  return facts if whole else None
 
 
 def _complete(info, facts: dict[str, list[Facts]], data: pathlib.Path) -> None:
-  """Writes what TFDS wants beside the records, and the checksums."""
+  """Writes the files that TFDS needs beside the records, and the checksums."""
   written = {shard.name for shards in facts.values() for shard in shards}
   for path in data.iterdir():
-    if path.name not in written:  # of one that was killed just here
+    if path.name not in written:  # left by a run that was killed right here
       path.unlink()
   infos = [
     tfds.core.SplitInfo(

@@ -1,10 +1,10 @@
-"""Where the pixels and boxes of an image go on the canvas: one rule for every source.
+"""Where the pixels and boxes of an image go on the canvas.
 
 A training image passes four steps: resize (keeping its ratio), crop to the canvas if
-a random zoom made it larger, mirror, place at the canvas' top left corner. `Plan` holds
-the numbers of these steps for a batch; whoever owns the pixels follows it, and
-`boxes_on_canvas` does the same to boxes. All random decisions are five uniform numbers
-per image, drawn by numpy from (seed, epoch): the same for streamed and cached images.
+a random zoom made it larger, mirror, place at the top left of the canvas. `Plan` holds
+the numbers of these steps for a batch. `memory.place` follows it with pixels,
+`boxes_on_canvas` with boxes. All randomness is five uniform numbers per image, drawn by
+numpy from (seed, epoch), so streamed and cached images are treated alike.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ MIN_SHARE_INSIDE = 0.5  # of a box's area, below which a crop removes the box
 
 
 class Plan(NamedTuple):
-  """What happens to each image of one batch; b images.
+  """What happens to each of the b images of a batch.
 
   Attributes:
     rows: [b] int64, position of the image in its split; -1 is a padding image.
@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
   @property
   def image_sizes(self) -> np.ndarray:
-    """[b, 2] (h, w) of the part of the canvas that an image covers."""
+    """[b, 2] (h, w) of the part of the canvas that each image covers."""
     return np.minimum(self.resized, self.canvas)
 
 
@@ -48,9 +48,9 @@ def resized_sizes(
 
   Args:
     sizes: [b, 2] (h, w) in pixels.
-    short_side: wanted shorter side, one or [b], unless the longer would exceed
-      max_long_side: then the longer side gets exactly max_long_side.
-    max_long_side: in pixels.
+    short_side: wanted shorter side in pixels, one or [b].
+    max_long_side: if the longer side would exceed it, the longer side gets exactly this
+      many pixels instead.
     zoom: factor on the result, one or [b].
   Returns: [b, 2] int64 (h, w), at least 1.
   Source: mmcv.imrescale: int(x * scale + 0.5).
@@ -60,10 +60,15 @@ def resized_sizes(
   return np.maximum((sizes * scale[:, None] + 0.5).astype(np.int64), 1)
 
 
-def is_turned(sizes: np.ndarray, canvas) -> np.ndarray:
-  """[n] bool: the image comes on the transposed canvas, being portrait where the canvas
-  is landscape or the other way round.
+def largest_sizes(sizes: np.ndarray, config) -> np.ndarray:
+  """`resized_sizes` at the largest short side of config.data, without zoom."""
+  return resized_sizes(sizes, config.short_side[1], config.max_long_side)
 
+
+def is_turned(sizes: np.ndarray, canvas) -> np.ndarray:
+  """[n] bool: the image comes on the transposed canvas.
+
+  It does if one of image and canvas is portrait and the other landscape.
   Args: sizes [n, 2] and canvas, (h, w).
   """
   longer = np.sign(np.diff(sizes, axis=-1)[:, 0])  # 1 for landscape, -1 for portrait
@@ -96,10 +101,9 @@ def plan_training(
 def plan_evaluation(rows: np.ndarray, sizes: np.ndarray, canvas, config) -> Plan:
   """The steps of evaluation: the largest short side, no mirror, no zoom.
 
-  Rows of -1 are padding images: nothing of them reaches the canvas.
+  Rows of -1 are padding images, which leave the canvas black.
   """
-  resized = resized_sizes(sizes, config.short_side[1], config.max_long_side)
-  resized = np.where(rows[:, None] < 0, 0, resized)
+  resized = np.where(rows[:, None] < 0, 0, largest_sizes(sizes, config))
   mirrored = np.zeros(len(rows), bool)
   return Plan(rows, resized, np.zeros_like(resized), mirrored, tuple(canvas))
 
@@ -110,7 +114,7 @@ def check_fit(sizes: np.ndarray, image_ids: np.ndarray, canvases: np.ndarray, co
   Args: sizes [n, 2] and canvases [n, 2], (h, w); image_ids [n]; config: config.data.
   Raises: ValueError naming the first image that does not fit.
   """
-  resized = resized_sizes(sizes, config.short_side[1], config.max_long_side)
+  resized = largest_sizes(sizes, config)
   too_large = np.flatnonzero((resized > canvases).any(-1))
   if too_large.size:
     worst = too_large[0]
@@ -130,7 +134,7 @@ def clip_to_image(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def is_degenerate(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-  """[n] bool: NaN or infinite, or under 1 px wide or high within the image.
+  """[n] bool: not finite, or less than 1 px wide or high within the image.
 
   Args: boxes [n, 4] xyxy in original pixels; sizes [n, 2] (h, w) of their images.
   """
@@ -152,7 +156,7 @@ def boxes_on_canvas(
     sizes: [b, 2] original (h, w) of the batch's images.
     plan: of that batch.
   Returns: boxes [n, 4] float32 xyxy in pixels of the canvas, cut at the image's
-    border, and [n] bool: False if less than half of the area is left by a crop.
+    border, and [n] bool: False if the crop left less than half of the area.
   """
   boxes = clip_to_image(boxes, sizes[owner])
   scale = (plan.resized / np.maximum(sizes, 1))[owner][:, [1, 0, 1, 0]]

@@ -251,18 +251,14 @@ def _opened(dry_run: DryRun, *, pixels: bool = True) -> Any:
     return data.load(config)
   import tensorflow_datasets as tfds
 
-  from gfl_jax.data import coco_classes, index
+  from gfl_jax.data import coco_json, index
+  from gfl_jax.data.dataset import Splits
 
   builder = tfds.builder('coco/2017', data_dir=config.data_dir)
   splits = (index.read_split(builder, name)[0] for name in ('train', 'validation'))
-  train, evaluation = ((annotations, _NoPixels()) for annotations in splits)
-  return data.Dataset(
-    config,
-    class_names=builder.info.features['objects']['label'].names,
-    category_ids=coco_classes.COCO_CATEGORY_IDS,
-    train=train,
-    evaluation=evaluation,
-  )
+  parts = ((annotations, _NoPixels()) for annotations in splits)
+  names = builder.info.features['objects']['label'].names
+  return data.Dataset(config, Splits(names, coco_json.COCO_CATEGORY_IDS, *parts))
 
 
 PARTS: dict[str, Callable[[DryRun], dict[str, Any]]] = {

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from gfl_jax.data.dataset import Annotations
+from gfl_jax.data.annotations import Annotations
 from gfl_jax.data.memory import MemoryDataset, MemoryPixels
 
 

@@ -57,7 +57,7 @@ def test_a_changed_json_is_prepared_again_and_an_equal_one_is_not(folder):
   path = folder / 'annotations/instances_train.json'
   path.write_text(path.read_text() + ' ')
   (folder / 'images/1.jpg').unlink()
-  with pytest.raises(ValueError, match='missing or damaged than max_bad_images=0'):
+  with pytest.raises(ValueError, match='max_bad_images=0'):
     data.load(_config(folder))
   prepared = folder.parent.glob('datasets/coco_folder/*/1.0.0')
   assert len(list(prepared)) == 1  # the failed one left nothing
@@ -123,35 +123,39 @@ def _remove(key, split='train'):
 @pytest.mark.parametrize(
   'change, message',
   [
-    (_remove('annotations'), "instances_train.json has no list 'annotations'"),
-    (_remove('images', 'val'), "instances_val.json has no list 'images'"),
-    (_remove('categories'), "no list 'categories'"),
-    (_set('category_id', 31), r'annotations\[0\] has category_id 31.*\[20, 30\]'),
-    (_set('image_id', 99), r'annotations\[0\] is of image 99'),
-    (_set('id', 1, kind='images', row=1), 'images: the id 1 is there twice'),
-    (_set('id', 'a7', kind='images'), "the id 'a7' must be an integer"),
-    (_set('id', 2**31, kind='images'), 'the id 2147483648 must be'),
-    (_set('bbox', [1, 2, 3]), r'bbox \[1, 2, 3\] must be four numbers'),
-    (_set('name', 'other', kind='categories'), 'the categories of .* differ'),
-    (_set('name', 'odd', kind='categories'), 'two categories have the same name'),
-    (lambda c: c['train'].update(images=[], annotations=[]), 'images is empty'),
-    (_set('file_name', '9.jpg', split='val', kind='images'), 'every image.*9.jpg'),
-    (_set('width', 1, split='val', kind='images'), r'\(96, 64\).*says \(1, 64\)'),
-    (_set('image_id', [1]), r'train.json: annotations\[0\] is of image \[1\]'),
-    (_set('image_id', True), r'annotations\[0\] is of image True'),
-    (_set('image_id', None), r'annotations\[0\] is of image None'),
-    (_set('category_id', {}), r'annotations\[0\] has category_id \{\}'),
+    (_remove('annotations'), "instances_train.json .* 'annotations'"),
+    (_remove('images', 'val'), "instances_val.json .* 'images'"),
+    (_remove('categories'), "'categories'"),
+    (_set('category_id', 31), r'annotations\[0\] .*category_id 31.*\[20, 30\]'),
+    (_set('image_id', 99), r'annotations\[0\] .*image_id 99'),
+    (_set('id', 1, kind='images', row=1), 'images: the id 1 .*twice'),
+    (_set('id', 'a7', kind='images'), "images: the id 'a7' .*integer"),
+    (_set('id', 2**31, kind='images'), 'images: the id 2147483648 .*2147483647'),
+    (_set('bbox', [1, 2, 3]), r'bbox \[1, 2, 3\] .*four numbers'),
+    (_set('name', 'other', kind='categories'), 'categories .* differ.*other'),
+    (_set('name', 'odd', kind='categories'), r'same name.*\[\'odd\', \'odd\'\]'),
+    (lambda c: c['train'].update(images=[], annotations=[]), 'images .*empty'),
+    (_set('file_name', '9.jpg', split='val', kind='images'), 'evaluation .*9.jpg'),
+    (_set('width', 1, split='val', kind='images'), r'\(96, 64\).* \(1, 64\)'),
+    (_set('image_id', [1]), r'train.json: annotations\[0\] .*image_id \[1\]'),
+    (_set('image_id', True), r'annotations\[0\] .*image_id True'),
+    (_set('image_id', None), r'annotations\[0\] .*image_id None'),
+    (_set('category_id', {}), r'annotations\[0\] .*category_id \{\}'),
     (_set('bbox', [1, 2, 3, None]), r'annotations\[0\]: bbox \[1, 2, 3, None\]'),
     (_set('bbox', [1, 2, True, 4]), r'annotations\[0\]: bbox \[1, 2, True, 4\]'),
     (_set('bbox', [1, 2, '3', 4]), r"annotations\[0\]: bbox \[1, 2, '3', 4\]"),
     (_set('bbox', [1, 2, 3, 10**400]), r'annotations\[0\]: bbox \[1, 2, 3, 1000'),
-    (_set('id', 'a7'), r"annotations\[0\]: the id 'a7' must be an integer"),
-    (_set('id', None), r'annotations\[0\]: the id None must be an integer'),
-    (_set('area', '9'), r"annotations\[0\]: area '9' must be a number"),
-    (_set('iscrowd', '0'), r"annotations\[0\]: iscrowd '0' must be 0 or 1"),
-    (_set('file_name', 7, kind='images'), r'images\[0\]: file_name 7 must be a string'),
-    (_set('id', [], kind='images'), r'the id \[\] must be an integer'),
-    (lambda c: c['train']['images'].append(7), r'images\[2\] is 7, not an object'),
+    (_set('id', 'a7'), r"annotations\[0\]: the id 'a7' .*integer"),
+    (_set('id', None), r'annotations\[0\]: the id None .*integer'),
+    (_set('area', '9'), r"annotations\[0\]: area '9' .*number"),
+    (_set('iscrowd', '0'), r"annotations\[0\]: iscrowd '0' .*0 or 1"),
+    (_set('file_name', 7, kind='images'), r'images\[0\]: file_name 7 .*string'),
+    (_set('id', [], kind='images'), r'the id \[\] .*integer'),
+    (lambda c: c['train']['images'].append(7), r'images\[2\] is 7.*object'),
+    (
+      lambda c: c['train']['annotations'][1].pop('bbox'),
+      r"annotations\[1\] .*'bbox'",
+    ),
   ],
 )
 def test_a_json_that_cannot_be_right_is_refused(folder, change, message):
@@ -179,35 +183,26 @@ def test_a_box_outside_its_evaluation_image_is_counted(folder, caplog):
   dataset = data.load(_config(folder))
   assert len(dataset.ground_truth()['annotations']) == 1
   assert dataset.counters['degenerate_boxes'] == 0  # those are of training
-  assert [record.getMessage() for record in caplog.records] == [
-    'left out of validation: 1 boxes without area in the image'
-  ]
-
-
-def test_a_missing_key_is_named(folder):
-  remove = lambda contents: contents['train']['annotations'][1].pop('bbox')
-  sets.write_folder(folder, train=2, change=remove)
-  with pytest.raises(ValueError, match=r"annotations\[1\] has no 'bbox'"):
-    data.load(_config(folder))
+  (record,) = caplog.records
+  assert record.args == ('validation', 1)
 
 
 def test_missing_folders_and_files_are_named(folder):
-  message = r'photos \(config.data.path\) does not exist'
-  with pytest.raises(FileNotFoundError, match=message):
+  with pytest.raises(FileNotFoundError, match=r'photos \(config.data.path\)'):
     data.load(_config(folder))
   folder.mkdir()
   for part in ('images', 'annotations'):
-    with pytest.raises(FileNotFoundError, match=f"photos'.* has no {part}/"):
+    with pytest.raises(FileNotFoundError, match=f"photos'.* no {part}/"):
       data.load(_config(folder))
     (folder / part).mkdir()
   shutil.rmtree(folder)
   sets.write_folder(folder)
   path = folder / 'annotations/instances_val.json'
   path.write_text('{"images": [')
-  with pytest.raises(ValueError, match='instances_val.json is not a json file'):
+  with pytest.raises(ValueError, match='instances_val.json .*json file'):
     data.load(_config(folder))
   path.unlink()
-  with pytest.raises(FileNotFoundError, match='instances_val.json is missing'):
+  with pytest.raises(FileNotFoundError, match='instances_val.json .*missing'):
     data.load(_config(folder))
 
 
@@ -262,8 +257,7 @@ def test_training_images_that_are_all_missing_are_an_error(folder):
   sets.write_folder(folder, train=2)
   for name in ('1.jpg', '2.jpg'):
     (folder / 'images' / name).unlink()
-  message = r'photos: not one training image can be read: .*1\.jpg.*2\.jpg'
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=r'photos: .*training.*1\.jpg.*2\.jpg'):
     data.load(_config(folder, max_bad_images=5))
 
 
@@ -286,19 +280,18 @@ def test_a_disk_that_fails_makes_no_image_bad(folder, monkeypatch):
 @pytest.mark.parametrize(
   'spoil, reason',
   [
-    (lambda path: path.unlink(), 'is missing'),
-    (_overwrite, 'is not an image file that can be read'),
-    (_truncate, 'cannot be read: .*truncated'),
-    (_enlarge, 'cannot be read: .*pixels'),
-    (_replace, 'cannot be read: Is a directory'),
+    (lambda path: path.unlink(), 'missing'),
+    (_overwrite, 'not an image'),
+    (_truncate, 'truncated'),
+    (_enlarge, 'pixels'),
+    (_replace, 'Is a directory'),
   ],
 )
 def test_a_bad_evaluation_image_is_an_error(folder, spoil, reason):
   sets.write_folder(folder)
   path = folder / 'images/8.jpg'
   spoil(path)
-  message = f'evaluation needs every image: {path} {reason}'
-  with pytest.raises(ValueError, match=message) as raised:
+  with pytest.raises(ValueError, match=f'evaluation .*{path} .*{reason}') as raised:
     data.load(_config(folder, max_bad_images=5))
   assert str(raised.value).count(str(path)) == 1
 
@@ -364,7 +357,7 @@ def test_corners_for_sizes_are_suspected(folder, caplog):
 
   sets.write_folder(folder, change=change)
   data.load(_config(folder))
-  assert 'train: 6 boxes reach far beyond' in caplog.text and 'corners' in caplog.text
+  assert 'train: 6 boxes' in caplog.text and 'corners' in caplog.text
   assert re.search(r'\[\d+, .*\] of \d\.jpg, \((96, 64|64, 80)\)', caplog.text)
 
 

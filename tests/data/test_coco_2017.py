@@ -20,11 +20,11 @@ from PIL import Image
 from tensorflow_datasets.object_detection import coco as tfds_coco
 
 from gfl_jax import data
-from gfl_jax.data import archives, coco_classes, pipeline, shards
+from gfl_jax.data import archives, coco_json, pipeline, shards
 from gfl_jax.errors import UserError
 from tests.data import sets
 
-IDS, NAMES = coco_classes.COCO_CATEGORY_IDS, coco_classes.COCO_NAMES
+IDS, NAMES = coco_json.COCO_CATEGORY_IDS, coco_json.COCO_NAMES
 SPLITS = ('train', 'validation', 'test')
 COUNTS = {'train2017': 7, 'val2017': 3, 'test2017': 1}
 
@@ -281,7 +281,7 @@ def test_what_another_process_prepared_meanwhile_is_compared(
     prepare(*arguments, **keywords)
 
   monkeypatch.setattr(shards, 'prepare', after_another)
-  with pytest.raises(UserError, match=r'other annotations than .*train'):
+  with pytest.raises(UserError, match=r'annotations .*train'):
     pipeline.prepare(_config(coco, tmp_path / 'out'))
 
 
@@ -295,20 +295,20 @@ def test_checksums_find_what_is_damaged_later(zips, tmp_path):
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1
   path.write_bytes(content)
-  with pytest.raises(ValueError, match=f'{path.name} is missing or damaged'):
+  with pytest.raises(ValueError, match=f'{path.name} .*{shards.SUMS}'):
     pipeline.prepare(config)
 
 
 def test_what_is_missing_is_named(coco, tmp_path):
   for name in ('train2017', 'annotations'):
     (tmp_path / name).symlink_to(coco / name)
-  with pytest.raises(FileNotFoundError, match='needs val2017.zip or val2017/, and'):
+  with pytest.raises(FileNotFoundError, match='val2017.zip or val2017/'):
     pipeline.prepare(_config(tmp_path, tmp_path / 'out'))
 
 
 def test_other_categories_are_refused(tmp_path):
   folder = _write_coco(tmp_path / 'coco', (13, 90))
-  with pytest.raises(ValueError, match='2 categories are not the 80 of COCO 2017'):
+  with pytest.raises(ValueError, match='2 categories .*80.*coco_folder'):
     pipeline.prepare(_config(folder, tmp_path / 'out'))
 
 
@@ -327,8 +327,8 @@ def test_a_bad_member_of_a_zip_is_named(coco, tmp_path, spoil):
     content = bytearray(path.read_bytes())
     content[start + 300] ^= 1
     path.write_bytes(content)
-  told = {'missing': 'is missing', 'changed': 'is damaged: Bad CRC-32'}[spoil]
-  with pytest.raises(ValueError, match=rf'val2017.zip: {name} {told}'):
+  problem = {'missing': 'missing', 'changed': 'Bad CRC-32'}[spoil]
+  with pytest.raises(ValueError, match=rf'val2017.zip: {name} .*{problem}'):
     pipeline.prepare(_config(source, tmp_path / 'out'))
   assert not (tmp_path / 'out/coco/2017/1.1.0').exists()
 
@@ -342,14 +342,14 @@ def test_a_higher_limit_goes_on_where_too_many_images_were_bad(
       file.write(image, f'train2017/{image.name}')
   config = _config(source, tmp_path / 'out')
   config.max_bad_images = 0
-  with pytest.raises(ValueError, match='than max_bad_images=0'):
+  with pytest.raises(ValueError, match='max_bad_images=0'):
     pipeline.prepare(config)
   done = list((tmp_path / 'out/coco/2017').glob('.*/facts/*.json'))
   assert done and not (tmp_path / 'out/coco/2017/1.1.0').exists()
   config.max_bad_images = 1
   with caplog.at_level('INFO'):
     pipeline.prepare(config)
-  assert f'{len(done)} shards are done already' in caplog.text
+  assert f'{len(done)} shards' in caplog.text
 
 
 def _member(name, content=b'content', **attributes):
@@ -397,8 +397,7 @@ def _overlapping(raw):
   return bytes(raw)
 
 
-OUTSIDE = 'a name that leads out of the archive'
-STRANGE = 'a name that not every system can have'
+OUTSIDE, STRANGE = 'name .*out of the archive', 'name .*systems'
 UNSAFE = {
   'parent': (_member('train2017/../../passwd'), OUTSIDE),
   'parent alone': (_member('..'), OUTSIDE),
@@ -406,15 +405,15 @@ UNSAFE = {
   'drive': (_member('C:/windows/a.jpg'), STRANGE),
   'backslashes': (_member('..\\..\\passwd'), STRANGE),
   'nul': (_member('train2017/a\0.jpg'), STRANGE),
-  'link': (_member('train2017/l', external_attr=0o120777 << 16), 'link or a device'),
-  'device': (_member('train2017/d', external_attr=0o020666 << 16), 'link or a device'),
-  'bomb': (_member('train2017/b', bytes(5_000_000)), 'unpacks to over 200 times'),
-  'twice': (_twice, 'is there twice'),
-  'encrypted': (_changed(_encrypted), 'is encrypted'),
+  'link': (_member('train2017/l', external_attr=0o120777 << 16), 'link'),
+  'device': (_member('train2017/d', external_attr=0o020666 << 16), 'device'),
+  'bomb': (_member('train2017/b', bytes(5_000_000)), '200 times'),
+  'twice': (_twice, 'twice'),
+  'encrypted': (_changed(_encrypted), 'encrypted'),
   'overlapping': (_changed(_overlapping), 'overlap|damaged'),
-  'cut off': (_changed(lambda raw: raw[:-30]), 'damaged or not a whole zip'),
-  'no zip': (_changed(lambda raw: b'<html>'), 'damaged or not a whole zip'),
-  'empty': (_changed(lambda raw: b''), 'damaged or not a whole zip'),
+  'cut off': (_changed(lambda raw: raw[:-30]), 'damaged'),
+  'no zip': (_changed(lambda raw: b'<html>'), 'damaged'),
+  'empty': (_changed(lambda raw: b''), 'damaged'),
 }
 
 
@@ -437,7 +436,7 @@ def test_a_member_that_is_larger_than_it_says_is_not_read_on(tmp_path):
   path.write_bytes(raw)
   archive = archives.Archive(path, 'train2017')
   assert archive.read('1.jpg') == b'first'
-  with pytest.raises(ValueError, match='2.jpg is damaged'):
+  with pytest.raises(ValueError, match='2.jpg .*damaged'):
     archive.read('2.jpg')
 
 
@@ -475,7 +474,7 @@ def test_what_is_prepared_is_used_for_what_it_was_prepared_from(coco, tmp_path, 
   shutil.copytree(coco, other)
   file = other / 'annotations' / 'instances_val2017.json'
   file.write_text(file.read_text().replace('100.5', '99.5'))
-  with pytest.raises(ValueError, match=r'other annotations than those of .*validation'):
+  with pytest.raises(ValueError, match=r'annotations .*validation'):
     data.load(_config(other, prepared))
   # TFDS's own code does not keep what it was prepared from.
   metadata = prepared / 'coco/2017/1.1.0/metadata.json'
@@ -483,4 +482,4 @@ def test_what_is_prepared_is_used_for_what_it_was_prepared_from(coco, tmp_path, 
   del content['annotations_sha256']
   metadata.write_text(json.dumps(content))
   assert data.load(_config(other, prepared)).num_eval == 3
-  assert 'does not tell what it was prepared from' in caplog.text
+  assert '1.1.0 does not say' in caplog.text and str(other) in caplog.text

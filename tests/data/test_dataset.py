@@ -298,19 +298,19 @@ def test_ground_truth_is_coco_json():
 def test_labels_outside_the_classes_are_refused(label):
   split = sets.annotations([(48, 48)], [[BOX]], first_id=31)
   split.labels[0] = label
-  with pytest.raises(ValueError, match=f'label {label} of image 31 .* 0..1'):
+  with pytest.raises(ValueError, match=f'label {label} .*image 31 .*0..1'):
     sets.memory_set(split).dataset(sets.config())
 
 
 def test_nothing_to_train_on_is_an_error():
   split = sets.annotations([(48, 48)], [[]])
-  with pytest.raises(ValueError, match="no image is left.*'images_without_boxes': 1"):
+  with pytest.raises(ValueError, match="training.*'images_without_boxes': 1"):
     sets.memory_set(split).dataset(sets.config())
 
 
 def test_nothing_but_crowds_is_nothing_to_learn():
   crowds = sets.annotations([(64, 64)] * 2, [[BOX], [BOX]], crowd=(0, 1))
-  with pytest.raises(UserError, match='no box is left.*2 of 2 are crowds'):
+  with pytest.raises(UserError, match='2 of 2 .*crowds'):
     sets.memory_set(crowds).dataset(sets.config())
 
 

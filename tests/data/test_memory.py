@@ -101,18 +101,18 @@ def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_files_that_are_not_ours_are_refused(tmp_path):
-  with pytest.raises(FileNotFoundError, match='no data file.*nothing.npz'):
+  with pytest.raises(FileNotFoundError, match='nothing.npz'):
     memory.load(tmp_path / 'nothing.npz')
   text = tmp_path / 'text.npz'
   text.write_text('not an archive')
   foreign = tmp_path / 'foreign.npz'
   np.savez(foreign, x=np.zeros(3))
   for path in (text, foreign):
-    with pytest.raises(ValueError, match=f'{path.name} is damaged or not a data file'):
+    with pytest.raises(ValueError, match=f'{path.name} .*prepare_data'):
       memory.load(path)
   newer = tmp_path / 'newer.npz'
   np.savez(newer, format=memory.FORMAT, version=99)
-  with pytest.raises(ValueError, match='has version 99, this code reads 2'):
+  with pytest.raises(ValueError, match='newer.npz .*99.* 2:'):
     memory.load(newer)
 
 

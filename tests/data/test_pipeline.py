@@ -11,7 +11,7 @@ from PIL import Image
 from tensorflow_datasets.object_detection import coco as tfds_coco
 
 from gfl_jax import data, errors
-from gfl_jax.data import coco_classes, scenes
+from gfl_jax.data import coco_json, scenes
 from tests.data import sets
 
 
@@ -132,9 +132,7 @@ def test_a_damaged_record_is_an_error_with_its_images(tmp_path):
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1
   path.write_bytes(content)
-  with pytest.raises(
-    ValueError, match=r'image \d+ in .* cannot be read: its bytes are not'
-  ):
+  with pytest.raises(ValueError, match=rf'image \d+ in {path.parent} .*bytes'):
     list(dataset.eval_batches(2))
 
 
@@ -157,7 +155,7 @@ def test_a_cache_larger_than_the_memory_is_refused(folder, monkeypatch):
   from gfl_jax.data import pipeline
 
   monkeypatch.setattr(pipeline, 'MAX_MEMORY_SHARE', 1e-9)
-  with pytest.raises(ValueError, match='GiB of memory: set config.data.cache=False'):
+  with pytest.raises(ValueError, match='GiB .*config.data.cache=False'):
     data.load(_config(folder, cache=True))
 
 
@@ -165,19 +163,19 @@ def test_decoding_into_memory_says_how_much_it_takes(folder, caplog):
   caplog.set_level('INFO', 'gfl_jax')
   dataset = data.load(_config(folder, cache=True))
   count = dataset.num_train + dataset.num_eval
-  assert f'Decoding {count} images into 0.00 GiB of memory' in caplog.messages
+  assert (count, 0.0) in [
+    (r.args[0], round(r.args[1], 2)) for r in caplog.records if r.args
+  ]
 
 
 def test_coco_2017_cannot_be_made_of_nothing(tmp_path):
-  with pytest.raises(
-    FileNotFoundError, match='coco/2017.*does not exist, and config.data.path'
-  ):
+  with pytest.raises(FileNotFoundError, match='coco/2017.* config.data.path'):
     data.load(sets.config(name='coco/2017', data_dir=str(tmp_path)))
 
 
 def test_coco_2017_as_tfds_prepares_it(tmp_path):
   """The official builder's own code writes two splits of two images; we read them."""
-  coco_ids = coco_classes.COCO_CATEGORY_IDS
+  coco_ids = coco_json.COCO_CATEGORY_IDS
   categories = [{'id': i, 'name': f'class {i}'} for i in coco_ids]
   for name in ('train2017', 'val2017'):
     (tmp_path / name).mkdir()
@@ -235,8 +233,8 @@ def test_coco_2017_as_tfds_prepares_it(tmp_path):
 def test_names_and_ids_of_coco_2017_are_its_own():
   file = pathlib.Path(__file__).parents[1] / 'golden/cocoeval100/instances_gt.json'
   categories = json.loads(file.read_text())['categories']
-  assert coco_classes.COCO_NAMES == tuple(c['name'] for c in categories)
-  assert coco_classes.COCO_CATEGORY_IDS == tuple(c['id'] for c in categories)
+  assert coco_json.COCO_NAMES == tuple(c['name'] for c in categories)
+  assert coco_json.COCO_CATEGORY_IDS == tuple(c['id'] for c in categories)
 
 
 def test_scenes_are_drawn_once_and_know_their_sides(tmp_path):
@@ -297,5 +295,5 @@ def test_where_nothing_can_be_prepared_is_a_mistake_of_the_user(folder, tmp_path
 
 
 def test_no_scenes_at_all_is_an_error(tmp_path):
-  with pytest.raises(ValueError, match='num_train=0 must be at least 1'):
+  with pytest.raises(ValueError, match='num_train=0 .*1'):
     data.load(sets.config(name='ambiguous_shapes', data_dir=str(tmp_path), num_train=0))

@@ -102,7 +102,7 @@ def test_storage_that_fails_for_a_moment_is_asked_again(folder, monkeypatch, fai
   monkeypatch.setattr(records, 'num_cores', lambda: 1)  # one image after the other
   monkeypatch.setattr(kind, 'open', open_later)
   if failures == 3:
-    with pytest.raises(ValueError, match='cannot be read: .*Stale file') as error:
+    with pytest.raises(ValueError, match='Stale file') as error:
       next(dataset.train_batches(4, seed=0))
     assert errors.is_transient(error.value)
     return
@@ -116,11 +116,11 @@ def test_photographs_that_are_used_as_stored_are_said(folder, caplog):
   for index in folder.parent.glob('datasets/**/gfl_index_*'):
     index.unlink()
   _dataset(folder)
-  assert 'train: 12 photographs are used as they are stored' in caplog.text
+  assert ('train', 12) in [record.args for record in caplog.records]
 
 
 def test_what_is_no_image_is_an_error():
-  with pytest.raises(ValueError, match='cannot be decoded'):
+  with pytest.raises(ValueError, match='decode'):
     pixels.decode(b'<html>')
 
 

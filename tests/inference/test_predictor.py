@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import gfl_jax
-from gfl_jax.data.dataset import Dataset
+from gfl_jax.data.dataset import Dataset, Splits
 from gfl_jax.evaluation import evaluator
 from gfl_jax.evaluation.decode import Detections
 from gfl_jax.inference import loading
@@ -56,13 +56,8 @@ def test_boxes_are_those_of_evaluation(run, found, tmp_path):
   trained = loading.load_run(run)
   split = sets.annotations(SIZES, [[(8, 8, 40, 40)]] * len(SIZES))
   part = split, sets.memory_pixels(pictures())
-  dataset = Dataset(
-    trained.config.data,
-    class_names=small_run.NAMES,
-    category_ids=small_run.IDS,
-    train=part,
-    evaluation=part,
-  )
+  splits = Splits(small_run.NAMES, small_run.IDS, part, part)
+  dataset = Dataset(trained.config.data, splits)
   evaluator.evaluate(
     jax.jit(evaluator.make_predict(build_detector(trained.config), trained.config)),
     trained.variables,

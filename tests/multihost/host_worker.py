@@ -19,7 +19,7 @@ import pytest
 from gfl_jax import launch
 from gfl_jax.checkpointing import checksums
 from gfl_jax.checkpointing.manager import Checkpoints
-from gfl_jax.data import console
+from gfl_jax.data import terminal
 from gfl_jax.errors import UserError
 from gfl_jax.multihost import failure_detector, hosts
 from gfl_jax.multihost.preemption import Preempted, Preemption
@@ -222,7 +222,7 @@ def refused_while_starting(folder, mine):
   """One that will not run, while the first starts TensorFlow."""
   if jax.process_index() > 0:
     raise UserError('not this config. They differ in:\n  seed: 1, 2')
-  with console.suppress_import_noise():
+  with terminal.hold_back_stderr():
     time.sleep(LIMIT_SECONDS)
 
 

@@ -220,12 +220,12 @@ def test_a_long_error_is_cut_off():
 def test_the_last_line_is_shown_while_tensorflow_starts():
   code = (
     'import os\n'
-    'from gfl_jax.data import console\n'
+    'from gfl_jax.data import terminal\n'
     'from gfl_jax.multihost.watchdog import Watchdog\n'
     'from gfl_jax.multihost.exit_reporter import ExitReporter\n'
     'from tests.multihost.test_watchdog import Store\n'
     'watchdog = Watchdog(Store(), 1, 2, ExitReporter("nothing"))\n'
-    'with console.suppress_import_noise():\n'
+    'with terminal.hold_back_stderr():\n'
     '  os.write(2, b"no GPU")\n'
     '  watchdog.leave("error: a\\n  b", 3, retryable=False, advice="(try c)")'
   )
