@@ -69,7 +69,7 @@ def side_distributions(grid: distributions.BinGrid) -> dict[str, jax.Array]:
 
 def beta_table(config) -> str:
   """What beta does to a positive and to the background, and the paper's AP."""
-  points = detector.make_anchors(config, config.data.canvas)
+  points = detector.canvas_points(config, config.data.canvas)
   count = len(points.centers) * config.model.num_classes
   prior = config.model.head.prior_probability
   rows = []
@@ -95,7 +95,7 @@ def sides_table(grid: distributions.BinGrid) -> str:
 def reach_table(config) -> str:
   """How far the bins reach on each level of a config's pyramid, in px."""
   grid = bin_grid(config.box)
-  strides = np.unique(detector.make_anchors(config, config.data.canvas).strides)
+  strides = np.unique(detector.canvas_points(config, config.data.canvas).strides)
   in_strides = (1, grid.width, grid.stop, grid.width / 2)
   rows = [
     [f'P{np.log2(stride):.0f}', *(f'{x * stride:g}' for x in in_strides)]
@@ -133,7 +133,7 @@ def assignment_table(config) -> str:
   """Which levels learn boxes of several shapes, and how far their sides are."""
   grid = bin_grid(config.box)
   height, width = config.data.canvas
-  points = detector.make_anchors(config, config.data.canvas)
+  points = detector.canvas_points(config, config.data.canvas)
   assign = jax.jit(
     jax.vmap(lambda box: assignment.atss(box[None], jnp.array([True]), points).matched)
   )

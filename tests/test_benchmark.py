@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from absl import app, flags
 
-from gfl_jax.models import Predictions, make_anchors
+from gfl_jax.models import Predictions, canvas_points
 from gfl_jax.training import objective
 from scripts import benchmark
 from scripts.benchmarks import cases, naive
@@ -67,7 +67,7 @@ def test_a_word_stands_for_all_cases_that_begin_with_it():
 
 def test_the_dense_form_it_compares_with_is_the_same_loss():
   config, batch = tiny.config(), tiny.batch()
-  anchors = make_anchors(config, (64, 64))
+  anchors = canvas_points(config, (64, 64))
   rng = np.random.default_rng(0)
   shape = (len(batch['images']), len(anchors.strides))
   normal = lambda *s: rng.normal(size=(*shape, *s)).astype(np.float32)

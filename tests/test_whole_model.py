@@ -9,8 +9,12 @@ import optax
 import pytest
 
 from gfl_jax.evaluation import decode
-from gfl_jax.models import build_detector, frozen_mask, make_anchors
-from gfl_jax.ops import images
+from gfl_jax.models import (
+  build_detector,
+  canvas_points,
+  frozen_mask,
+  network_input,
+)
 from gfl_jax.training import objective, optimizer
 from gfl_jax.weights import mmdet
 from tests import golden, golden_weights
@@ -22,14 +26,10 @@ GRADIENT_NOISE = {'model_r18': 2e-5, 'model_r50': 1e-3}
 TERMS = ('loss_class', 'loss_box', 'loss_edge')
 
 
-def network_input(arrays, config):
+def normalised(arrays, config):
   pixels = arrays['image_bgr_uint8'][None, ..., ::-1]
-  return images.normalize_images(
-    jnp.asarray(pixels),
-    jnp.asarray([pixels.shape[1:3]]),
-    mean=config.data.mean,
-    std=config.data.std,
-  )
+  sizes = np.array([pixels.shape[1:3]])
+  return network_input(config, {'images': pixels, 'image_sizes': sizes})
 
 
 @functools.cache
@@ -43,14 +43,14 @@ def trained(name):
   config.optimizer.update(momentum=momentum, weight_decay=decay)
   variables = golden_weights.variables(name)
   detector = build_detector(config)
-  anchors = make_anchors(config, arrays['image_bgr_uint8'].shape[:2])
+  anchors = canvas_points(config, arrays['image_bgr_uint8'].shape[:2])
   batch = {
     'boxes': arrays['gt/boxes'][None],
     'labels': arrays['gt/labels'][None],
     'valid': np.ones((1, len(arrays['gt/labels'])), bool),
     'image_sizes': np.array([arrays['image_bgr_uint8'].shape[:2]]),
   }
-  image = network_input(arrays, config)
+  image = normalised(arrays, config)
   frozen = frozen_mask(variables['params'], config.model.backbone.frozen_stages)
   sgd = optimizer.make_optimizer(config, optax.constant_schedule(rate), frozen)
 
@@ -127,7 +127,7 @@ def detections(name):
   """Candidates before NMS and final detections, as numpy arrays of one image."""
   arrays, config = golden.load(name), golden_weights.config(name)
   size = arrays['image_bgr_uint8'].shape[:2]
-  detector, anchors = build_detector(config), make_anchors(config, size)
+  detector, anchors = build_detector(config), canvas_points(config, size)
   everything = config.copy_and_resolve_references()
   everything.decode.update(nms_iou=1.0, max_detections=2000)
 
@@ -140,7 +140,7 @@ def detections(name):
       for c in (everything, config)
     ]
 
-  found = predict(golden_weights.variables(name), network_input(arrays, config))
+  found = predict(golden_weights.variables(name), normalised(arrays, config))
   return [jax.tree.map(lambda x: np.asarray(x[0]), part) for part in found]
 
 

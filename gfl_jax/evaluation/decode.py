@@ -13,9 +13,8 @@ from gfl_jax.models.representations import REPRESENTATIONS
 from gfl_jax.models.scores import SCORES
 from gfl_jax.ops import boxes as box_ops
 from gfl_jax.ops import nms
-from gfl_jax.ops.gather_rows import gather_rows
+from gfl_jax.ops.arrays import ArrayLike, gather_rows
 from gfl_jax.ops.points import Points, level_slices
-from gfl_jax.ops.types import ArrayLike
 
 
 class Detections(NamedTuple):

@@ -1,8 +1,8 @@
-"""What the diagnostics look at: candidates, detections and sides beside the truth.
+"""What the diagnostics are computed from: predictions beside the truth, as tables.
 
-`Observations` keeps a few rows per image, whatever the number of anchors, so memory is
-bounded; `diagnostics.summarize` makes the measures of them. The definitions of a true
-positive, a true negative and a matched detection are in diagnostics.py.
+`DiagnosticRows` keeps a few rows per image, whatever the number of anchors, so that
+memory is bounded; `diagnostics.summarize` computes the measures. The definitions of a
+true positive, a true negative and a matched detection are in diagnostics.py.
 
 NumPy on the host.
 """
@@ -15,8 +15,8 @@ import numpy as np
 
 from gfl_jax.evaluation import side_distributions
 from gfl_jax.evaluation.decode import Candidates, Detections
-from gfl_jax.models import make_anchors
-from gfl_jax.ops.types import ArrayLike
+from gfl_jax.models import canvas_points
+from gfl_jax.ops.arrays import ArrayLike
 
 NUM_CANDIDATES = 200
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.1
@@ -89,7 +89,7 @@ class _Matches(NamedTuple):
     return cls(np.zeros(0, int), np.zeros(0, int), sides, sides, sides)
 
 
-class Observations:
+class DiagnosticRows:
   """Collects what the measures need, batch by batch."""
 
   def __init__(self, ground_truth: Mapping, config: Any):
@@ -120,7 +120,7 @@ class Observations:
     """
     canvas, scales = batch['images'].shape[1:3], batch['scales']
     if canvas not in self._points:
-      self._points[canvas] = make_anchors(self._config, canvas)
+      self._points[canvas] = canvas_points(self._config, canvas)
     points = self._points[canvas]
     rows, matched = [], [_Matches.none()]
     for i, image_id in enumerate(batch['image_ids'].tolist()):

@@ -35,9 +35,9 @@ def summarize(rows: Rows, box_kind: str, edge_kinds: list[str]) -> tuple[Scalars
   """The measures of an evaluation, and what its plots show.
 
   Args:
-    rows: of `Observations`, of all processes.
+    rows: of `DiagnosticRows`, of all processes.
     box_kind: the config's `box.kind`.
-    edge_kinds: `Observations.edge_kinds`.
+    edge_kinds: `DiagnosticRows.edge_kinds`.
 
   Returns:
     Scalars, each a float or None where there is nothing to measure:

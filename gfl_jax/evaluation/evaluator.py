@@ -19,9 +19,9 @@ from gfl_jax import files
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation import coco_metrics, decode, diagnostic_rows, diagnostics
 from gfl_jax.evaluation.decode import Candidates, Detections
-from gfl_jax.evaluation.diagnostic_rows import Observations, Rows, Sides
+from gfl_jax.evaluation.diagnostic_rows import DiagnosticRows, Rows, Sides
 from gfl_jax.evaluation.samples import choose_samples, collect_samples, sample_arrays
-from gfl_jax.models import make_anchors, network_input
+from gfl_jax.models import canvas_points, network_input
 from gfl_jax.models.representations import REPRESENTATIONS
 
 _LOG = logging.getLogger(__name__)
@@ -43,14 +43,14 @@ def make_detect(detector, config: Any) -> Callable:
   Args:
     detector: a linen module that returns `Predictions`.
     config: the experiment; reads `data.mean`, `data.std`, `decode`, `score`, `box`,
-      and what `make_anchors` reads.
+      and what `canvas_points` reads.
   """
 
   def detect(variables, batch) -> Detections:
     predictions = detector.apply(variables, network_input(config, batch), train=False)
     return decode.decode_detections(
       predictions,
-      make_anchors(config, batch['images'].shape[1:3]),
+      canvas_points(config, batch['images'].shape[1:3]),
       batch['image_sizes'],
       config,
       scale_factors=batch['scales'],
@@ -68,7 +68,7 @@ def make_predict(detector, config: Any) -> Callable:
 
   def predict(variables, batch) -> Output:
     predictions = detector.apply(variables, network_input(config, batch), train=False)
-    points = make_anchors(config, batch['images'].shape[1:3])
+    points = canvas_points(config, batch['images'].shape[1:3])
     arguments = predictions, points, batch['image_sizes'], config
     found = decode.decode_detections(*arguments, scale_factors=batch['scales'])
     candidates = decode.strongest_candidates(
@@ -111,7 +111,7 @@ def evaluate(
       -1 pad the last batch.
     ground_truth: the evaluation set in COCO's form; its `categories` in the order of
       the classes.
-    config: the experiment; reads `box` and what `make_anchors` reads.
+    config: the experiment; reads `box` and what `canvas_points` reads.
     folder: of the files, made if missing.
     step: the training step of `variables`, for the record.
     notes: what the metrics are to say besides.
@@ -129,7 +129,7 @@ def evaluate(
   category_ids = [category['id'] for category in ground_truth['categories']]
   all_ids = [image['id'] for image in ground_truth['images']]
   sample_ids = choose_samples(ground_truth, all_ids if share is None else share)
-  observed = Observations(ground_truth, config)
+  observed = DiagnosticRows(ground_truth, config)
   results, image_ids, samples = [], [], []
   total = len(all_ids)
   with tqdm.tqdm(

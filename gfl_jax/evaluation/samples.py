@@ -9,7 +9,7 @@ import numpy as np
 from gfl_jax.evaluation.decode import Detections
 from gfl_jax.evaluation.diagnostic_rows import Sides
 from gfl_jax.evaluation.side_distributions import bin_probabilities
-from gfl_jax.models import make_anchors
+from gfl_jax.models import canvas_points
 from gfl_jax.models.representations import bin_grid
 
 NUM_SAMPLES = 12  # images kept for the report
@@ -37,7 +37,7 @@ def collect_samples(
   (x of left and right, y of top and bottom): the probabilities of the bins, the normal
   density, or, with m = 1, the one place that Dirac knows.
   """
-  points = make_anchors(config, batch['images'].shape[1:3])
+  points = canvas_points(config, batch['images'].shape[1:3])
   samples = []
   for i, image_id in enumerate(batch['image_ids'].tolist()):
     if image_id not in sample_ids:

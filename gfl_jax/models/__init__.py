@@ -4,9 +4,9 @@ from gfl_jax.models.detector import (
   Detector,
   Predictions,
   build_detector,
+  canvas_points,
   frozen_mask,
   init_variables,
-  make_anchors,
   network_input,
 )
 
@@ -16,6 +16,6 @@ __all__ = [
   'build_detector',
   'frozen_mask',
   'init_variables',
-  'make_anchors',
+  'canvas_points',
   'network_input',
 ]

@@ -1,5 +1,6 @@
 """EfficientNet-Lite0: a backbone of 3.4 million parameters, for CPUs and phones."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,14 +13,15 @@ from jaxtyping import Array, Float
 from gfl_jax.models import norms, stages
 from gfl_jax.ops.convolutions import depthwise_conv
 
-_KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-# A filter that one channel alone goes through has as many outputs as inputs.
-_DEPTHWISE_INIT = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+_he_init = functools.partial(nn.initializers.variance_scaling, 2.0)
+_conv = functools.partial(
+  nn.Conv, use_bias=False, kernel_init=_he_init('fan_out', 'normal')
+)
 _STEM_CHANNELS = 32
 
 
 class _Row(NamedTuple):
-  """Blocks of one kind: the first may have a stride, the others have none."""
+  """Blocks of one kind: the first has the stride, the others have stride 1."""
 
   repeats: int
   size: int
@@ -45,8 +47,8 @@ class InvertedResidual(nn.Module):
     stride: of the depthwise convolution; with stride 1 and equal channels the input is
       added.
     expansion: channels of the depthwise convolution per channel of the input; with 1
-      the first 1x1 convolution is missing.
-    norm: makes a normalisation layer of a name.
+      there is no first 1x1 convolution.
+    norm: makes a normalisation layer, given its name.
     dtype: type of the output; parameters are float32.
   """
 
@@ -62,21 +64,21 @@ class InvertedResidual(nn.Module):
     width = x.shape[-1] * self.expansion
     y = x
     if self.expansion > 1:
-      y = _conv(width, 1, 1, self.dtype, name='expand')(y)
+      y = _conv(width, (1, 1), dtype=self.dtype, name='expand')(y)
       y = nn.relu6(self.norm(name='expand_norm')(y))
-    y = nn.Conv(
+    y = _conv(
       width,
       (self.size, self.size),
       (self.stride, self.stride),
       feature_group_count=width,
-      use_bias=False,
       dtype=self.dtype,
-      kernel_init=_DEPTHWISE_INIT,
+      # Each filter has one input and one output; 'fan_out' would count all channels.
+      kernel_init=_he_init('fan_in', 'normal'),
       conv_general_dilated=depthwise_conv,
       name='depthwise',
     )(y)
     y = nn.relu6(self.norm(name='depthwise_norm')(y))
-    y = _conv(self.channels, 1, 1, self.dtype, name='project')(y)
+    y = _conv(self.channels, (1, 1), dtype=self.dtype, name='project')(y)
     y = self.norm(name='project_norm')(y)
     return x + y if self.stride == 1 and y.shape == x.shape else y
 
@@ -89,7 +91,7 @@ class Stem(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b h2 w2 c']:
-    x = _conv(_STEM_CHANNELS, 3, 2, self.dtype, name='conv')(images)
+    x = _conv(_STEM_CHANNELS, (3, 3), (2, 2), dtype=self.dtype, name='conv')(images)
     return nn.relu6(self.norm(name='norm')(x))
 
 
@@ -127,10 +129,10 @@ class Stage(nn.Module):
 class EfficientNetLite0(nn.Module):
   """The backbone: an image to C2..C5 of 24, 40, 112 and 320 channels.
 
-  They are the outputs of the blocks 2, 4, 10 and 15, of strides 4, 8, 16 and 32; a
-  level of stride s has ceil(height / s) rows. Padding is TensorFlow's 'SAME', more of
-  it after than before: on even sizes the cell (i, j) looks at the point (i, j) * s +
-  s - 1/2, nearly a stride further to the lower right than torch's padding has it.
+  These are the outputs of blocks 2, 4, 10 and 15, of strides 4, 8, 16 and 32; a level
+  of stride s has ceil(height / s) rows. Padding is TensorFlow's 'SAME', which pads more
+  after than before: on even sizes the view of cell (i, j) is centred at (i, j) * s +
+  s - 1/2, nearly a stride further to the lower right than with torch's padding.
 
   Attributes:
     norm: 'frozen_batch_norm' (statistics in `batch_stats`, epsilon 1e-3) or
@@ -169,17 +171,3 @@ class EfficientNetLite0(nn.Module):
         x = jax.lax.stop_gradient(x)
       features.append(x)
     return tuple(features)
-
-
-def _conv(
-  features: int, size: int, stride: int, dtype: DTypeLike, *, name: str
-) -> nn.Conv:
-  return nn.Conv(
-    features,
-    (size, size),
-    (stride, stride),
-    use_bias=False,
-    dtype=dtype,
-    kernel_init=_KERNEL_INIT,
-    name=name,
-  )

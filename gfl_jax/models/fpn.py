@@ -36,7 +36,7 @@ class FPN(nn.Module):
       ValueError: num_levels outside 3..5.
     """
     if self.num_levels not in (3, 4, 5):
-      raise UserError(f'neck.num_levels={self.num_levels}: one of (3, 4, 5)')
+      raise UserError(f'neck.num_levels={self.num_levels} must be 3, 4 or 5')
     merged = [
       self._conv(f'lateral{i}', 1, 1)(feature) for i, feature in enumerate(features)
     ]
@@ -48,12 +48,11 @@ class FPN(nn.Module):
     return tuple(levels)
 
   def _conv(self, name: str, size: int, stride: int) -> nn.Conv:
-    half = size // 2
     return nn.Conv(
       self.channels,
       (size, size),
       (stride, stride),
-      padding=((half, half), (half, half)),
+      padding=size // 2,
       dtype=self.dtype,
       kernel_init=nn.initializers.xavier_uniform(),
       name=name,
@@ -63,10 +62,14 @@ class FPN(nn.Module):
 def upsample_nearest(
   x: Float[Array, 'b h w c'], size: tuple[int, ...]
 ) -> Float[Array, 'b h2 w2 c']:
-  """Doubles height and width, cut to `size`, the next finer level's (height, width).
+  """Doubles height and width and cuts the result to `size`.
 
-  Sizes of neighbouring levels are n and ceil(n / 2); for them this equals torch's
-  nearest interpolation to `size`, odd sizes included, and needs no gather.
+  The sizes of neighbouring levels are n and ceil(n / 2). For them, odd sizes included,
+  this equals torch's nearest-neighbour interpolation to `size`, without a gather.
+
+  Args:
+    x: features of a level.
+    size: (height, width) of the next finer level.
 
   Raises:
     ValueError: x is not half of `size`, rounded up.
@@ -74,7 +77,7 @@ def upsample_nearest(
   height, width = size
   if x.shape[1:3] != (-(-height // 2), -(-width // 2)):
     raise UserError(f'{x.shape[1:3]=} must be half of {size=}, rounded up')
-  # Both axes at once: the gradient is then one sum over both, not a sum after a sum.
+  # Both axes at once, so that the gradient is one sum over both.
   batch, rows, columns, channels = x.shape
   pairs = (batch, rows, 2, columns, 2, channels)
   x = jnp.broadcast_to(x[:, :, None, :, None], pairs)

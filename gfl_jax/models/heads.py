@@ -13,7 +13,9 @@ from jaxtyping import Array, Float
 from gfl_jax.errors import UserError
 from gfl_jax.models import norms
 
-_KERNEL_INIT = nn.initializers.normal(0.01)
+_conv3 = functools.partial(
+  nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=nn.initializers.normal(0.01)
+)
 
 
 class Predictions(NamedTuple):
@@ -34,20 +36,20 @@ class Predictions(NamedTuple):
 
 
 class DenseHead(nn.Module):
-  """Two towers of convolutions shared by all levels, and one output each.
+  """Two towers of convolutions, for classes and boxes, shared by all levels.
 
-  A learned scale per level multiplies the box logits (bias included): of distributions
-  it is the temperature, not a length.
+  A learned scale per level multiplies the box logits (bias included). For distributions
+  it acts as a temperature, not as a length.
 
   Attributes:
     num_classes: C.
     num_box_outputs: n, numbers per box side.
-    quality_branch: whether a third output, on the tower of the boxes, says the quality.
+    quality_branch: whether the box tower has a second output, for the quality.
     channels: width of the towers.
     num_convs: 3x3 convolutions of each tower.
     norm_groups: groups of the towers' GroupNorm.
     prior_probability: class probability of every anchor before training.
-    remat: whether the backward pass computes the towers' layers again.
+    remat: whether the backward pass recomputes the towers' layers.
     dtype: type of the towers' features; parameters and outputs are float32.
   Source: GFL, arXiv:2006.04388; mmdet's GFLHead, and ATSSHead for the branch.
   """
@@ -102,31 +104,17 @@ class DenseHead(nn.Module):
     return levels
 
   def _output_conv(self, name: str, features: int, bias: float) -> nn.Conv:
-    return nn.Conv(
-      features,
-      (3, 3),
-      padding=((1, 1), (1, 1)),
-      dtype=self.dtype,
-      kernel_init=_KERNEL_INIT,
-      bias_init=nn.initializers.constant(bias),
-      name=name,
-    )
+    bias_init = nn.initializers.constant(bias)
+    return _conv3(features, dtype=self.dtype, bias_init=bias_init, name=name)
 
 
 def _tower_layer(
   head: DenseHead, levels: Sequence[Array], *, name: str, number: int
 ) -> Sequence[Array]:
   """Convolution, norm and ReLU, the same on all levels."""
-  conv = nn.Conv(
-    head.channels,
-    (3, 3),
-    padding=((1, 1), (1, 1)),
-    use_bias=False,
-    dtype=head.dtype,
-    kernel_init=_KERNEL_INIT,
-    name=f'{name}_conv{number}',
-  )
-  norm = norms.GroupNorm(head.norm_groups, head.dtype, name=f'{name}_norm{number}')
+  names = f'{name}_conv{number}', f'{name}_norm{number}'
+  conv = _conv3(head.channels, use_bias=False, dtype=head.dtype, name=names[0])
+  norm = norms.GroupNorm(head.norm_groups, head.dtype, name=names[1])
   return [nn.relu(norm(conv(x))) for x in levels]
 
 

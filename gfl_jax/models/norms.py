@@ -16,14 +16,14 @@ _EPSILON = 1e-5  # torch's default; Flax's own is 1e-6
 
 
 class FrozenBatchNorm(nn.Module):
-  """BatchNorm whose statistics never change; its gain and bias are trained.
+  """BatchNorm whose statistics never change; its scale and bias are trained.
 
-  Detectors train with a few large images per device, too few to estimate statistics:
-  those of the pretrained backbone stay. They live in the collection `batch_stats`.
+  Detectors train with too few images per device to estimate statistics, so those of the
+  pretrained backbone stay. They are in the collection `batch_stats`.
 
   Attributes:
     dtype: type of the output; the arithmetic is float32.
-    epsilon: added to the variance: what the statistics were trained with.
+    epsilon: added to the variance; must be the one of the pretraining.
   Source: norm_eval=True of mmdet's recipes.
   """
 
@@ -48,7 +48,7 @@ class GroupNorm(nn.Module):
   """GroupNorm over height, width and the channels of a group, image by image.
 
   Attributes:
-    num_groups: consecutive channels are split evenly into this many groups.
+    num_groups: into which consecutive channels are split evenly.
     dtype: type of the output; statistics and arithmetic are float32.
   Source: arXiv:1803.08494; epsilon 1e-5 and the biased variance as in torch.
   """
@@ -67,7 +67,7 @@ class GroupNorm(nn.Module):
     if self.num_groups < 1 or channels % self.num_groups:
       raise UserError(
         f'norm_groups={self.num_groups} must divide the {channels} channels of the'
-        f' layer {self.name}: choose another number of groups or of channels'
+        f' layer {self.name}; change one of the two'
       )
     scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
@@ -89,7 +89,7 @@ class GroupNorm(nn.Module):
 def make_norm(
   kind: str, num_groups: int, dtype: DTypeLike, *, epsilon: float = _EPSILON
 ) -> Callable[..., nn.Module]:
-  """What makes the normalisation layers of a backbone, given a name.
+  """A function that makes a normalisation layer of a backbone, given its name.
 
   Args:
     kind: 'frozen_batch_norm' or 'group_norm'.

@@ -1,4 +1,4 @@
-"""What the head's numbers say about a box side: the three representations.
+"""What the head's outputs mean for a box side: the three representations.
 
 Head, objective and decoding read this one table.
 
@@ -6,9 +6,9 @@ Head, objective and decoding read this one table.
   gaussian  two: the mean distance and the logarithm of its variance
   general   one per bin of a grid: a softmax distribution; its mean is the distance
 
-Dirac's distance and Gaussian's mean are box.scale * exp(output): positive, and
-box.scale before training. 1 is FCOS's form; half of anchor_scale begins with the anchor
-itself, as ATSS does. All lengths are in strides of the anchor's level.
+Dirac's distance and Gaussian's mean are box.scale * exp(output). They are positive, and
+before training equal to box.scale: with 1 as in FCOS, with half of anchor_scale the box
+is the anchor at first, as in ATSS. All lengths are in strides of the anchor's level.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Representation(NamedTuple):
   """One kind of box; each function also takes the config's `box` section.
 
   Attributes:
-    num_outputs: numbers of the head for one side.
+    num_outputs: how many numbers the head puts out for one side.
     distance: [*, 4, n] outputs to [*, 4] distances, in strides.
     std: [*, 4, n] outputs to [*, 4] standard deviations, in strides.
   """

@@ -17,8 +17,8 @@ from gfl_jax.errors import UserError
 from gfl_jax.models import norms, stages
 from gfl_jax.ops.convolutions import image_conv
 
-# He initialisation by the number of outputs, as torchvision: keeps the scale of the
-# gradients through a stack of ReLU layers.
+# He initialisation by the number of outputs, as in torchvision: it keeps the scale of
+# the gradients through a stack of ReLU layers.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
@@ -76,7 +76,7 @@ _BLOCKS = {
 
 
 class Conv7Stem(nn.Module):
-  """Image to stride 4, as torchvision: a 7x7 convolution of stride 2, max-pooling."""
+  """Image to stride 4, as in torchvision: 7x7 convolution of stride 2, max-pooling."""
 
   width: int
   conv: Callable[..., nn.Module]
@@ -85,7 +85,8 @@ class Conv7Stem(nn.Module):
   @nn.compact
   def __call__(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b h2 w2 c']:
     x = self.conv(self.width, 7, 2, name='conv', convolve=image_conv)(images)
-    return _max_pool(nn.relu(self.norm(name='norm')(x)))
+    x = nn.relu(self.norm(name='norm')(x))
+    return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
 
 class Patch4Stem(nn.Module):
@@ -98,7 +99,7 @@ class Patch4Stem(nn.Module):
   @nn.compact
   def __call__(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b h2 w2 c']:
     height, width = images.shape[1:3]
-    padding = ((0, -height % 4), (0, -width % 4))  # a cell for the last rows, too
+    padding = ((0, -height % 4), (0, -width % 4))  # the last rows get a cell, too
     x = self.conv(self.width, 4, 4, padding=padding, name='conv')(images)
     return nn.relu(self.norm(name='norm')(x))
 
@@ -128,10 +129,10 @@ class ResNet(nn.Module):
 
   Attributes:
     depth: 10, 18, 34, 50 or 101.
-    widths: planes of the four stages; bottlenecks put out 4 times as many channels.
+    widths: planes of the four stages; bottlenecks have 4 times as many output channels.
     groups: of the 3x3 convolutions of bottlenecks; 1 for ResNet.
-    group_width: channels of such a group where the stage's planes are 64; more planes
-      widen it in proportion. ResNeXt-101-32x4d is depth 101, groups 32, group_width 4.
+    group_width: channels of such a group in a stage of 64 planes, growing in proportion
+      to the planes. ResNeXt-101-32x4d has depth 101, groups 32, group_width 4.
     stem: 'conv7' or 'patch4', see Conv7Stem and Patch4Stem.
     norm: 'frozen_batch_norm' (statistics in `batch_stats`) or 'group_norm'.
     norm_groups: groups of 'group_norm'.
@@ -186,15 +187,16 @@ class ResNet(nn.Module):
     if block is BasicBlock:
       if (self.groups, self.group_width) != (1, 64):
         raise UserError(
-          f'backbone.groups={self.groups}, group_width={self.group_width}: depth='
-          f'{self.depth} has no bottlenecks to group; set 1 and 64'
+          f'backbone.groups={self.groups}, group_width={self.group_width}: a ResNet of'
+          f' depth={self.depth} has no bottlenecks to group; set groups=1 and'
+          ' group_width=64'
         )
       return block, num_blocks
     if self.groups < 1 or min(self.widths) * self.group_width < 64:
       raise UserError(
         f'backbone.groups={self.groups}, group_width={self.group_width}, widths='
-        f"{self.widths}: groups and a group's channels, width * group_width / 64, must"
-        ' be at least 1'
+        f'{self.widths}: groups must be at least 1, and so must the channels of a'
+        ' group, width * group_width / 64'
       )
     grouped = functools.partial(block, groups=self.groups, group_width=self.group_width)
     return grouped, num_blocks
@@ -211,25 +213,17 @@ def _conv(
   padding: tuple[tuple[int, int], ...] | None = None,
   convolve: Callable[..., Array] | None = None,
 ) -> nn.Conv:
-  half = size // 2
   return nn.Conv(
     features,
     (size, size),
     (stride, stride),
-    padding=((half, half), (half, half)) if padding is None else padding,
+    padding=size // 2 if padding is None else padding,
     feature_group_count=groups,
     use_bias=False,
     dtype=dtype,
     kernel_init=_KERNEL_INIT,
     conv_general_dilated=convolve,
     name=name,
-  )
-
-
-def _max_pool(x: Array) -> Array:
-  padding = ((0, 0), (1, 1), (1, 1), (0, 0))
-  return jax.lax.reduce_window(
-    x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding
   )
 
 

@@ -1,11 +1,11 @@
-"""What the score of a detection is: the six estimates of quality, as data.
+"""What the score of a detection is: the six kinds of score, as a table.
 
-Head, objective and decoding read this one table. A kind is a label of quality and its
-use:
+Head, objective and decoding read this one table. A kind is a measure of quality and the
+use that is made of it:
 
   none               class probability alone
-  centerness, iou    a branch of its own learns the quality of positives; score =
-                     class probability x quality (FCOS, ATSS; GFL's IoU branch)
+  centerness, iou    a separate branch learns the quality of positives; score = class
+                     probability x quality (FCOS, ATSS; GFL's IoU branch)
   centerness_guided, iou_guided
                      no branch: the quality of a positive weights its class loss
   joint              the class target of a positive is the quality itself (GFL)

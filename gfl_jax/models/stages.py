@@ -1,16 +1,16 @@
-"""What all backbones share: the names of their parts, and which of them are trained."""
+"""The parts of every backbone: their names, and which are frozen or recomputed."""
 
 from collections.abc import Sequence
 
 from gfl_jax.errors import UserError
 
 STAGE_NAMES = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
-# The parts whose activations `model.remat` can have computed again.
+# The parts that `model.remat` may name: the backward pass recomputes their activations.
 REMAT_NAMES = (*STAGE_NAMES[1:], 'head')
 
 
 def frozen_names(frozen_stages: int) -> tuple[str, ...]:
-  """Names of the backbone's parts that `frozen_stages` leaves untrained.
+  """Names of the parts of the backbone that are not trained.
 
   Args:
     frozen_stages: 0 trains everything; n in 1..4 freezes the stem and stages 1..n.
@@ -24,18 +24,18 @@ def frozen_names(frozen_stages: int) -> tuple[str, ...]:
 
 
 def check_remat(names: Sequence[str]) -> tuple[str, ...]:
-  """The parts whose activations the backward pass computes again, instead of keeping.
+  """The parts whose activations the backward pass recomputes instead of storing.
 
-  A stage of the backbone then keeps its input alone, and each layer of the head's
-  towers its input. Numbers and gradients stay, up to rounding; a stage costs its
-  forward pass once more.
+  For such a stage of the backbone only its input is stored, and for the head the input
+  of each layer of its towers. Loss and gradients stay the same up to rounding; the
+  forward pass of these parts runs twice.
 
   Args:
-    names: of `REMAT_NAMES`; none keeps everything.
+    names: some of `REMAT_NAMES`; with none, everything is stored.
 
   Raises:
-    ValueError: a name that is not there.
+    ValueError: another name.
   """
   if any(name not in REMAT_NAMES for name in names):
-    raise UserError(f'model.remat={tuple(names)} must be of {list(REMAT_NAMES)}')
+    raise UserError(f'model.remat={tuple(names)}: each must be in {list(REMAT_NAMES)}')
   return tuple(names)

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gfl_jax.ops import boxes as box_ops
+from gfl_jax.ops.arrays import ArrayLike
 from gfl_jax.ops.nearest_points import nearest_points
 from gfl_jax.ops.points import Points, level_slices
-from gfl_jax.ops.types import ArrayLike
 
 BACKGROUND = -1
 IGNORED = -2

@@ -7,7 +7,7 @@ inverted boxes are allowed: the floors `eps` keep every value and gradient finit
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
-from gfl_jax.ops.types import ArrayLike
+from gfl_jax.ops.arrays import ArrayLike
 
 
 def area(boxes: Float[ArrayLike, '*n 4']) -> Float[Array, '*n']:

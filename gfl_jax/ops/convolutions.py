@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from gfl_jax.ops.types import ArrayLike
+from gfl_jax.ops.arrays import ArrayLike
 
 
 def image_conv(

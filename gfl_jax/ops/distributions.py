@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gfl_jax.ops.types import ArrayLike, at_least_float32
+from gfl_jax.ops.arrays import ArrayLike, at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gfl_jax.ops import boxes as box_ops
+from gfl_jax.ops.arrays import ArrayLike, at_least_float32
 from gfl_jax.ops.distributions import BinGrid, check_bins
-from gfl_jax.ops.types import ArrayLike, at_least_float32
 
 # Targets are annotated '...', so that also under the tests' annotation checks a shape
 # that differs is the ValueError below.

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from gfl_jax.ops.arrays import ArrayLike
 from gfl_jax.ops.points import Points, level_slices
-from gfl_jax.ops.types import ArrayLike
 
 
 def nearest_points(

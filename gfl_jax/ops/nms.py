@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gfl_jax.ops import boxes as box_ops
-from gfl_jax.ops.types import ArrayLike
+from gfl_jax.ops.arrays import ArrayLike
 
 
 # A function of its own in a program, so that an export can put the operator that a

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from gfl_jax.ops.types import ArrayLike
+from gfl_jax.ops.arrays import ArrayLike
 
 
 class Points(NamedTuple):

@@ -75,7 +75,7 @@ def make_train_step(detector, config, *, steps_per_epoch: int) -> Callable:
     variables = {'params': params, 'batch_stats': batch_stats}
     images = models.network_input(config, batch)
     predictions = detector.apply(variables, images, train=True)
-    points = models.make_anchors(config, images.shape[1:3])
+    points = models.canvas_points(config, images.shape[1:3])
     return function(predictions, batch, points, config, **options)
 
   gradient = jax.grad(partial(forward, objective.loss_and_sums), has_aux=True)

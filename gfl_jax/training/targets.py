@@ -11,7 +11,7 @@ from gfl_jax.config import choose
 from gfl_jax.models.representations import REPRESENTATIONS
 from gfl_jax.ops import assignment, boxes
 from gfl_jax.ops import points as point_ops
-from gfl_jax.ops.gather_rows import gather_rows
+from gfl_jax.ops.arrays import gather_rows
 from gfl_jax.training import loss_terms
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from gfl_jax.errors import UserError
 from gfl_jax.evaluation import decode
 from gfl_jax.evaluation.decode import Detections
-from gfl_jax.models import build_detector, make_anchors, network_input
+from gfl_jax.models import build_detector, canvas_points, network_input
 from gfl_jax.weights.trees import check_same, named_leaves
 
 # Finds the boxes of a batch, as `evaluator.make_detect` takes it, in NumPy.
@@ -66,7 +66,7 @@ def check_trained(trained: Trained, source: str | os.PathLike) -> None:
     def init_and_detect(key, batch):
       images = network_input(config, batch)
       predictions, variables = detector.init_with_output(key, images, train=False)
-      points = make_anchors(config, images.shape[1:3])
+      points = canvas_points(config, images.shape[1:3])
       # Traced only to read every field of the config that decoding needs.
       decode.decode_detections(
         predictions, points, batch['image_sizes'], config, scale_factors=batch['scales']

@@ -213,7 +213,7 @@ def inference(options: Options, *, name: str) -> Iterator[dict]:
 def losses(options: Options) -> Iterator[dict]:
   """Loss and gradient for given logits: 16 images of 8,525 anchors, with ATSS."""
   config, canvas, size = gfl_r50_fpn_1x_coco.get_config(), (640, 640), 16
-  anchors = models.make_anchors(config, canvas)
+  anchors = models.canvas_points(config, canvas)
   predictions = random_predictions(config, anchors, size)
   batch = random_batch(config, canvas, size)
   batch = jax.device_put({k: v for k, v in batch.items() if k != 'images'})
@@ -250,7 +250,7 @@ def random_predictions(config, anchors: points.Points, size: int) -> models.Pred
 def assign(options: Options) -> Iterator[dict]:
   """ATSS over the recipe's canvas; boxes all valid."""
   config, canvas = gfl_r50_fpn_1x_coco.get_config(), (800, 1344)
-  anchors = models.make_anchors(config, canvas)
+  anchors = models.canvas_points(config, canvas)
 
   def match(boxes, valid, image_sizes):
     on_image = points.point_validity(anchors, image_sizes)
@@ -269,7 +269,7 @@ def assign(options: Options) -> Iterator[dict]:
 def decode_predictions(options: Options) -> Iterator[dict]:
   """Random logits to detections, with the recipe's thresholds."""
   config, canvas, size = gfl_r50_fpn_1x_coco.get_config(), (800, 1344), 2
-  anchors = models.make_anchors(config, canvas)
+  anchors = models.canvas_points(config, canvas)
   run = lambda predictions, sizes: decode.decode_detections(
     predictions, anchors, sizes, config
   )

@@ -1,4 +1,4 @@
-"""Observations and the measures made of them, on scenes whose answer is known."""
+"""DiagnosticRows and the measures made of them, on scenes whose answer is known."""
 
 import json
 
@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from gfl_jax.evaluation import diagnostic_rows, diagnostics
 from gfl_jax.evaluation.decode import Candidates, Detections
-from gfl_jax.evaluation.diagnostic_rows import Observations, Sides
-from gfl_jax.models import make_anchors
+from gfl_jax.evaluation.diagnostic_rows import DiagnosticRows, Sides
+from gfl_jax.models import canvas_points
 from gfl_jax.ops import boxes as box_ops
 
 KINDS = ['blurred', 'sharp']
@@ -77,7 +77,7 @@ def observe(truth, found, cands=None, *, sides=None, kind='general', scale=(1.0,
     'image_ids': np.array([5, -1]),
     'scales': np.array([scale, (1, 1)], np.float32),
   }
-  observed = Observations(truth, config(kind))
+  observed = DiagnosticRows(truth, config(kind))
   observed.add(batch, two(found), two(cands), two(sides))
   return observed
 
@@ -208,7 +208,7 @@ def test_scores_that_are_the_iou_are_calibrated():
 def test_sides_are_judged_in_strides_and_told_in_original_pixels():
   # Canvas px are 2 x 0.5 original px; the anchor 13 lies at (8, 8) of the canvas.
   scale = (2.0, 0.5)
-  point = make_anchors(config(), (64, 96)).centers[13]
+  point = canvas_points(config(), (64, 96)).centers[13]
   assert point.tolist() == [8, 8]
   truth_box = (2.0, 4.0, 8.0, 40.0)  # on the canvas (4, 2, 16, 20)
   sides = {'edge_sigma': [0.5, 4, 1, 8], 'edge_kind': ['sharp', *['blurred'] * 3]}

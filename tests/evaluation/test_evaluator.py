@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from gfl_jax.evaluation import diagnostic_rows, evaluator, samples
-from gfl_jax.models import Predictions, make_anchors
+from gfl_jax.models import Predictions, canvas_points
 
 CONFIG = ConfigDict({
   'data': {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0)},
@@ -158,7 +158,7 @@ def test_samples_are_in_pixels_of_the_resized_image(tmp_path):
   assert kept['0/image'].shape == (*CANVAS, 3)
   for name in ('0/boxes', '0/true_boxes'):
     np.testing.assert_allclose(kept[name], [true_box(0)], atol=1e-4)
-  center = make_anchors(CONFIG, CANVAS).centers[7]
+  center = canvas_points(CONFIG, CANVAS).centers[7]
   bins = 8.0 * np.arange(9)
   positions = [center[0] - bins, center[1] - bins, center[0] + bins, center[1] + bins]
   np.testing.assert_allclose(kept['0/edge_positions'], [positions])
@@ -206,7 +206,7 @@ def test_no_annotation_at_all(tmp_path):
 
 def half(start, stop):
   """What one process has of 14 images, as it would hand it over."""
-  observed = diagnostic_rows.Observations(ground_truth(14), CONFIG)
+  observed = diagnostic_rows.DiagnosticRows(ground_truth(14), CONFIG)
   ids = []
   for batch in list(batches(14, 1))[start:stop]:
     found, sides, rest = jax.tree.map(np.asarray, predict(table(14), batch))

@@ -8,7 +8,13 @@ import pytest
 from flax import traverse_util
 
 from configs import gfl_r50_fpn_1x_coco
-from gfl_jax.models import build_detector, frozen_mask, init_variables, stages
+from gfl_jax.models import (
+  build_detector,
+  frozen_mask,
+  init_variables,
+  network_input,
+  stages,
+)
 from gfl_jax.models.detector import Detector
 from tests import golden, golden_weights, tiny
 from tests.models.draws import draw
@@ -76,6 +82,18 @@ def test_number_of_parameters_is_the_authors():
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes['params'])) == 32_440_537
 
 
+def test_pixels_are_normalised_and_padding_is_zero():
+  config = tiny_config()
+  images = np.random.default_rng(0).integers(0, 256, (3, 6, 8, 3)).astype(np.uint8)
+  sizes = np.array([[6, 8], [2, 5], [0, 0]], np.int32)
+  batch = {'images': images, 'image_sizes': sizes}
+  out = jax.jit(lambda batch: network_input(config, batch))(batch)
+  expected = (images - np.array(config.data.mean)) / np.array(config.data.std)
+  expected[1, 2:] = expected[1, :, 5:] = expected[2] = 0
+  assert out.dtype == np.float32
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_images_of_a_batch_do_not_mix():
   detector = build_detector(tiny_config())
   variables = draw(detector, images())
@@ -104,8 +122,8 @@ def test_bfloat16_ends_at_the_outputs():
   assert {f.dtype for f in features} == {jnp.dtype('bfloat16')}
 
 
-def kept_bytes(detector, params):
-  """Of what a forward pass keeps for the backward one; and the numbers of both."""
+def stored_bytes(detector, params):
+  """What a forward pass stores for the backward one; and the results of both."""
 
   def total(params):
     out = detector.apply({'params': params}, images(), train=True)
@@ -116,20 +134,20 @@ def kept_bytes(detector, params):
   return size(pull), jax.jit(jax.value_and_grad(total))(params)
 
 
-def test_computing_again_keeps_less_and_changes_no_number():
+def test_remat_stores_less_and_changes_no_number():
   config = tiny_config()
   config.model.head.num_convs = 3
   detector = build_detector(config)
   params = draw(detector, images())['params']
-  everything, (value, grads) = kept_bytes(detector, params)
-  kept = {}
+  everything, (value, grads) = stored_bytes(detector, params)
+  stored = {}
   for remat in (('stage2',), ('head',), stages.REMAT_NAMES):
     config.model.remat = remat
     again = build_detector(config)
     assert jax.tree.map(jnp.shape, draw(again, images())['params']) == jax.tree.map(
       jnp.shape, params
     )
-    kept[remat], (same_value, same_grads) = kept_bytes(again, params)
+    stored[remat], (same_value, same_grads) = stored_bytes(again, params)
     np.testing.assert_allclose(same_value, value, rtol=1e-6)
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(
@@ -138,8 +156,8 @@ def test_computing_again_keeps_less_and_changes_no_number():
       same_grads,
       grads,
     )
-  assert kept['stage2',] < 0.96 * everything and kept['head',] < 0.72 * everything
-  assert kept[stages.REMAT_NAMES] < 0.65 * everything
+  assert stored['stage2',] < 0.96 * everything and stored['head',] < 0.72 * everything
+  assert stored[stages.REMAT_NAMES] < 0.65 * everything
 
 
 def test_equal_configs_give_equal_detectors():
@@ -152,7 +170,7 @@ def test_equal_configs_give_equal_detectors():
 
 
 @pytest.mark.parametrize(('box', 'outputs'), [('dirac', 1), ('gaussian', 2)])
-def test_a_box_section_of_ones_own_is_the_heads(box, outputs):
+def test_the_head_follows_the_sections_box_and_score(box, outputs):
   config = tiny_config()
   config.box = ml_collections.ConfigDict({'kind': box, 'scale': 4.0})
   config.score = ml_collections.ConfigDict({'kind': 'iou', 'weight': 1.0})
@@ -214,18 +232,15 @@ def test_frozen_mask_is_true_exactly_where_the_gradient_is_zero(
   [
     (
       {'model': {'dtype': 'float16'}},
-      r"model.dtype='float16' is not one of \['bfloat16', 'float32'\]",
+      r"model.dtype='float16' .*\['bfloat16', 'float32'\]",
     ),
-    ({'score': {'kind': 'quality'}}, r"score.kind='quality' is not one of .*'joint'"),
+    ({'score': {'kind': 'quality'}}, r"score.kind='quality' .*'joint'"),
     (
       {'model': {'backbone': {'kind': 'vgg'}}},
-      r"backbone.kind='vgg' is not one of \['efficientnet_lite0', 'resnet'\]",
+      r"backbone.kind='vgg' .*\['efficientnet_lite0', 'resnet'\]",
     ),
-    (
-      {'model': {'remat': ('stage5',)}},
-      r"model.remat=\('stage5',\) must be of \['stage1'",
-    ),
-    ({'box': {'kind': 'laplace'}}, r"box.kind='laplace' is not one of .*'general'"),
+    ({'model': {'remat': ('stage5',)}}, r"model.remat=\('stage5',\).*'stage1'"),
+    ({'box': {'kind': 'laplace'}}, r"box.kind='laplace' .*'general'"),
   ],
 )
 def test_unknown_kinds_are_errors(change, message):

@@ -63,9 +63,9 @@ def test_images_of_a_batch_do_not_mix():
 @pytest.mark.parametrize(
   ('setting', 'message'),
   [
-    ({'norm': 'batch_norm'}, "backbone.norm='batch_norm' is not one of"),
-    ({'norm': 'group_norm', 'norm_groups': 32}, 'norm_groups=32 must divide'),
-    ({'frozen_stages': 5}, 'backbone.frozen_stages=5 must be 0 to 4'),
+    ({'norm': 'batch_norm'}, "backbone.norm='batch_norm'.*'group_norm'"),
+    ({'norm': 'group_norm', 'norm_groups': 32}, 'norm_groups=32'),
+    ({'frozen_stages': 5}, 'backbone.frozen_stages=5'),
   ],
 )
 def test_bad_settings_are_errors(setting, message):

@@ -50,7 +50,7 @@ def test_a_level_moves_only_itself_and_the_levels_below_or_made_of_it():
 
 
 def test_bad_sizes_are_errors():
-  with pytest.raises(ValueError, match=r'neck.num_levels=6: one of \(3, 4, 5\)'):
+  with pytest.raises(ValueError, match='neck.num_levels=6'):
     shapes(fpn.FPN(8, 6), 64, 64)
-  with pytest.raises(ValueError, match=r'\(3, 3\) must be half of size=\(7, 6\)'):
+  with pytest.raises(ValueError, match=r'\(3, 3\).*size=\(7, 6\)'):
     fpn.upsample_nearest(jnp.zeros((1, 3, 3, 1)), (7, 6))

@@ -58,5 +58,5 @@ def test_number_of_parameters():
 
 def test_a_prior_probability_out_of_range_is_an_error():
   head = heads.DenseHead(3, 5, prior_probability=1.0)
-  with pytest.raises(ValueError, match='head.prior_probability=1.0 must lie in'):
+  with pytest.raises(ValueError, match='head.prior_probability=1.0'):
     head.init(jax.random.key(0), [jnp.zeros((1, 1, 1, 256))])

@@ -64,7 +64,7 @@ def test_group_norm_in_bfloat16_has_float32_statistics():
 
 
 def test_groups_that_do_not_divide_the_channels_are_an_error():
-  with pytest.raises(ValueError, match='norm_groups=5 must divide the 12 channels'):
+  with pytest.raises(ValueError, match='norm_groups=5.* 12 channels'):
     apply_group_norm(np.zeros((1, 2, 2, 12), np.float32), 5)
 
 

@@ -21,7 +21,7 @@ def outputs(num_outputs, scale=1.0):
   return jnp.asarray(scale * np.random.default_rng(0).normal(size=(3, 4, num_outputs)))
 
 
-def test_dirac_is_a_factor_on_the_first_distance():
+def test_dirac_is_the_scale_times_an_exponential():
   dirac, c = REPRESENTATIONS['dirac'], box_config()
   x = outputs(1)
   np.testing.assert_allclose(dirac.distance(x, c), 2 * np.exp(x[..., 0]), rtol=1e-6)

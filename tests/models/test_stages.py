@@ -11,5 +11,5 @@ def test_frozen_names_are_the_stem_and_the_first_stages():
 
 @pytest.mark.parametrize('number', [-1, 5])
 def test_a_stage_that_is_not_there_is_an_error(number):
-  with pytest.raises(ValueError, match=f'frozen_stages={number} must be 0 to 4'):
+  with pytest.raises(ValueError, match=f'frozen_stages={number} '):
     stages.frozen_names(number)

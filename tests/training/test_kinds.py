@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfl_jax.models import Predictions, make_anchors
+from gfl_jax.models import Predictions, canvas_points
 from gfl_jax.ops import assignment
 from gfl_jax.training import loss_terms, objective
 from gfl_jax.training.targets import _heatmap, assign, make_targets
@@ -74,7 +74,7 @@ def config_of(case):
 
 def predictions_of(config, *, scale=1.0, seed=0):
   rng = np.random.default_rng(seed)
-  shape = (8, len(make_anchors(config, (64, 64)).centers))
+  shape = (8, len(canvas_points(config, (64, 64)).centers))
   normal = lambda *s: jnp.asarray(scale * rng.normal(size=s), jnp.float32)
   has_branch = config.score.kind in ('centerness', 'iou')
   return Predictions(
@@ -88,7 +88,7 @@ def predictions_of(config, *, scale=1.0, seed=0):
 def loss_of(case):
   """Jitted ((loss, scalars), gradient) of (predictions, batch)."""
   config = config_of(case)
-  anchors = make_anchors(config, (64, 64))
+  anchors = canvas_points(config, (64, 64))
   loss = lambda *parts: objective.detection_loss(*parts, anchors, config)
   return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -207,7 +207,7 @@ def expected_terms(config, predictions, batch, matched, anchors):
 @pytest.mark.parametrize('case', RULES)
 def test_anchors_are_matched_by_the_rule_that_the_config_names(case):
   config, batch = config_of(case), tiny.batch()
-  points = make_anchors(config, (64, 64))
+  points = canvas_points(config, (64, 64))
   matched, _ = jax.jit(lambda batch: assign(batch, points, config))(batch)
   image = batch['boxes'][4], batch['valid'][4]
   rules = {
@@ -222,7 +222,7 @@ def test_anchors_are_matched_by_the_rule_that_the_config_names(case):
 def test_each_term_is_that_of_plain_numpy(case):
   config, batch = config_of(case), tiny.batch()
   batch['image_sizes'][1] = (32, 64)  # some anchors are ignored
-  anchors, predictions = make_anchors(config, (64, 64)), predictions_of(config)
+  anchors, predictions = canvas_points(config, (64, 64)), predictions_of(config)
   matched, _ = assign(batch, anchors, config)
   matched = np.asarray(matched)
   assert {-2, -1, 0}.issubset(matched.ravel())
@@ -243,7 +243,7 @@ def test_the_gradient_is_the_slope_of_the_loss(case):
   predictions = predictions_of(config)
   _, gradient = loss_of(case)(predictions, batch)
   config.box_loss.weight = config.edge_loss.weight = 0.0
-  anchors = make_anchors(config, (64, 64))
+  anchors = canvas_points(config, (64, 64))
 
   with jax.enable_x64(True):
     exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), predictions)
@@ -264,7 +264,7 @@ def test_the_gradient_is_the_slope_of_the_loss(case):
 def test_no_gradient_flows_through_labels_and_weights(case):
   config, batch = config_of(case), tiny.batch()
   config.box_loss.weight = config.edge_loss.weight = 0.0
-  anchors = make_anchors(config, (64, 64))
+  anchors = canvas_points(config, (64, 64))
   loss = lambda p: objective.detection_loss(p, batch, anchors, config)[0]
   gradient = jax.grad(loss)(predictions_of(config))
   assert not np.any(gradient.box_logits)
@@ -294,7 +294,7 @@ def test_extreme_logits_stay_finite(case):
 @pytest.mark.parametrize('case', ['iou', 'corner', 'iou_guided'])
 def test_parts_of_a_batch_add_up_to_the_whole(case):
   config, batch = config_of(case), tiny.batch()
-  anchors, predictions = make_anchors(config, (64, 64)), predictions_of(config)
+  anchors, predictions = canvas_points(config, (64, 64)), predictions_of(config)
   (loss, _), _ = loss_of(case)(predictions, batch)
   normalizers = objective.local_normalizers(predictions, batch, anchors, config)
   part = jax.jit(
@@ -309,7 +309,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(case):
 
 def test_labels_of_positives_have_their_means_and_deviations():
   config, batch = config_of('atss'), tiny.batch()
-  predictions, anchors = predictions_of(config), make_anchors(config, (64, 64))
+  predictions, anchors = predictions_of(config), canvas_points(config, (64, 64))
   (_, scalars), _ = loss_of('atss')(predictions, batch)
   match = make_targets(predictions, batch, anchors, config)
   for name, label in match.labels.items():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import gfl_r50_fpn_1x_coco
-from gfl_jax.models import Predictions, build_detector, make_anchors
+from gfl_jax.models import Predictions, build_detector, canvas_points
 from gfl_jax.ops import boxes
 from gfl_jax.training import objective, targets
 from gfl_jax.weights import mmdet
@@ -35,7 +35,7 @@ def head_gradients():
   """Jitted (params, features, batch) -> ((loss, scalars), gradients of both)."""
   config = golden_weights.config('head')
   detector = build_detector(config)
-  anchors = make_anchors(config, golden.load('head')['meta/batch_shape'].tolist())
+  anchors = canvas_points(config, golden.load('head')['meta/batch_shape'].tolist())
 
   def loss(params, features, batch):
     predictions = detector.apply(
@@ -108,7 +108,7 @@ def test_gradient_norms_with_empty_images_are_the_authors(case):
 
 
 def random_predictions(config, batch, *, scale=1.0, seed=0):
-  anchors = make_anchors(config, batch['images'].shape[1:3])
+  anchors = canvas_points(config, batch['images'].shape[1:3])
   shape = (len(batch['images']), len(anchors.centers))
   rng = np.random.default_rng(seed)
   normal = lambda *s: jnp.asarray(scale * rng.normal(size=s), jnp.float32)
@@ -121,7 +121,7 @@ def random_predictions(config, batch, *, scale=1.0, seed=0):
 def tiny_loss():
   """Jitted loss, scalars and gradient of predictions for the tiny config."""
   config = tiny.config()
-  anchors = make_anchors(config, (64, 64))
+  anchors = canvas_points(config, (64, 64))
 
   def loss(predictions, batch):
     return objective.detection_loss(predictions, batch, anchors, config)
@@ -222,7 +222,7 @@ def test_no_positive_of_crowded_images_is_dropped_by_the_recipe():
     'valid': np.ones((1, 100), bool),
     'image_sizes': np.array([[800, 1333]]),
   }
-  anchors = make_anchors(config, canvas)
+  anchors = canvas_points(config, canvas)
   matched, dropped = jax.jit(lambda b: targets.assign(b, anchors, config))(batch)
   assert dropped == 0 and (np.asarray(matched) >= 0).sum() > 512
 
