@@ -23,16 +23,16 @@ def evaluate_detections(ground_truth: dict, detections: list[dict]) -> dict:
     detections: COCO results: `image_id`, `category_id`, `bbox`, `score`.
 
   Returns:
-    A dict of `METRICS` in [0, 1] and `per_class`: {category name: AP}. A number is None
-    where the ground truth has no box to find: a class without boxes, a size without
-    boxes, or all of them if there are no boxes at all. No detections give 0.
+    A dict of `METRICS` in [0, 1] and `per_class`: {category name: AP}. A metric is None
+    if the ground truth has no box for it: none of the class, of the size, or none at
+    all. Without detections the metrics are 0.
 
   Raises:
-    ValueError: a detection of an unknown image or category, with a non-finite score or
-      box; an annotation without `area` or `iscrowd`; two categories of one name.
+    ValueError: a detection of an unknown image or category, or with a non-finite score
+      or box; an annotation without `area` or `iscrowd`; two categories of one name.
 
-  Source: github.com/cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py (computed by
-  the library hotcoco, equal to it).
+  Source: github.com/cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py; computed by
+  the library hotcoco, with equal results.
   """
   _check_ground_truth(ground_truth)
   _check_detections(ground_truth, detections)
@@ -40,7 +40,7 @@ def evaluate_detections(ground_truth: dict, detections: list[dict]) -> dict:
   evaluation = hotcoco.COCOeval(truth, truth.load_res(detections), 'bbox')
   evaluation.evaluate()
   evaluation.accumulate()
-  evaluation.summary_lines()  # fills `stats`; `summarize` would print
+  evaluation.summary_lines()  # computes `stats`; `summarize` would also print
   metrics: dict = {
     name: _or_none(value) for name, value in zip(METRICS, evaluation.stats, strict=True)
   }
@@ -64,7 +64,7 @@ def _check_ground_truth(ground_truth: dict) -> None:
   for annotation in ground_truth['annotations']:
     for field in ('area', 'iscrowd'):
       if field not in annotation:
-        raise UserError(f'annotation {annotation["id"]} has no {field!r}')
+        raise UserError(f'annotation {annotation["id"]} has no {field!r}: add it')
   counts = Counter(category['name'] for category in ground_truth['categories'])
   repeated = [name for name, count in counts.items() if count > 1]
   if repeated:
@@ -81,7 +81,7 @@ def _check_detections(ground_truth: dict, detections: list[dict]) -> None:
     if unknown:
       raise UserError(
         f'detections have an unknown {field}: {unknown[:10]} ({len(unknown)} in all); '
-        'they must come from the data set of the ground truth'
+        'evaluate them with the ground truth of their own data set'
       )
   numbers = np.array([(*d['bbox'], d['score']) for d in detections]).reshape(-1, 5)
   finite = np.isfinite(numbers).all(axis=1)
@@ -101,7 +101,7 @@ def to_coco_results(detections: Detections, image_ids, category_ids) -> list[dic
 
   Returns:
     A list of {'image_id', 'category_id', 'bbox': [x, y, w, h], 'score'}, image after
-    image, by falling score.
+    image, each by falling score.
 
   Raises:
     ValueError: a class outside `category_ids`.
@@ -113,8 +113,8 @@ def to_coco_results(detections: Detections, image_ids, category_ids) -> list[dic
   ids = np.asarray(category_ids, np.int64).tolist()
   if classes.size and classes.max() >= len(ids):
     raise UserError(
-      f'class {classes.max()} was detected, the data set has {len(ids)} '
-      'classes: model.num_classes must equal them'
+      f'class {classes.max()} was detected, but the data set has {len(ids)} classes: '
+      f'set model.num_classes={len(ids)}'
     )
   image_of = np.broadcast_to(np.asarray(image_ids)[:, None], keep.shape)[keep]
   return [

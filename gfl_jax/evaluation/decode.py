@@ -40,8 +40,7 @@ class Detections(NamedTuple):
 
 
 class Candidates(NamedTuple):
-  """(anchor, class) pairs before suppression; of the fields `Detections` also has, see
-  there.
+  """(anchor, class) pairs before suppression; other fields are those of `Detections`.
 
   Attributes:
     class_scores: sigmoid of the class logit; 0 marks a slot without a pair.
@@ -59,24 +58,26 @@ class Candidates(NamedTuple):
 
 
 def check_choices(config: Any) -> None:
-  """Raises a ValueError if `config.decode` asks for what does not exist, or for what
-  the config's score or box does not have."""
+  """Raises ValueError for an unknown kind, or if `config.decode` needs a quality branch
+  or a spread and the config's score or box has none."""
   choose(REPRESENTATIONS, config.box.kind, 'box.kind')
   score = choose(SCORES, config.score.kind, 'score.kind')
   choose(_SUPPRESSIONS, config.decode.nms, 'decode.nms')
   if config.decode.nms == 'iou_guided' and score.use != 'branch':
     branches = [kind for kind, score in SCORES.items() if score.use == 'branch']
     raise UserError(
-      f"decode.nms='iou_guided' ranks by a quality branch, which score.kind="
-      f"{config.score.kind!r} has not: take one of {branches}, or decode.nms='greedy'"
+      f"decode.nms='iou_guided' ranks by a quality branch, and score.kind="
+      f"{config.score.kind!r} has none: take one of {branches}, or decode.nms='greedy'"
     )
   voting, penalty = config.decode.variance_voting, config.decode.uncertainty_penalty
   if voting < 0:
-    raise UserError(f'decode.variance_voting={voting} must be above 0, or 0 for none')
+    raise UserError(
+      f'decode.variance_voting={voting} must be at least 0 (0: no voting)'
+    )
   if config.box.kind == 'dirac' and (voting or penalty):
     raise UserError(
-      f"box.kind='dirac' has no spread, which decode.variance_voting={voting} and "
-      f'decode.uncertainty_penalty={penalty} need: turn them off (0.0 and False), or '
+      f"box.kind='dirac' has no spread, but decode.variance_voting={voting} or "
+      f'decode.uncertainty_penalty={penalty} needs one: set them to 0.0 and False, or '
       "take box.kind='gaussian' or 'general'"
     )
 
@@ -91,21 +92,22 @@ def decode_detections(
 ) -> Detections:
   """Decodes the predictions of a batch; static shapes, so it can be jitted.
 
-  Per level the (anchor, class) pairs whose class score exceeds `score_threshold` are
-  ranked together and the best `candidates_per_level` go on. Their boxes are clipped to
-  the image, scaled back to the original image, freed of boxes with a side of `min_size`
-  or less, and suppressed per class over all levels. All anchors of the canvas take
-  part, as in mmdet: a box that lies wholly on the padding has no area left.
+  On each level the `candidates_per_level` best (anchor, class) pairs are kept whose
+  class score exceeds `score_threshold`. Their boxes are clipped to the image and scaled
+  back to the original image. Boxes with a width or height of `min_size` or less are
+  dropped, and the others suppressed per class over all levels. All anchors of the
+  canvas take part, as in mmdet: a box that is wholly on the padding has no area left.
 
-  The score is the class score, and by `config.decode`:
-  - `nms='greedy'`: times the branch's quality, if there is one, after the threshold;
-  - `nms='iou_guided'`: the quality alone ranks, and a box gets the best class score of
-    those that it suppresses (IoU-Net);
-  - `uncertainty_penalty`: times 1 - (mean over the sides of min(std in strides, 1)),
-    before suppression (Gaussian YOLOv3). A box whose sides all have a std of a stride
-    or more scores 0 and is dropped;
-  - `variance_voting` sigma_t > 0: each box that is kept becomes the mean of the
-    candidates around it, weighted by their IoU and precision (KL-Loss).
+  The score is the class score, changed by `config.decode`:
+  - `nms='greedy'`: after the threshold it is multiplied by the quality, if the score
+    has a branch for it;
+  - `nms='iou_guided'`: boxes are ranked by their quality alone; a kept box gets the
+    best class score of itself and those that it suppresses (IoU-Net);
+  - `uncertainty_penalty`: before suppression the score is multiplied by 1 - (mean over
+    the sides of min(std in strides, 1)) (Gaussian YOLOv3). A box whose sides all have a
+    std of at least a stride scores 0 and is dropped;
+  - `variance_voting` sigma_t > 0: each kept box becomes the mean of the candidates
+    around it, weighted by their IoU and precision (KL-Loss).
 
   Args:
     predictions: logits of A anchors.
@@ -126,12 +128,13 @@ def decode_detections(
   Source: mmdet 3.x `BaseDenseHead._predict_by_feat_single`; arXiv:1807.11590 (IoU-Net),
   1809.08545 (KL-Loss), 1904.04620 (Gaussian YOLOv3).
   """
-  describe = _describer(predictions, points, image_sizes, config, scale_factors)
 
-  def pairs(class_logits):
-    return _best_pairs(class_logits, points, config.decode)
+  def one_image(predictions, size, scale):
+    pairs = _best_pairs(predictions.class_logits, points, config.decode)
+    candidates = _describe(pairs, predictions, points, size, scale, config)
+    return _suppress(candidates, config.decode)
 
-  return jax.vmap(lambda c: _suppress(c, config.decode))(describe(pairs))
+  return _map_images(one_image, predictions, points, image_sizes, scale_factors, config)
 
 
 def strongest_candidates(
@@ -148,19 +151,19 @@ def strongest_candidates(
   No threshold, no size filter and no suppression: for diagnostics. Fewer if there are
   fewer anchors. Arguments and errors are those of `decode_detections`.
   """
-  describe = _describer(predictions, points, image_sizes, config, scale_factors)
 
-  def pairs(class_logits):
-    best, classes = class_logits.max(-1), class_logits.argmax(-1).astype(jnp.int32)
-    logits, anchors = jax.lax.top_k(best, min(count, len(best)))
-    return jax.nn.sigmoid(logits), classes[anchors], anchors
+  def one_image(predictions, size, scale):
+    logits = predictions.class_logits
+    best, classes = logits.max(-1), logits.argmax(-1).astype(jnp.int32)
+    best, anchors = jax.lax.top_k(best, min(count, len(best)))
+    pairs = jax.nn.sigmoid(best), classes[anchors], anchors
+    return _describe(pairs, predictions, points, size, scale, config)
 
-  return describe(pairs)
+  return _map_images(one_image, predictions, points, image_sizes, scale_factors, config)
 
 
-def _describer(predictions, points, image_sizes, config, scale_factors):
-  """f(pairs) -> Candidates [B, n]; pairs: class logits [A, C] -> (class scores,
-  classes, anchors) [n] of one image."""
+def _map_images(one_image, predictions, points, image_sizes, scale_factors, config):
+  """`one_image(predictions, size, scale)` for each image, once the arguments fit."""
   check_choices(config)
   num_anchors = predictions.class_logits.shape[-2]
   if num_anchors != len(points.strides):
@@ -170,17 +173,7 @@ def _describer(predictions, points, image_sizes, config, scale_factors):
     )
   if scale_factors is None:
     scale_factors = jnp.ones(image_sizes.shape, jnp.float32)
-
-  def describe(pairs):
-    def one_image(image_predictions, size, scale):
-      scores, classes, anchors = pairs(image_predictions.class_logits)
-      return _describe(
-        scores, classes, anchors, image_predictions, points, size, scale, config
-      )
-
-    return jax.vmap(one_image)(predictions, image_sizes, scale_factors)
-
-  return describe
+  return jax.vmap(one_image)(predictions, image_sizes, scale_factors)
 
 
 def _best_pairs(class_logits, points, config) -> tuple[Array, Array, Array]:
@@ -189,8 +182,8 @@ def _best_pairs(class_logits, points, config) -> tuple[Array, Array, Array]:
   for part in level_slices(points):
     class_scores = jax.nn.sigmoid(class_logits[part])
     num_anchors, num_classes = class_scores.shape
-    # The best k pairs touch at most k anchors, and these are among the k anchors whose
-    # best class scores most: ranking anchors first saves sorting all anchors x classes.
+    # The best k pairs have at most k anchors, which are among the k anchors of highest
+    # class score: ranking anchors first avoids a sort of all anchors x classes.
     k = min(config.candidates_per_level, num_anchors)
     _, anchors = jax.lax.top_k(class_scores.max(-1), k)
     k = min(config.candidates_per_level, k * num_classes)
@@ -201,10 +194,9 @@ def _best_pairs(class_logits, points, config) -> tuple[Array, Array, Array]:
   return jax.tree.map(lambda *parts: jnp.concatenate(parts), *levels)
 
 
-def _describe(
-  class_scores, classes, anchors, predictions, points, image_size, scale, config
-) -> Candidates:
-  """Boxes and scores of one image's pairs."""
+def _describe(pairs, predictions, points, image_size, scale, config) -> Candidates:
+  """Boxes and scores of one image's pairs: (class scores, classes, anchors) [n]."""
+  class_scores, classes, anchors = pairs
   representation = REPRESENTATIONS[config.box.kind]
   outputs = gather_rows(predictions.box_logits, anchors)
   std = representation.std(outputs, config.box)
@@ -233,54 +225,39 @@ def _describe(
   )
 
 
-def _greedy(candidates, scores, config):
-  kept, valid = nms.class_aware_nms(
-    candidates.boxes,
-    scores,
-    candidates.classes,
-    iou_threshold=config.nms_iou,
-    max_outputs=config.max_detections,
-  )
+def _greedy(boxes, scores, quality, classes, **settings):
+  del quality
+  kept, valid = nms.class_aware_nms(boxes, scores, classes, **settings)
   return kept, scores[kept], valid
 
 
-def _iou_guided(candidates, scores, config):
-  return nms.iou_guided_nms(
-    candidates.boxes,
-    scores,
-    candidates.quality,
-    candidates.classes,
-    iou_threshold=config.nms_iou,
-    max_outputs=config.max_detections,
-  )
-
-
-_SUPPRESSIONS = {'greedy': _greedy, 'iou_guided': _iou_guided}
+_SUPPRESSIONS = {'greedy': _greedy, 'iou_guided': nms.iou_guided_nms}
 
 
 def _suppress(candidates: Candidates, config) -> Detections:
   """Size filter, suppression and voting among one image's candidates."""
-  boxes = candidates.boxes
+  boxes, classes, std = candidates.boxes, candidates.classes, candidates.edge_std
   large = (boxes[:, 2:] - boxes[:, :2] > config.min_size).all(-1)
   scores = jnp.where(large, candidates.scores, 0.0)
-  kept, kept_scores, valid = _SUPPRESSIONS[config.nms](candidates, scores, config)
-  kept_boxes, classes = boxes[kept], candidates.classes[kept]
+  kept, kept_scores, valid = _SUPPRESSIONS[config.nms](
+    boxes,
+    scores,
+    candidates.quality,
+    classes,
+    iou_threshold=config.nms_iou,
+    max_outputs=config.max_detections,
+  )
+  kept_boxes, kept_classes = boxes[kept], classes[kept]
   if config.variance_voting:
-    kept_boxes = nms.variance_voting(
-      kept_boxes,
-      classes,
-      boxes,
-      scores,
-      candidates.classes,
-      candidates.edge_std,
-      sigma_t=config.variance_voting,
-    )
+    among = boxes, scores, classes, std
+    sigma_t = config.variance_voting
+    kept_boxes = nms.variance_voting(kept_boxes, kept_classes, *among, sigma_t=sigma_t)
   found = Detections(
     boxes=kept_boxes,
     scores=kept_scores,
-    classes=classes,
+    classes=kept_classes,
     valid=valid,
-    edge_std=candidates.edge_std[kept],
+    edge_std=std[kept],
     anchor_index=candidates.anchor_index[kept],
   )
   return jax.tree.map(

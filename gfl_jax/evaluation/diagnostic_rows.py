@@ -20,14 +20,14 @@ from gfl_jax.ops.arrays import ArrayLike
 
 NUM_CANDIDATES = 200
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.1
-MIN_SCORE = 0.05  # of a detection whose sides are judged
+MIN_SCORE = 0.05  # of a detection whose sides are measured
 _SAMPLES_PER_IMAGE = 10
 Rows = dict[str, np.ndarray]
-# The shape of a row of each column.
+# The shape of a row of each column, and what it holds.
 _IMAGE_COLUMNS = {
-  'pairs': (3,),  # outranking by final score, by class score, of how many
+  'pairs': (3,),  # outranking ones by final score and by class score, and all
   'positives': (4,),  # class score, final score, IoU, centerness
-  'negatives': (2,),  # per image, and of them above a positive
+  'negatives': (2,),  # number in an image, and number of those above a positive
   'sample': (5,),  # class score, quality, final score, IoU, is positive
   'detections': (2,),  # score, IoU
 }
@@ -48,8 +48,8 @@ class Sides(NamedTuple):
   """The sides of the detections as predicted, before voting and clipping.
 
   Attributes:
-    distance: [*, 4] from the anchor point, in strides.
-    outputs: [*, 4, n] of the head, which the distance was decoded from.
+    distance: [*, 4] from the anchor's point, in strides.
+    outputs: [*, 4, n] of the head, from which the distance was decoded.
   """
 
   distance: ArrayLike
@@ -57,7 +57,7 @@ class Sides(NamedTuple):
 
 
 class _Truth(NamedTuple):
-  """The true boxes of an image in original px; crowds apart."""
+  """The true boxes of an image in original px; crowds are separate."""
 
   boxes: np.ndarray  # [m, 4] xyxy
   classes: np.ndarray  # [m]
@@ -75,26 +75,17 @@ class _Matches(NamedTuple):
   edge_sigma: np.ndarray  # [k, 4]
   edge_kind: np.ndarray  # [k, 4]
 
-  @classmethod
-  def of_image(cls, row: int, pairs: np.ndarray, truth: _Truth) -> '_Matches':
-    index, true = pairs.T
-    image = np.full(len(pairs), row)
-    return cls(
-      image, index, truth.boxes[true], truth.edge_sigma[true], truth.edge_kind[true]
-    )
-
-  @classmethod
-  def none(cls) -> '_Matches':
-    sides = np.zeros((0, 4))
-    return cls(np.zeros(0, int), np.zeros(0, int), sides, sides, sides)
-
 
 class DiagnosticRows:
-  """Collects what the measures need, batch by batch."""
+  """Collects what the measures need, batch by batch.
+
+  Args:
+    ground_truth: in COCO's form; an annotation has `edge_sigma` and `edge_kind` (left,
+      top, right, bottom) if they are known.
+    config: the experiment.
+  """
 
   def __init__(self, ground_truth: Mapping, config: Any):
-    """Args: ground_truth: COCO's form, with `edge_sigma` and `edge_kind` (l, t, r, b)
-    of an annotation where they are known; config: the experiment."""
     self._config = config
     annotations = ground_truth['annotations']
     named = {kind for a in annotations for kind in a.get('edge_kind', ())}
@@ -110,10 +101,10 @@ class DiagnosticRows:
     candidates: Candidates,
     sides: Sides,
   ) -> None:
-    """Takes a batch, all in NumPy arrays; boxes are in original px.
+    """Adds a batch, all in NumPy arrays; boxes are in original px.
 
     Args:
-      batch: as the data set gives it.
+      batch: of the evaluation set.
       detections: [B, N, ...].
       candidates: [B, `NUM_CANDIDATES` or all, ...].
       sides: [B, N, ...], of the detections.
@@ -121,28 +112,29 @@ class DiagnosticRows:
     canvas, scales = batch['images'].shape[1:3], batch['scales']
     if canvas not in self._points:
       self._points[canvas] = canvas_points(self._config, canvas)
-    points = self._points[canvas]
-    rows, matched = [], [_Matches.none()]
+    points, inputs = self._points[canvas], (detections, candidates)
+    rows, matched = [], []
     for i, image_id in enumerate(batch['image_ids'].tolist()):
       if image_id == -1:
         continue
-      truth, found, scale = self._truths[image_id], _row(detections, i), scales[i]
+      of_image = lambda tree, i=i: jax.tree.map(lambda values: values[i], tree)
+      truth, found, proposed = self._truths[image_id], *map(of_image, inputs)
       iou, _ = overlaps(found.boxes, truth.boxes)
-      pairs = match(found, iou, truth.classes)
-      matched.append(_Matches.of_image(i, pairs, truth))
+      index, true = match(found, iou, truth.classes).T
+      sides_of_truth = truth.boxes[true], truth.edge_sigma[true], truth.edge_kind[true]
+      matched.append(_Matches(np.full(len(index), i), index, *sides_of_truth))
+      centers = points.centers[proposed.anchor_index] / scales[i]
       detected = _detection_rows(found, iou, truth)
-      of_image = _row(candidates, i)
-      anchors = points.centers[of_image.anchor_index] / scale
-      rows.append(_candidate_rows(of_image, anchors, truth, image_id) | detected)
-    joined = _Matches(*map(np.concatenate, zip(*matched, strict=True)))
-    table = join([_no_rows(_IMAGE_COLUMNS), *rows]) | _side_rows(
-      detections, sides, joined, points, scales, self._config.box
-    )
-    self._rows.append({k: v.astype(np.float32) for k, v in table.items()})
+      rows.append(_candidate_rows(proposed, centers, truth, image_id) | detected)
+    if rows:
+      matches = _Matches(*map(np.concatenate, zip(*matched, strict=True)))
+      box = self._config.box
+      table = join(rows) | _side_rows(detections, sides, matches, points, scales, box)
+      self._rows.append({k: v.astype(np.float32) for k, v in table.items()})
 
   def rows(self) -> Rows:
-    """All that was collected, to be joined with that of other processes."""
-    return join([_no_rows(_IMAGE_COLUMNS | _SIDE_COLUMNS), *self._rows])
+    """The rows of all batches; `join` adds those of other processes."""
+    return join([no_rows(), *self._rows])
 
 
 def join(parts: Sequence[Rows]) -> Rows:
@@ -150,8 +142,9 @@ def join(parts: Sequence[Rows]) -> Rows:
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _no_rows(columns: Mapping[str, tuple]) -> Rows:
-  """An empty table, so that a batch or process without images has all columns."""
+def no_rows() -> Rows:
+  """An empty table with all columns, for a process without images."""
+  columns = _IMAGE_COLUMNS | _SIDE_COLUMNS
   return {name: np.zeros((0, *shape), np.float32) for name, shape in columns.items()}
 
 
@@ -161,18 +154,17 @@ def _read_truths(ground_truth: Mapping, kinds: Sequence[str]) -> dict[int, _Trut
   per_image: dict[int, list] = {image['id']: [] for image in ground_truth['images']}
   for annotation in ground_truth['annotations']:
     per_image[annotation['image_id']].append(annotation)
+  unknown = [np.nan] * 4
   truths = {}
   for image_id, annotations in per_image.items():
     single = [a for a in annotations if not a['iscrowd']]
-    unknown = [np.nan] * 4
+    sigmas = [a.get('edge_sigma', unknown) for a in single]
+    named = [[index.get(k, -1) for k in a.get('edge_kind', unknown)] for a in single]
     truths[image_id] = _Truth(
       boxes=_xyxy(single),
       classes=np.array([label[a['category_id']] for a in single], int),
-      edge_sigma=np.reshape([a.get('edge_sigma', unknown) for a in single], (-1, 4)),
-      edge_kind=np.reshape(
-        [[index.get(k, -1) for k in a.get('edge_kind', unknown)] for a in single],
-        (-1, 4),
-      ),
+      edge_sigma=np.reshape(sigmas, (-1, 4)),
+      edge_kind=np.reshape(named, (-1, 4)),
       crowds=_xyxy([a for a in annotations if a['iscrowd']]),
     )
   return truths
@@ -186,7 +178,7 @@ def _xyxy(annotations: list) -> np.ndarray:
 def overlaps(boxes: Any, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """IoU [n, m], and the share of each of the n boxes' area that lies on the others.
 
-  `ops.boxes.iou_matrix` for arrays of ever new shapes, which jax would compile anew.
+  `ops.boxes.iou_matrix` in NumPy, because JAX would compile it for each new shape.
   """
   x1, y1, x2, y2 = (side[:, None] for side in boxes.T)
   width = np.minimum(x2, others[:, 2]) - np.maximum(x1, others[:, 0])
@@ -218,21 +210,21 @@ def match(detections: Any, iou: np.ndarray, true_classes: np.ndarray) -> np.ndar
 
 
 def _at_class(iou: np.ndarray, classes, truth: _Truth) -> np.ndarray:
-  """IoU [n, m + 1] with the true boxes, 0 with those of other classes; the last is a
-  box of no class, so that there is a best one where the image has none."""
+  """IoU [n, m + 1] with the true boxes, 0 with those of other classes. The last column
+  is 0, so that there is a maximum even in an image without boxes."""
   same = truth.classes == classes[:, None]
   return np.pad(np.where(same, iou, 0.0), [(0, 0), (0, 1)])
 
 
 def _centerness(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-  """`ops.boxes.centerness` [n] of points in boxes; in NumPy as `overlaps` is."""
+  """`ops.boxes.centerness` [n] of points in boxes, in NumPy like `overlaps`."""
   before, after = points - boxes[:, :2], boxes[:, 2:] - points
   ratios = np.minimum(before, after) / np.maximum(before, after)
   return np.sqrt(ratios.clip(0).prod(-1))
 
 
 def _counts(boxes, truth: _Truth):
-  """[n] bool: the box has an area and does not lie on a crowd."""
+  """[n] bool: the box has an area and is not on a crowd."""
   has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)
   if not len(truth.crowds):
     return has_area
@@ -240,12 +232,10 @@ def _counts(boxes, truth: _Truth):
 
 
 def _candidate_rows(found, points: np.ndarray, truth: _Truth, image_id: int) -> Rows:
-  """Rows of an image's candidates; points [n, 2]: theirs, in original px."""
+  """Rows of an image's candidates, with their points [n, 2] in original px."""
   all_iou, _ = overlaps(found.boxes, truth.boxes)
-  at_class, counts = (
-    _at_class(all_iou, found.classes, truth),
-    _counts(found.boxes, truth),
-  )
+  at_class = _at_class(all_iou, found.classes, truth)
+  counts = _counts(found.boxes, truth)
   iou = at_class.max(-1)
   positive = counts & (iou >= POSITIVE_IOU)
   negative = counts & (all_iou.max(-1, initial=0.0) < NEGATIVE_IOU)
@@ -254,11 +244,11 @@ def _candidate_rows(found, points: np.ndarray, truth: _Truth, image_id: int) -> 
     for scores in (found.scores, found.class_scores)
   ]
   lowest = found.scores[positive].min(initial=np.inf)
-  its_box = truth.boxes[at_class[positive].argmax(-1)]
-  centerness = _centerness(points[positive], its_box)
+  best_boxes = truth.boxes[at_class[positive].argmax(-1)]
+  centerness = _centerness(points[positive], best_boxes)
   quality = np.full(len(iou), np.nan) if found.quality is None else found.quality
   table = np.stack([found.class_scores, quality, found.scores, iou, positive], axis=-1)
-  # Drawn by the image's own seed: the same sample in whatever batch or process.
+  # The image's id is the seed, so that the sample is the same in any batch or process.
   rng = np.random.default_rng(image_id)
   drawn = [
     rng.permutation(np.flatnonzero(group))[:_SAMPLES_PER_IMAGE]
@@ -293,10 +283,8 @@ def _side_rows(found, sides: Sides, matches: _Matches, points, scales, box) -> R
   anchors, scale = found.anchor_index[at], np.tile(scales[matches.image], 2)
   strides, center = points.strides[anchors][:, None], points.centers[anchors]
   true_boxes = matches.boxes * scale
-  targets = np.concatenate(
-    [center - true_boxes[:, :2], true_boxes[:, 2:] - center], axis=-1
-  )
-  targets = targets / strides
+  before, after = center - true_boxes[:, :2], true_boxes[:, 2:] - center
+  targets = np.concatenate([before, after], axis=-1) / strides
   errors, std = targets - sides.distance[at], found.edge_std[at] * scale / strides
   fit = side_distributions.FITS[box.kind](sides.outputs[at], errors, std, targets, box)
   return {
@@ -310,8 +298,3 @@ def _side_rows(found, sides: Sides, matches: _Matches, points, scales, box) -> R
     'side_kind': matches.edge_kind,
     'side_extent': np.tile(matches.boxes[:, 2:] - matches.boxes[:, :2], 2),
   }
-
-
-def _row(tree, i: int):
-  """The i-th row of each array of a NamedTuple."""
-  return jax.tree.map(lambda values: values[i], tree)

@@ -1,17 +1,17 @@
-"""The paper's two arguments, measured: is the score the quality, and do the
-distributions of the sides mean anything?
+"""Measures of the paper's two arguments: whether the score agrees with the quality, and
+whether the distributions of the sides are right.
 
-Inconsistency is measured on candidates before suppression (the anchors of the highest
-class score, `observations.NUM_CANDIDATES` per image, each with its best class), and on
-the final detections. A candidate is a true positive if its IoU with a true box of its
-class is at least 0.5, a true negative if its IoU with every true box is below 0.1. The
-middle is left out: it lies partly on an object, and how far it should rank below a
-positive is a matter of degree, which AP measures. Crowds are no true boxes; what lies
-on one by more than half of its own area is left out, as is a box without an area.
+The first is measured on candidates before suppression (the anchors of the highest class
+score, `diagnostic_rows.NUM_CANDIDATES` per image, each with its best class), and on the
+final detections. A candidate is a true positive if its IoU with a true box of its class
+is at least 0.5, a true negative if its IoU with every true box is below 0.1. Candidates
+between them are left out: how far they should rank below a positive is a matter of
+degree, which AP measures. Crowds are not true boxes. Boxes without area, or with more
+than half of it on a crowd, are left out.
 
-Flexibility is measured on detections matched to a true box: same class, IoU at least
-0.5, greedy by score, each true box once; score at least 0.05. Judged is the predicted
-distribution, so the errors are those before variance voting and clipping.
+The second is measured on detections with a score of at least 0.05 that match a true
+box: same class, IoU at least 0.5, greedy by score, each true box once. The errors are
+those of the predicted distributions, before variance voting and clipping.
 """
 
 from typing import Any
@@ -24,58 +24,55 @@ from gfl_jax.evaluation.diagnostic_rows import Rows
 
 LEVELS = (50, 80, 95)  # per cent, of central intervals
 NUM_BINS = 10  # of the reliability table
-# A density below this, per px, counts as this, since a side beyond the grid would cost
-# infinity. So a side costs at most 13.8 nats; the share of such sides is reported.
+# Per px; the floor of densities, because a side beyond the grid has density 0. So its
+# negative log likelihood is at most 13.8 nats; the share of such sides is reported.
 DENSITY_FLOOR = 1e-6
 SAMPLE_SIZE = 1000  # points of a scatter plot: of positives, of negatives, of sides
 Scalars = dict[str, float | None]
 
 
 def summarize(rows: Rows, box_kind: str, edge_kinds: list[str]) -> tuple[Scalars, Rows]:
-  """The measures of an evaluation, and what its plots show.
+  """The measures of an evaluation, and the data of its plots.
 
   Args:
-    rows: of `DiagnosticRows`, of all processes.
+    rows: `DiagnosticRows.rows()`, joined over all processes.
     box_kind: the config's `box.kind`.
     edge_kinds: `DiagnosticRows.edge_kinds`.
 
   Returns:
     Scalars, each a float or None where there is nothing to measure:
-      true_positives, true_negatives: candidates of each kind.
+      true_positives, true_negatives: numbers of candidates.
       negatives_above_a_positive: share of all true negatives that have a higher final
-        score than at least one true positive of their image; those of an image without
-        positives are above none.
-      outranking_negatives: share of the (negative, positive) pairs of an image in which
-        the negative has the higher final score, over all pairs of all images; equal
-        scores count half. outranking_negatives_class_score: by the class score alone.
+        score than at least one true positive of their image.
+      outranking_negatives: share of all (negative, positive) pairs of the same image in
+        which the negative has the higher final score; equal scores count half.
+        outranking_negatives_class_score: by the class score alone.
       score_iou_correlation: Spearman's, final score against IoU over true positives;
         class_score_iou_correlation: of the class score alone.
-      detection_score_iou_correlation: over all final detections, IoU being that with
-        the best true box of the class.
+      detection_score_iou_correlation: over all final detections, with the IoU of the
+        best true box of the class.
       calibration_error: expected calibration error of a detection's score as that IoU.
       positive_iou_mean, _std: over all true positives, of their IoU with the best true
         box of the class; positive_centerness_mean, _std: of the centerness of their
-        anchor points in it, 0 outside. These are candidates that turned out well, so no
-        IoU is below 0.5: the positives that training assigns, which the paper's figure
-        12 is about, are in the training log.
-      matched_detections: how many detections the following are about.
-      spread_correlation: Spearman's, predicted against true standard deviation of a
-        side, px. spread_correlation_relative: over sides that are not sharp, of both
-        deviations divided by the true box's extent across the side. A large object's
-        sides are spread over more px than a small one's, so in px knowing the size
-        would be enough for a high correlation among these sides.
-      spread_ratio_KIND: mean predicted / mean true deviation, px, per kind of side.
+        points in it, 0 outside. Here no IoU is below 0.5; the positives that training
+        assigns, which are those of the paper's figure 12, are in the training log.
+      matched_detections: number of detections that the following measures are over.
+      spread_correlation: Spearman's, predicted against true std of a side, in px.
+        spread_correlation_relative: over sides that are not sharp, both divided by the
+        true box's extent across the side. The sides of large objects have a large std
+        in px, so knowing the size alone would give a high correlation in px.
+      spread_ratio_KIND: mean predicted / mean true std, px, per kind of side.
       coverage_50, _80, _95: share of annotated sides in the central interval.
       side_error, side_crps, side_nll: mean absolute error, CRPS (px) and negative log
         likelihood (nats, density per px) of the annotated sides, in original px; the
         last two also per kind of side, side_crps_KIND and side_nll_KIND.
       sides_at_floor: share of the sides whose density is below `DENSITY_FLOOR`.
-      constant_std: strides; the one standard deviation that stands in for Dirac's.
+      constant_std: strides; of Dirac, the one std of all its errors.
     Arrays: `sample` [n, 5] (class score, quality or nan, final score, IoU, 1 if
       positive), `reliability` (see `calibration.reliability`), `edge_kinds` [K], by
-      rising true spread, `kind_table` [K, 6] (count, mean predicted and mean true
-      deviation, coverage at `LEVELS`), `spread_sample` [n, 3] (true and predicted
-      deviation in px, index of the kind).
+      rising true std, `kind_table` [K, 6] (count, mean predicted and mean true std,
+      coverage at `LEVELS`), `spread_sample` [n, 3] (true and predicted std in px, index
+      of the kind).
   """
   scalars, arrays = _inconsistency(rows)
   more_scalars, more_arrays = _flexibility(rows, box_kind, edge_kinds)
@@ -116,7 +113,7 @@ def _flexibility(rows: Rows, box_kind: str, edge_kinds) -> tuple[Scalars, Rows]:
   if box_kind == 'dirac' and error.size:
     constant_std = float(np.sqrt(np.square(error, dtype=np.float64).mean()))
     cdf, density, _ = side_distributions.normal(error, constant_std)
-    std = np.full_like(std, np.nan)  # it predicts none
+    std = np.full_like(std, np.nan)  # Dirac predicts none
   density = density / px
   nll = -np.log(np.maximum(density, DENSITY_FLOOR))
   covered = np.abs(cdf - 0.5)[:, None] <= np.array(LEVELS) / 200
@@ -169,12 +166,12 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:
 
 
 def _some(rows: np.ndarray) -> np.ndarray:
-  """At most `SAMPLE_SIZE` of the rows, always the same of the same."""
+  """A random sample of at most `SAMPLE_SIZE` rows, with a fixed seed."""
   return np.random.default_rng(0).permutation(rows)[:SAMPLE_SIZE]
 
 
 def _mean(values: np.ndarray) -> float | None:
-  """None of no values, or if one of them is not known."""
+  """None if there are no values or one of them is nan."""
   mean = values.mean(dtype=np.float64) if values.size else np.nan
   return float(mean) if np.isfinite(mean) else None
 

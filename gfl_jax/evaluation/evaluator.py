@@ -25,8 +25,6 @@ from gfl_jax.models import canvas_points, network_input
 from gfl_jax.models.representations import REPRESENTATIONS
 
 _LOG = logging.getLogger(__name__)
-
-
 # What `make_predict`'s function returns: detections in original px, their sides, and
 # candidates for the diagnostics.
 Output = tuple[Detections, Sides, Candidates]
@@ -35,10 +33,10 @@ Output = tuple[Detections, Sides, Candidates]
 def make_detect(detector, config: Any) -> Callable:
   """The pure function `detect(variables, batch) -> Detections`, to jit or to export.
 
-  It normalises the batch's uint8 images, applies the detector and decodes. It reads of
-  the batch `images` [B, H, W, 3] uint8, on the canvas; `image_sizes` [B, 2] (h, w), the
+  It normalises the batch's images, applies the detector and decodes. Of the batch it
+  reads `images` [B, H, W, 3] uint8, on the canvas; `image_sizes` [B, 2] (h, w), the
   part of the canvas that an image covers; and `scales` [B, 2] (x, y), canvas px per
-  original px. Boxes come out in original px.
+  original px. The boxes of the result are in original px.
 
   Args:
     detector: a linen module that returns `Predictions`.
@@ -47,14 +45,8 @@ def make_detect(detector, config: Any) -> Callable:
   """
 
   def detect(variables, batch) -> Detections:
-    predictions = detector.apply(variables, network_input(config, batch), train=False)
-    return decode.decode_detections(
-      predictions,
-      canvas_points(config, batch['images'].shape[1:3]),
-      batch['image_sizes'],
-      config,
-      scale_factors=batch['scales'],
-    )
+    arguments = _apply(detector, config, variables, batch)
+    return decode.decode_detections(*arguments, scale_factors=batch['scales'])
 
   return detect
 
@@ -62,24 +54,30 @@ def make_detect(detector, config: Any) -> Callable:
 def make_predict(detector, config: Any) -> Callable:
   """The pure function `predict(variables, batch) -> Output`, to be jitted.
 
-  It does what `make_detect`'s does and returns what the diagnostics need, too. The
+  It computes the detections as `make_detect`'s does, and what the diagnostics need. The
   arguments are the same.
   """
 
   def predict(variables, batch) -> Output:
-    predictions = detector.apply(variables, network_input(config, batch), train=False)
-    points = canvas_points(config, batch['images'].shape[1:3])
-    arguments = predictions, points, batch['image_sizes'], config
-    found = decode.decode_detections(*arguments, scale_factors=batch['scales'])
+    arguments = _apply(detector, config, variables, batch)
+    scales, count = batch['scales'], diagnostic_rows.NUM_CANDIDATES
+    found = decode.decode_detections(*arguments, scale_factors=scales)
     candidates = decode.strongest_candidates(
-      *arguments, count=diagnostic_rows.NUM_CANDIDATES, scale_factors=batch['scales']
+      *arguments, count=count, scale_factors=scales
     )
     gather = jax.vmap(lambda logits, index: logits[index])
-    outputs = gather(predictions.box_logits, found.anchor_index)
+    outputs = gather(arguments[0].box_logits, found.anchor_index)
     distance = REPRESENTATIONS[config.box.kind].distance(outputs, config.box)
     return found, Sides(distance, outputs), candidates
 
   return predict
+
+
+def _apply(detector, config, variables, batch) -> tuple:
+  """The predictions of a batch, with the other arguments of `decode_detections`."""
+  predictions = detector.apply(variables, network_input(config, batch), train=False)
+  points = canvas_points(config, batch['images'].shape[1:3])
+  return predictions, points, batch['image_sizes'], config
 
 
 def evaluate(
@@ -94,36 +92,35 @@ def evaluate(
   notes: Mapping[str, Any] | None = None,
   share: Collection[int] | None = None,
 ) -> dict:
-  """Evaluates a detector and writes what was measured into a folder.
+  """Evaluates a detector and writes the measures into a folder.
 
-  Writes, each file replaced as a whole and only by process 0: `detections.json` (COCO
-  results), `metrics.json`, `diagnostics.npz` (arrays of `diagnostics.summarize`) and
-  `samples.npz` (what the report draws). With several processes each one passes over its
-  own share of the batches and all get the metrics of the whole set; the samples are
-  those of process 0's share. If they cannot be written, as on a full disk, a warning
-  says so.
+  Process 0 writes `detections.json` (COCO results), `metrics.json`, `diagnostics.npz`
+  (arrays of `diagnostics.summarize`) and `samples.npz` (what the report draws); each
+  file is replaced atomically. If they cannot be written, for example on a full disk,
+  there is a warning. With several processes each one evaluates its own share of the
+  batches and all get the metrics of the whole set; the samples are from process 0's.
 
   Args:
     predict: `make_predict`'s function, jitted; with several processes its results are
-      split over them like the batch.
+      divided over them like the batch.
     variables: of the detector.
     batches: every image of the set (or of this process's share) once; images with id
       -1 pad the last batch.
     ground_truth: the evaluation set in COCO's form; its `categories` in the order of
       the classes.
     config: the experiment; reads `box` and what `canvas_points` reads.
-    folder: of the files, made if missing.
-    step: the training step of `variables`, for the record.
-    notes: what the metrics are to say besides.
-    share: ids of the images in this process's batches; not given, all of the set.
+    folder: for the files; created if missing.
+    step: the training step of `variables`, one of the metrics.
+    notes: further entries of the metrics.
+    share: ids of the images in this process's batches; None for the whole set.
 
   Returns:
     `evaluate_detections`'s metrics with `diagnostics` (the scalars of
     `diagnostics.summarize`), `step`, `num_images`, `seconds` and the notes.
 
   Raises:
-    ValueError: an image that came twice or not at all, and what `evaluate_detections`
-      and `to_coco_results` raise.
+    ValueError: an image is in the batches twice or not at all; and as
+      `evaluate_detections` and `to_coco_results`.
   """
   start = time.perf_counter()
   category_ids = [category['id'] for category in ground_truth['categories']]
@@ -131,20 +128,19 @@ def evaluate(
   sample_ids = choose_samples(ground_truth, all_ids if share is None else share)
   observed = DiagnosticRows(ground_truth, config)
   results, image_ids, samples = [], [], []
-  total = len(all_ids)
-  with tqdm.tqdm(
-    total=total, desc='evaluate', unit='image', disable=jax.process_index() != 0
-  ) as progress:
+  total, is_first = len(all_ids), jax.process_index() == 0
+  options = {'desc': 'evaluate', 'unit': 'image', 'disable': not is_first}
+  with tqdm.tqdm(total=total, **options) as progress:
     for batch, output in _one_ahead(predict, variables, batches):
       found, sides, candidates = jax.tree.map(_local_rows, output)
       results += coco_metrics.to_coco_results(found, batch['image_ids'], category_ids)
       seen = [int(i) for i in batch['image_ids'] if i != -1]
       image_ids += seen
       observed.add(batch, found, candidates, sides)
-      if jax.process_index() == 0 and sample_ids.intersection(seen):
+      if is_first and sample_ids.intersection(seen):
         samples += collect_samples(batch, found, sides, sample_ids, config)
-      of_all = len(batch['image_ids']) * jax.process_count()
-      progress.update(min(of_all, total - progress.n))
+      count = len(batch['image_ids']) * jax.process_count()
+      progress.update(min(count, total - progress.n))
   results, image_ids, rows = _gather_processes(results, image_ids, observed.rows())
   _check_complete(image_ids, ground_truth)
 
@@ -157,29 +153,25 @@ def evaluate(
     'seconds': round(time.perf_counter() - start, 3),
     **(notes or {}),
   }
-  if jax.process_index() == 0:
+  if is_first:
     names = [category['name'] for category in ground_truth['categories']]
-    write = {
+    contents = {
       'detections.json': json.dumps(results),
       'samples.npz': _npz(sample_arrays(samples, names)),
       'diagnostics.npz': _npz(arrays),
       'metrics.json': json.dumps(metrics, indent=2),
     }
     try:
-      _write(Path(folder), write)
+      Path(folder).mkdir(parents=True, exist_ok=True)
+      for name, content in contents.items():
+        files.atomic_write(Path(folder) / name, content)
     except OSError as error:  # a full disk must not end a training
-      _LOG.warning('The files of the evaluation of step %d: %s', step, error)
+      _LOG.warning('Files of the evaluation of step %d not written: %s', step, error)
   return metrics
 
 
-def _write(folder: Path, contents: dict[str, str | bytes]) -> None:
-  folder.mkdir(parents=True, exist_ok=True)
-  for name, content in contents.items():
-    files.atomic_write(folder / name, content)
-
-
 def _one_ahead(predict, variables, batches) -> Iterator[tuple[dict, Output]]:
-  """Hands over a result once the next batch is sent off, so the device never waits."""
+  """Yields each result after the next batch is sent, so that the device never waits."""
   before = None
   for batch in batches:
     sent = (batch, predict(variables, batch))
@@ -191,7 +183,7 @@ def _one_ahead(predict, variables, batches) -> Iterator[tuple[dict, Output]]:
 
 
 def _local_rows(array: jax.Array) -> np.ndarray:
-  """The rows on this process's devices: those of the batch that it handed in."""
+  """The rows on this process's devices, which are those of its own batch."""
   if array.is_fully_addressable:
     return np.asarray(array)
   shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start)
@@ -201,7 +193,7 @@ def _local_rows(array: jax.Array) -> np.ndarray:
 def _gather_processes(
   results: list, image_ids: list, rows: Rows
 ) -> tuple[list, list, Rows]:
-  """Joins what all processes have, in the order of the processes."""
+  """The three tables of all processes, joined in the order of the processes."""
   if jax.process_count() == 1:
     return results, image_ids, rows
   lists = [json.loads(b) for b in _gather(json.dumps([results, image_ids]).encode())]
@@ -219,7 +211,7 @@ def _gather_processes(
 def _gather(mine: bytes) -> list[bytes]:
   """The bytes of each process."""
   sizes = multihost_utils.process_allgather(np.array(len(mine))).reshape(-1)
-  # Of few lengths: each is a program, which is kept.
+  # Padded to a power of 2, because each length compiles a program that stays in memory.
   padded = np.zeros(1 << (int(sizes.max()) - 1).bit_length(), np.uint8)
   padded[: len(mine)] = np.frombuffer(mine, np.uint8)
   rows = multihost_utils.process_allgather(padded)
@@ -236,11 +228,13 @@ def _check_complete(image_ids: list[int], ground_truth: dict) -> None:
   expected = {image['id'] for image in ground_truth['images']}
   twice = sorted(i for i, count in Counter(image_ids).items() if count > 1)
   if twice:
-    raise UserError(f'images were evaluated twice: {twice[:10]} ({len(twice)} in all)')
+    raise UserError(
+      f'the batches hold images twice: {twice[:10]} ({len(twice)} in all)'
+    )
   if set(image_ids) != expected:
     missing = sorted(expected - set(image_ids))
     unknown = sorted(set(image_ids) - expected)
     raise UserError(
-      f'the batches do not hold the images of the ground truth: {len(missing)} missing '
+      f'the batches must hold the images of the ground truth: {len(missing)} missing '
       f'{missing[:10]}, {len(unknown)} unknown {unknown[:10]}'
     )

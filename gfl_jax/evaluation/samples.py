@@ -1,4 +1,4 @@
-"""A few images of an evaluation with all that the report draws on them."""
+"""A few images of an evaluation, with what the report draws on them."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -14,11 +14,11 @@ from gfl_jax.models.representations import bin_grid
 
 NUM_SAMPLES = 12  # images kept for the report
 _CURVE_SIGMAS, _CURVE_POINTS = 4.0, 41  # of a normal distribution
-_NARROWEST = 0.125  # strides; a narrower one is drawn like this, or would dwarf others
+_NARROWEST = 0.125  # strides; the std of narrower curves, which would be too tall
 
 
 def choose_samples(ground_truth: Mapping, share: Collection[int]) -> set[int]:
-  """Image ids spread evenly over those of a share of the images that have a box."""
+  """Ids of up to `NUM_SAMPLES` images with boxes, spread evenly over a share of ids."""
   ids = sorted({a['image_id'] for a in ground_truth['annotations']} & set(share))
   chosen = np.linspace(0, len(ids) - 1, min(NUM_SAMPLES, len(ids))).round().astype(int)
   return {ids[i] for i in chosen}
@@ -35,7 +35,7 @@ def collect_samples(
 
   The distribution of a side is `edge_heights` [n, 4, m] at `edge_positions` [n, 4, m]
   (x of left and right, y of top and bottom): the probabilities of the bins, the normal
-  density, or, with m = 1, the one place that Dirac knows.
+  density, or, for Dirac, 1 at the predicted position (m = 1).
   """
   points = canvas_points(config, batch['images'].shape[1:3])
   samples = []

@@ -1,17 +1,16 @@
-"""What a predicted side says about the annotated one: density, CDF and CRPS.
+"""How well predicted distributions of sides fit the annotated sides.
 
 The three representations as continuous distributions of a side's distance, in strides,
-so that they can be judged by the same measures:
+so that the same measures apply to all:
 
-  general   a mixture of tents, one around each bin, as wide as its neighbours are
-            apart: the linear interpolation that DFL assumes. At the two ends of the
-            grid half tents of the same mass. So the density is piecewise linear on
-            [start, stop] and 0 beyond it. A bin that has all mass has a standard
-            deviation of 0.41 bins.
+  general   piecewise linear: a mixture of triangles, one for each bin, from the bin
+            before it to the bin after it, as DFL interpolates; at the two ends of the
+            grid half triangles of the same mass. The density is piecewise linear on
+            [start, stop] and 0 beyond. A single bin has a std of 0.41 bins.
   gaussian  the normal distribution of the predicted mean and variance
-  dirac     a normal of one constant standard deviation, that of these very errors. It
-            flatters Dirac: the others must predict what it is told. Its CRPS is that
-            of the prediction itself, the absolute error.
+  dirac     a normal distribution with one constant std, computed from the errors
+            themselves. This favours Dirac, because the others must predict their std.
+            Its CRPS is that of the prediction itself, the absolute error.
 
 NumPy on the host, in float64; evaluation only.
 """
@@ -32,8 +31,8 @@ class SideFit(NamedTuple):
   """How well each predicted distribution fits the annotated distance.
 
   Attributes:
-    cdf: [*] its share below the annotated distance; uniform over many sides if the
-      distributions are right. nan: not known from one side alone (Dirac).
+    cdf: [*] at the annotated distance; uniform over many sides if the distributions
+      are right. nan for Dirac, where one side alone does not tell.
     density: [*] at the annotated distance, per stride; nan as for `cdf`.
     crps: [*] continuous ranked probability score, the integral of
       (CDF - 1[x >= annotated])^2, in strides; 0 is perfect.
@@ -57,12 +56,14 @@ def normal(error: np.ndarray, std: np.ndarray | float) -> SideFit:
   return SideFit(cdf, bell / std, crps)
 
 
-def tents(probabilities: np.ndarray, targets: np.ndarray, grid: Any) -> SideFit:
-  """Mixtures of tents over a grid; see the head of this file.
+def piecewise_linear(
+  probabilities: np.ndarray, targets: np.ndarray, grid: Any
+) -> SideFit:
+  """Distributions with a piecewise linear density over a grid; see the module.
 
   Args:
     probabilities: [*, bins], each summing to 1.
-    targets: [*] annotated distances in strides, anywhere.
+    targets: [*] annotated distances in strides, also beyond the grid.
     grid: the BinGrid.
   """
   width = grid.width
@@ -77,7 +78,7 @@ def tents(probabilities: np.ndarray, targets: np.ndarray, grid: Any) -> SideFit:
   inside = (place >= 0) & (place <= grid.num_bins - 1)
   cell = np.clip(place.astype(int), 0, grid.num_bins - 2)[..., None]
   at = lambda values: np.take_along_axis(values, cell, -1)[..., 0]
-  s = np.clip(place - cell[..., 0], 0, 1)  # 0..1 within the cell, at its end beyond
+  s = np.clip(place - cell[..., 0], 0, 1)  # position within the cell
   density = np.where(inside, at(knots) + s * at(rise), 0.0)
   cdf = at(below) + width * s * (at(knots) + 0.5 * s * at(rise))
 
@@ -109,11 +110,11 @@ def _gaussian(outputs, errors, std, targets, box_config) -> SideFit:
 
 
 def _general(outputs, errors, std, targets, box_config) -> SideFit:
-  return tents(bin_probabilities(outputs), targets, bin_grid(box_config))
+  return piecewise_linear(bin_probabilities(outputs), targets, bin_grid(box_config))
 
 
-# box.kind -> f(outputs [*, 4, n], errors, std and targets [*, 4], config.box); errors:
-# annotated - predicted distance, targets: the annotated distance, all in strides.
+# box.kind -> f(outputs [*, 4, n], errors, std and targets [*, 4], config.box), in
+# strides. An error is annotated - predicted distance, a target the annotated distance.
 FITS: dict[str, Callable[..., SideFit]] = {
   'dirac': _dirac,
   'gaussian': _gaussian,

@@ -75,14 +75,14 @@ def build_detector(config: Config) -> Detector:
   Raises:
     ValueError: an unknown kind, here; a size that does not fit, at the first call.
   """
-  whole = as_config_dict(config)
+  whole: Any = ml_collections.ConfigDict(config)
   model = whole.model
   dtype = choose(_DTYPES, model.dtype, 'model.dtype')
   score = choose(SCORES, whole.score.kind, 'score.kind')
   representation = choose(REPRESENTATIONS, whole.box.kind, 'box.kind')
   remat = stages.check_remat(model.remat)
   backbone, fields = choose(BACKBONES, model.backbone.kind, 'backbone.kind')
-  settings = {name: model.backbone[name] for name in fields}
+  settings = {name: getattr(model.backbone, name) for name in fields}
   if 'widths' in settings:  # JSON has lists, which are not hashable
     settings['widths'] = tuple(settings['widths'])
   return Detector(
@@ -138,11 +138,6 @@ def frozen_mask(params: PyTree, frozen_stages: int) -> PyTree[bool]:
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[0].key == 'backbone' and path[1].key in frozen, params
   )
-
-
-def as_config_dict(config: Any) -> Any:
-  """A ConfigDict or nested dict as a ConfigDict."""
-  return ml_collections.ConfigDict(config)
 
 
 def canvas_points(config: Any, canvas: Sequence[int]) -> Points:

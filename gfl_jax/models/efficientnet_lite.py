@@ -135,13 +135,8 @@ class EfficientNetLite0(nn.Module):
   s - 1/2, nearly a stride further to the lower right than with torch's padding.
 
   Attributes:
-    norm: 'frozen_batch_norm' (statistics in `batch_stats`, epsilon 1e-3) or
-      'group_norm'.
-    norm_groups: groups of 'group_norm'; all layers have multiples of 8 channels.
-    frozen_stages: 0 trains everything; n in 1..4 freezes the stem and stages 1..n:
-      no gradient is computed for them.
-    remat: stages whose activations the backward pass computes again.
-    dtype: type of the features; parameters are float32.
+    norm, norm_groups, frozen_stages, remat, dtype: as in `ResNet`. The epsilon of
+      'frozen_batch_norm' is 1e-3, and all layers have multiples of 8 channels.
   Source: EfficientNet (arXiv:1905.11946) without squeeze-and-excitation, with ReLU6
     for swish, as in tensorflow/tpu's efficientnet/lite.
   """

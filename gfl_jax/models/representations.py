@@ -45,29 +45,26 @@ def _exponential(outputs, box_config):
   return box_config.scale * jnp.exp(jnp.minimum(outputs[..., 0], _MAX_LOG_SCALE))
 
 
-def _gaussian_std(outputs, box_config):
-  del box_config
-  return jnp.exp(outputs[..., 1] / 2)
+def _bin_mean(outputs, box_config):
+  return distributions.expectation(outputs, bin_grid(box_config))
 
 
-def _general_std(outputs, box_config):
+def _bin_std(outputs, box_config):
   return jnp.sqrt(distributions.variance(outputs, bin_grid(box_config)))
 
 
 REPRESENTATIONS = {
   'dirac': Representation(
-    num_outputs=lambda box_config: 1,
-    distance=_exponential,
-    std=lambda outputs, box_config: jnp.zeros_like(outputs[..., 0]),
+    lambda box_config: 1,
+    _exponential,
+    lambda outputs, box_config: jnp.zeros_like(outputs[..., 0]),
   ),
   'gaussian': Representation(
-    num_outputs=lambda box_config: 2, distance=_exponential, std=_gaussian_std
+    lambda box_config: 2,
+    _exponential,
+    lambda outputs, box_config: jnp.exp(outputs[..., 1] / 2),
   ),
   'general': Representation(
-    num_outputs=lambda box_config: box_config.num_bins,
-    distance=lambda outputs, box_config: distributions.expectation(
-      outputs, bin_grid(box_config)
-    ),
-    std=_general_std,
+    lambda box_config: box_config.num_bins, _bin_mean, _bin_std
   ),
 }

@@ -29,7 +29,6 @@ class BasicBlock(nn.Module):
   stride: int
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
-  expansion = 1
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
@@ -52,7 +51,6 @@ class Bottleneck(nn.Module):
   norm: Callable[..., nn.Module]
   groups: int
   group_width: int
-  expansion = 4
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
@@ -61,7 +59,7 @@ class Bottleneck(nn.Module):
     y = nn.relu(self.norm(name='norm1')(y))
     y = self.conv(width, 3, self.stride, groups=self.groups, name='conv2')(y)
     y = nn.relu(self.norm(name='norm2')(y))
-    y = self.conv(self.planes * self.expansion, 1, 1, name='conv3')(y)
+    y = self.conv(4 * self.planes, 1, 1, name='conv3')(y)
     y = self.norm(name='norm3')(y)
     return nn.relu(y + _shortcut(self, x, y.shape[-1]))
 
@@ -138,7 +136,7 @@ class ResNet(nn.Module):
     norm_groups: groups of 'group_norm'.
     frozen_stages: 0 trains everything; n in 1..4 freezes the stem and stages 1..n:
       no gradient is computed for them.
-    remat: stages whose activations the backward pass computes again.
+    remat: stages whose activations the backward pass recomputes.
     dtype: type of the features; parameters are float32.
   Source: arXiv:1512.03385, 1611.05431; torchvision's resnet.py, whose width_per_group
     is group_width.

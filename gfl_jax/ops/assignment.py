@@ -1,5 +1,6 @@
-"""Which anchor learns which box, and the labels that follow from it."""
+"""Which anchor learns which box, and soft labels around the boxes' centers."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from gfl_jax.ops.points import Points, level_slices
 
 BACKGROUND = -1
 IGNORED = -2
-# A point learns distances to the sides: it must lie inside by more, in px (mmdet's).
+# px; an anchor learns a box only if its point is farther inside all sides (mmdet's).
 _LEAST_DISTANCE = 0.01
 
 
@@ -39,23 +40,22 @@ def atss(
 ) -> Assignment:
   """Adaptive training sample selection for one image; to be vmapped over images.
 
-  Candidates of a box are, on every level, the `top_k` valid points nearest to its
-  center (all of them on a smaller level). An anchor is positive if it is a candidate,
-  its IoU is at least mean + standard deviation (n - 1) of the candidates' IoUs, and its
-  point lies more than 0.01 px inside the box on all sides. An anchor that several boxes
-  want goes to the one of highest IoU. A box may get no anchor.
+  The candidates of a box are, on every level, the anchors of the `top_k` valid points
+  nearest to its center (on a smaller level, all). A candidate is positive if its IoU is
+  at least mean + standard deviation (n - 1) of the IoUs of all candidates of the box,
+  and its point is more than 0.01 px inside the box on all sides. An anchor that is
+  positive for several boxes gets the one of highest IoU. A box may get no anchor.
 
-  Ties: equally distant points rank by index; IoUs equal to a part in a million go to
-  the box listed first. A single candidate in all has standard deviation 0.
+  Ties: equally distant points rank by index; of boxes whose IoUs are equal to one part
+  in a million the first listed wins. A single candidate has standard deviation 0.
 
   Args:
     boxes: ground truth in pixels of the network input, padded to a fixed number.
     valid: which of the boxes are real.
     points: of the canvas.
     top_k: candidates per box and level, at least 1.
-    point_valid: anchors the image may train on (all if None); on each level a
-      rectangle at the top left, as `points.point_validity` makes it. The others are
-      ignored.
+    point_valid: anchors that the image may train on (all if None); on each level a
+      rectangle at the top left, from `points.point_validity`. The others are ignored.
 
   Raises:
     ValueError: a top_k below 1; numbers of boxes, flags or points that differ.
@@ -75,10 +75,9 @@ def atss(
   )
   chosen &= valid[:, None]
   iou = box_ops.iou_matrix(boxes[:, None], anchors)[:, 0]
-  inside = box_ops.boxes_to_distances(
-    centers, jnp.broadcast_to(boxes[:, None], anchors.shape)
-  )
-  inside = jnp.min(inside, axis=-1) > _LEAST_DISTANCE
+  repeated = jnp.broadcast_to(boxes[:, None], anchors.shape)
+  distances = box_ops.boxes_to_distances(centers, repeated)
+  inside = jnp.min(distances, axis=-1) > _LEAST_DISTANCE
   positive = chosen & inside & (iou >= _threshold(iou, chosen))
   return _resolve(index, iou, positive, point_valid)
 
@@ -94,12 +93,13 @@ def fcos(
 ) -> Assignment:
   """FCOS's rule for one image; to be vmapped over images.
 
-  A point may learn a box if it lies strictly inside the box's middle (`center_radius`
-  strides of the point's level to each side of the center, but not beyond the box) and
-  its distance to the farthest side is one for its level: at most `regress_range`
-  strides, and at least that of the level before, both ends included. The first level
-  has no least distance, the last no largest. Of several boxes the point gets that of
-  the smallest area (equal areas: the box listed first). A box may get no point.
+  A point may learn a box if it is strictly inside the middle of the box (within
+  `center_radius` strides of the point's level from the center along each axis, not
+  beyond the box) and its distance to the farthest side is in the range of its level: at
+  most `regress_range` strides, and at least the largest distance of the level before,
+  both included. The first level has no least distance, the last no largest. Of several
+  boxes the point gets the one of smallest area (of equal areas the first listed). A box
+  may get no point.
 
   Args:
     boxes: ground truth in pixels of the network input, padded to a fixed number.
@@ -107,7 +107,7 @@ def fcos(
     points: of the canvas.
     regress_range: largest distance that a level learns, in its strides; above 0.
     center_radius: half side of the middle, in strides; 0 takes the whole box.
-    point_valid: points the image may train on (all if None). The others are ignored.
+    point_valid: points that the image may train on (all if None); others are ignored.
 
   Raises:
     ValueError: a range or radius outside its bounds; numbers of boxes, flags or points
@@ -121,22 +121,16 @@ def fcos(
   point_valid = _checked(boxes, valid, points, point_valid)
   boxes, valid = _without_padding(boxes, valid)
 
-  # One array [A, G] per coordinate: with a last axis of 4, loops of the CPU do not
-  # vectorise, and take thirty times as long.
+  # One array [A, G] per coordinate: with a last axis of 4 the CPU's loops are not
+  # vectorised, and take thirty times as long.
   x, y, strides = (v[:, None] for v in (*points.centers.T, points.strides))
   x1, y1, x2, y2 = boxes.T[:, None]
   left, up, right, down = x1, y1, x2, y2
   if center_radius:
-    half_side = strides * np.float32(center_radius)
+    half = strides * np.float32(center_radius)
     middle_x, middle_y = (x1 + x2) / 2, (y1 + y2) / 2
-    left, right = (
-      jnp.maximum(x1, middle_x - half_side),
-      jnp.minimum(x2, middle_x + half_side),
-    )
-    up, down = (
-      jnp.maximum(y1, middle_y - half_side),
-      jnp.minimum(y2, middle_y + half_side),
-    )
+    left, right = jnp.maximum(x1, middle_x - half), jnp.minimum(x2, middle_x + half)
+    up, down = jnp.maximum(y1, middle_y - half), jnp.minimum(y2, middle_y + half)
   inside = (x > left) & (x < right) & (y > up) & (y < down)
   reach = jnp.maximum(jnp.maximum(x - x1, x2 - x), jnp.maximum(y - y1, y2 - y))
   nearest, farthest = _regress_ranges(points, regress_range)
@@ -161,13 +155,13 @@ def max_iou(
 ) -> Assignment:
   """RetinaNet's rule for one image; to be vmapped over images.
 
-  An anchor may learn a box that contains its point by more than 0.01 px on all sides.
-  Of those it gets the one of highest IoU, if that is at least `positive_iou`. Without
-  one it is background if its IoU with every box is below `negative_iou`, and ignored
-  otherwise. Then each box is given the best of the anchors that may learn it, however
-  low their IoU, and all that are as good to a part in a million; an anchor given to
-  several boxes gets the last of them, and loses the box that it had. A box that
-  contains no point gets no anchor.
+  An anchor may learn a box if its point is more than 0.01 px inside on all sides. Of
+  these boxes it gets the one of highest IoU, if that is at least `positive_iou`. An
+  anchor without a box is background if its IoU with every box is below `negative_iou`,
+  and ignored otherwise. Then each box also gets the anchor of highest IoU of those that
+  may learn it, however low this IoU, and all anchors whose IoU is equal to one part in
+  a million. Such an anchor loses the box that it had; if several boxes claim it, the
+  last listed gets it. A box that contains no point gets no anchor.
 
   Args:
     boxes: ground truth in pixels of the network input, padded to a fixed number.
@@ -175,21 +169,21 @@ def max_iou(
     points: of the canvas.
     positive_iou: in (0, 1].
     negative_iou: in [0, positive_iou].
-    point_valid: anchors the image may train on (all if None). The others are ignored.
+    point_valid: anchors that the image may train on (all if None); others are ignored.
 
   Raises:
     ValueError: thresholds outside their bounds; numbers of boxes, flags or points that
       differ.
 
-  Source: Lin et al., arXiv:1708.02002; mmdet's MaxIoUAssigner with min_pos_iou=0, which
-  lets any anchor learn any box: theirs are offsets from the anchor's sides. Ours are
-  distances from its point, and none describe a box that the point is not in. Around a
-  box of 16 px, 36 anchors of 64 px may tie for the best IoU, and 4 have their points
-  in it.
+  Source: Lin et al., arXiv:1708.02002; mmdet's MaxIoUAssigner with min_pos_iou=0. There
+  any anchor may learn any box, because it predicts offsets from the anchor's sides.
+  Here it predicts distances from its point, which must be in the box: of 36 anchors of
+  64 px that tie for the best IoU with a box of 16 px, 4 have their points in it.
   """
   if not 0 <= negative_iou <= positive_iou <= 1 or not positive_iou > 0:
     raise ValueError(
-      f'{negative_iou=} must be in [0, {positive_iou=}], and that in (0, 1]'
+      f'{negative_iou=} and {positive_iou=} must satisfy 0 <= negative <= positive <= 1'
+      ' and 0 < positive'
     )
   point_valid = _checked(boxes, valid, points, point_valid)
   boxes, valid = _without_padding(boxes, valid)
@@ -198,8 +192,8 @@ def max_iou(
   iou = jnp.where(valid[None] & point_valid[:, None], iou, -1)
   x, y = points.centers.T[:, :, None]
   x1, y1, x2, y2 = boxes.T[:, None]
-  room = jnp.minimum(jnp.minimum(x - x1, x2 - x), jnp.minimum(y - y1, y2 - y))
-  own = jnp.where(room > _LEAST_DISTANCE, iou, -1)
+  nearest = jnp.minimum(jnp.minimum(x - x1, x2 - x), jnp.minimum(y - y1, y2 - y))
+  own = jnp.where(nearest > _LEAST_DISTANCE, iou, -1)
   matched = jnp.where(jnp.max(iou, axis=1) < negative_iou, BACKGROUND, IGNORED)
   positive = jnp.max(own, axis=1) >= positive_iou
   matched = jnp.where(positive, jnp.argmax(own, axis=1), matched)
@@ -222,13 +216,13 @@ def center_heatmap(
   *,
   min_overlap: float = 0.7,
 ) -> Float[Array, 'a {num_classes}']:
-  """CornerNet's soft labels of one image, around box centers; to be vmapped.
+  """CornerNet's soft labels around the centers of boxes, for one image; to be vmapped.
 
-  On every level on which a box has an anchor, the one whose point is nearest to the
-  box's center (of equally near ones the first) is its peak, of value exactly 1. The
-  level's other points have exp(-d^2 / (2 sigma^2)), d their distance from the peak in
-  cells; where boxes of a class meet, the largest counts. With r the
-  `boxes.corner_radius` of the box in cells, sigma is (2 r + 1) / 6.
+  On every level on which a box has anchors, its peak is the one whose point is nearest
+  to the box's center (of equally near ones the first), with the label 1. The level's
+  other points have exp(-d^2 / (2 sigma^2)), where d is the distance from the peak in
+  cells, sigma is (2 r + 1) / 6, and r is the `boxes.corner_radius` of the box in cells.
+  Of several boxes of a class, each point has the largest value.
 
   Args:
     boxes: ground truth in pixels of the network input, padded to a fixed number.
@@ -237,7 +231,7 @@ def center_heatmap(
     matched: index of each anchor's box, negative without one: `Assignment.matched`.
     points: of the canvas.
     num_classes: C of the result [A, C], float32.
-    min_overlap: IoU that a box keeps whose corners move by r, in (0, 1).
+    min_overlap: the IoU that a box keeps when its corners move by r, in (0, 1).
 
   Raises:
     ValueError: a min_overlap outside (0, 1), no class, or numbers of boxes, labels,
@@ -259,27 +253,26 @@ def center_heatmap(
   boxes, box_index = jnp.asarray(boxes), np.arange(len(boxes))[:, None]
   middle_x, middle_y = jnp.split((boxes[:, :2] + boxes[:, 2:]) / 2, 2, axis=1)
   levels = []
-  for part, (rows, columns) in zip(
-    level_slices(points), points.level_sizes, strict=True
-  ):
+  parts = level_slices(points)
+  for part, (rows, columns) in zip(parts, points.level_sizes, strict=True):
     own = (matched[part][None] == box_index) & valid[:, None]
     x, y = points.centers[part].T[:, None]
     distance = jnp.square(x - middle_x) + jnp.square(y - middle_y)
     peak = jnp.argmin(jnp.where(own, distance, jnp.inf), axis=1, keepdims=True)
-    sides = (boxes[:, 2:] - boxes[:, :2]) / points.strides[part.start]
-    sigma = (2 * box_ops.corner_radius(sides, min_overlap=min_overlap) + 1) / 6
-    fall = -1 / (2 * jnp.square(sigma[:, None]))
-    vertical = jnp.exp(fall * jnp.square(np.arange(rows)[None] - peak // columns))
-    horizontal = jnp.exp(fall * jnp.square(np.arange(columns)[None] - peak % columns))
-    bump = (vertical[:, :, None] * horizontal[:, None]).reshape(own.shape)
-    levels.append(jnp.where(jnp.any(own, axis=1, keepdims=True), bump, 0))
-  # Whole rows of a class at once: by element a scatter costs far more.
+    sizes = (boxes[:, 2:] - boxes[:, :2]) / points.strides[part.start]
+    sigma = (2 * box_ops.corner_radius(sizes, min_overlap=min_overlap) + 1) / 6
+    scale = -1 / (2 * jnp.square(sigma[:, None]))
+    vertical = jnp.exp(scale * jnp.square(np.arange(rows)[None] - peak // columns))
+    horizontal = jnp.exp(scale * jnp.square(np.arange(columns)[None] - peak % columns))
+    gaussian = (vertical[:, :, None] * horizontal[:, None]).reshape(own.shape)
+    levels.append(jnp.where(jnp.any(own, axis=1, keepdims=True), gaussian, 0))
+  # Scattered by whole rows of a class, because by element it costs far more.
   heatmap = jnp.zeros((num_classes, len(points.centers)), jnp.float32)
   return heatmap.at[labels].max(jnp.concatenate(levels, axis=1)).T
 
 
 def _checked(boxes, valid, points, point_valid):
-  """The flags of the points, once all sizes are seen to agree."""
+  """Raises ValueError if numbers differ; returns the flags of all points."""
   num_boxes, num_points = len(boxes), len(points.centers)
   if valid.shape != (num_boxes,):
     raise ValueError(f'{valid.shape=} must be ({num_boxes},), one per box')
@@ -291,7 +284,7 @@ def _checked(boxes, valid, points, point_valid):
 
 
 def _without_padding(boxes, valid):
-  """Padding as boxes of zeros, and one of it where there is no box to reduce over."""
+  """Boxes with zeros in the padding; one such box if there is none to reduce over."""
   if not len(boxes):
     return jnp.zeros((1, 4)), jnp.zeros(1, bool)
   return jnp.where(valid[:, None], boxes, 0), jnp.asarray(valid)
@@ -307,27 +300,26 @@ def _regress_ranges(points, regress_range):
 
 
 def _assignment(matched, iou, point_valid):
+  """Ignores invalid points, and sets the IoU of anchors without a box to 0."""
   matched = jnp.where(point_valid, matched, IGNORED).astype(jnp.int32)
   return Assignment(matched, jnp.where(matched >= 0, iou, 0))
 
 
 def _threshold(iou, chosen):
   """[g, 1] mean plus standard deviation (n - 1) of the chosen."""
-  count = jnp.sum(chosen, axis=1, keepdims=True)
-  mean = jnp.sum(jnp.where(chosen, iou, 0), axis=1, keepdims=True) / jnp.maximum(
-    count, 1
-  )
-  squares = jnp.where(chosen, jnp.square(iou - mean), 0)
-  variance = jnp.sum(squares, axis=1, keepdims=True) / jnp.maximum(count - 1, 1)
-  return mean + jnp.sqrt(variance)
+  total = functools.partial(jnp.sum, axis=1, keepdims=True)
+  count = total(chosen)
+  mean = total(jnp.where(chosen, iou, 0)) / jnp.maximum(count, 1)
+  squares = total(jnp.where(chosen, jnp.square(iou - mean), 0))
+  return mean + jnp.sqrt(squares / jnp.maximum(count - 1, 1))
 
 
 def _resolve(index, iou, positive, point_valid):
-  """Gives each anchor the box of highest IoU among those that want it."""
+  """Gives each anchor the box of highest IoU among those that it is positive for."""
   num_boxes, num_points = len(index), len(point_valid)
-  nowhere = num_points  # scatters drop what lies out of bounds
-  wanted = jnp.where(positive, index, nowhere)
-  best_iou = jnp.zeros(num_points, iou.dtype).at[wanted].max(iou, mode='drop')
+  nowhere = num_points  # a scatter drops indices that are out of bounds
+  target = jnp.where(positive, index, nowhere)
+  best_iou = jnp.zeros(num_points, iou.dtype).at[target].max(iou, mode='drop')
   # Not ==: the compiler may compute an IoU twice, with different roundings.
   contested = best_iou[index]
   wins = positive & (contested > 0) & (iou >= contested * (1 - 1e-6))
@@ -335,5 +327,4 @@ def _resolve(index, iou, positive, point_valid):
   matched = jnp.full(num_points, num_boxes, jnp.int32)
   matched = matched.at[jnp.where(wins, index, nowhere)].min(box, mode='drop')
   matched = jnp.where(matched < num_boxes, matched, BACKGROUND)
-  best_iou = jnp.where(matched >= 0, best_iou, 0)
-  return Assignment(jnp.where(point_valid, matched, IGNORED), best_iou)
+  return _assignment(matched, best_iou, point_valid)

@@ -1,7 +1,7 @@
 """Boxes as (x1, y1, x2, y2) in continuous coordinates: width is x2 - x1, no +1.
 
-Any unit will do (pixels, strides) as long as both arguments share it. Degenerate and
-inverted boxes are allowed: the floors `eps` keep every value and gradient finite.
+The unit (pixels, strides) is free, but all arguments must share it. Boxes without area
+and inverted boxes are allowed: the floors `eps` keep every value and gradient finite.
 """
 
 import jax.numpy as jnp
@@ -13,8 +13,7 @@ from gfl_jax.ops.arrays import ArrayLike
 def area(boxes: Float[ArrayLike, '*n 4']) -> Float[Array, '*n']:
   """Width times height, in square units of the boxes.
 
-  Nothing is clamped: a box inverted along one axis has a negative area (as in mmdet,
-  whose numbers for such predictions we reproduce).
+  Nothing is clamped: a box inverted along one axis has a negative area, as in mmdet.
   """
   return jnp.asarray((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))
 
@@ -22,14 +21,14 @@ def area(boxes: Float[ArrayLike, '*n 4']) -> Float[Array, '*n']:
 def iou(
   a: Float[ArrayLike, '*n 4'], b: Float[ArrayLike, '*n 4'], *, eps: float = 1e-6
 ) -> Float[Array, '*n']:
-  """Intersection over union pairwise, in [0, 1] unless a box is inverted.
+  """Intersection over union of each box with its partner; in [0, 1] unless inverted.
 
   Args:
     a: boxes.
     b: boxes in the same unit, as many as `a`.
     eps: floor of the union, in square units.
 
-  Source: mmdet's bbox_overlaps (mode 'iou'), with its convention at kinks.
+  Source: mmdet's bbox_overlaps (mode 'iou'), with its gradient where boxes only touch.
   """
   return _iou(a, b, eps)
 
@@ -37,13 +36,14 @@ def iou(
 def giou(
   a: Float[ArrayLike, '*n 4'], b: Float[ArrayLike, '*n 4'], *, eps: float = 1e-6
 ) -> Float[Array, '*n']:
-  """Generalised IoU pairwise: IoU - (hull - union) / hull, in [-1, 1].
+  """Generalised IoU of each box with its partner: IoU - (hull - union) / hull.
+
+  In [-1, 1]; the hull is the smallest box around both.
 
   Args:
     a: boxes.
     b: boxes in the same unit, as many as `a`.
-    eps: floor of the union and of the hull (the smallest box around both), in square
-      units.
+    eps: floor of the union and of the hull, in square units.
 
   Source: Rezatofighi et al., arXiv:1902.09630; mmdet's bbox_overlaps (mode 'giou').
   """
@@ -74,15 +74,8 @@ def clip_boxes(
     image_size: (height, width) in pixels.
   """
   height, width = image_size[0], image_size[1]
-  return jnp.stack(
-    [
-      jnp.clip(boxes[..., 0], 0, width),
-      jnp.clip(boxes[..., 1], 0, height),
-      jnp.clip(boxes[..., 2], 0, width),
-      jnp.clip(boxes[..., 3], 0, height),
-    ],
-    axis=-1,
-  )
+  limits = jnp.stack([width, height, width, height])
+  return jnp.clip(boxes, 0, jnp.expand_dims(limits, range(boxes.ndim - 1)))
 
 
 def distances_to_boxes(
@@ -108,13 +101,13 @@ def boxes_to_distances(
 
 
 def centerness(distances: Float[ArrayLike, '*n 4']) -> Float[Array, '*n']:
-  """How central a point lies in its box, from 1 in the middle to 0 on a side.
+  """How near a point is to the center of its box, from 1 at it to 0 on a side.
 
   sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)).
 
   Args:
-    distances: (left, top, right, bottom) from the point to the sides, in any unit. With
-      one that is 0 or less, the point is not inside and the result 0.
+    distances: (left, top, right, bottom) from the point to the sides, in any unit. If
+      one of them is 0 or less, the point is not inside and the result is 0.
 
   Source: Tian et al., arXiv:1904.01355, eq. 3.
   """
@@ -127,32 +120,32 @@ def centerness(distances: Float[ArrayLike, '*n 4']) -> Float[Array, '*n']:
 
 
 def corner_radius(
-  sides: Float[ArrayLike, '*n 2'], *, min_overlap: float
+  sizes: Float[ArrayLike, '*n 2'], *, min_overlap: float
 ) -> Float[Array, '*n']:
-  """How far a box's corners may move, along both axes, for it to keep an IoU.
+  """How far a box's corners may move along both axes while it keeps a given IoU.
 
-  CornerNet takes the smallest radius of three cases: the box moves by it on both axes,
-  grows by it on all sides, or shrinks by it on all sides. Shrinking always allows the
-  least, so r solves (width - 2 r) * (height - 2 r) = min_overlap * width * height.
+  CornerNet takes the smallest radius of three cases: the box is moved by it along both
+  axes, grown by it on all sides, or shrunk by it on all sides. Shrinking always has the
+  smallest, so r solves (width - 2 r) * (height - 2 r) = min_overlap * width * height.
 
   Args:
-    sides: (width, height) in any unit, which is also that of the radius. A side below 0
-      counts as 0, and the radius is 0 then.
+    sizes: (width, height) in any unit, which is also that of the radius. If one is 0 or
+      less, the radius is 0.
     min_overlap: the IoU to keep, in (0, 1).
 
   Raises:
     ValueError: a min_overlap outside (0, 1).
 
-  Source: Law and Deng, arXiv:1808.01244, section 3.2. Their code takes (b + sqrt(b^2 -
-  4 a c)) / 2 for a root of a r^2 - b r + c in all cases: at an overlap of 0.7 its radii
-  are more than three times these.
+  Source: Law and Deng, arXiv:1808.01244, section 3.2. As the root of a r^2 - b r + c
+  their code takes (b + sqrt(b^2 - 4 a c)) / 2, which is a root only for a = 1. At an
+  overlap of 0.7 its radii are more than three times these.
   """
   if not 0 < min_overlap < 1:
-    raise ValueError(f'{min_overlap=} must be between 0 and 1, without the two')
-  sides = jnp.maximum(sides, 0)
-  total, product = sides[..., 0] + sides[..., 1], sides[..., 0] * sides[..., 1]
+    raise ValueError(f'{min_overlap=} must be above 0 and below 1')
+  sizes = jnp.maximum(sizes, 0)
+  total, product = sizes[..., 0] + sizes[..., 1], sizes[..., 0] * sizes[..., 1]
   lost = (1 - min_overlap) * product
-  # The smaller root, in the form that subtracts nothing from itself.
+  # The smaller root, in the form without a difference of nearly equal numbers.
   denominator = total + jnp.sqrt(jnp.maximum(jnp.square(total) - 4 * lost, 0))
   return lost / jnp.where(denominator > 0, denominator, 1)
 
@@ -164,18 +157,16 @@ def _iou(a, b, eps):
 
 def _giou(a, b, eps):
   intersection, union = _intersection_and_union(a, b, eps)
-  sides = _at_least_zero(
-    jnp.maximum(a[..., 2:], b[..., 2:]) - jnp.minimum(a[..., :2], b[..., :2])
-  )
-  hull = jnp.maximum(sides[..., 0] * sides[..., 1], eps)
+  high, low = jnp.maximum(a[..., 2:], b[..., 2:]), jnp.minimum(a[..., :2], b[..., :2])
+  sizes = _at_least_zero(high - low)
+  hull = jnp.maximum(sizes[..., 0] * sizes[..., 1], eps)
   return intersection / union - (hull - union) / hull
 
 
 def _intersection_and_union(a, b, eps):
-  sides = _at_least_zero(
-    jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
-  )
-  intersection = sides[..., 0] * sides[..., 1]
+  high, low = jnp.minimum(a[..., 2:], b[..., 2:]), jnp.maximum(a[..., :2], b[..., :2])
+  sizes = _at_least_zero(high - low)
+  intersection = sizes[..., 0] * sizes[..., 1]
   return intersection, jnp.maximum(area(a) + area(b) - intersection, eps)
 
 

@@ -1,4 +1,4 @@
-"""Convolutions in the form that is fast on a platform, with the same result on all."""
+"""Convolutions in the form that is fast on each platform; the result is the same."""
 
 import functools
 from collections.abc import Sequence
@@ -19,22 +19,22 @@ def image_conv(
   padding: Sequence[tuple[int, int]],
   **settings: Any,
 ) -> Float[Array, 'b h2 w2 n']:
-  """A convolution of stride 2 of images of few channels: lax.conv_general_dilated's.
+  """lax.conv_general_dilated with stride 2, for images of few channels.
 
-  A TPU gives each channel of 3 the room of many. There the image is split into the four
-  phases of its even and odd rows and columns, which become channels, and a kernel of
-  half the size with stride 1 goes over them: the same sums, but for their order. Every
-  other platform, and ONNX, gets the convolution itself.
+  A TPU pads 3 channels to many. So there the image is split by even and odd rows and
+  columns into four images, whose channels are put together (space to depth), and
+  convolved with a kernel of half the size and stride 1: the same sums in another order.
+  Every other platform, and ONNX, gets the convolution itself.
 
   Args:
     images: NHWC.
     kernel: HWIO, square, of odd size.
     window_strides: (2, 2).
     padding: half of the kernel's size, on all sides.
-    settings: lax.conv_general_dilated's others, as flax hands them over.
+    settings: other arguments of lax.conv_general_dilated, as Flax passes them.
 
   Raises:
-    ValueError: another stride or padding, or a dilation or groups.
+    ValueError: another stride or padding, a dilation or groups.
 
   Source: the space-to-depth stem of MLPerf's ResNet-50 for TPUs.
   """
@@ -49,20 +49,13 @@ def image_conv(
     or settings.get('feature_group_count', 1) != 1
   ):
     raise ValueError(
-      f'image_conv wants stride 2 and a square kernel of odd size in the middle of its'
-      f' padding: {kernel.shape=}, {window_strides=}, {padding=}, {settings}'
+      'image_conv needs stride 2, a square kernel of odd size, half of it as padding,'
+      f' and no dilation or groups: {kernel.shape=}, {window_strides=}, {padding=},'
+      f' {settings=}'
     )
-  return lax.platform_dependent(
-    images,
-    kernel,
-    tpu=space_to_depth_conv,
-    default=functools.partial(
-      lax.conv_general_dilated,
-      window_strides=window_strides,
-      padding=padding,
-      **settings,
-    ),
-  )
+  settings |= dict(window_strides=window_strides, padding=padding)
+  plain = functools.partial(lax.conv_general_dilated, **settings)
+  return lax.platform_dependent(images, kernel, tpu=space_to_depth_conv, default=plain)
 
 
 def space_to_depth_conv(
@@ -72,23 +65,24 @@ def space_to_depth_conv(
   _, height, width, channels = images.shape
   even = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
   images = jnp.pad(images, even)
-  # Slices, not reshape and transpose: those move each number alone.
-  phases = [
+  # Slices, because reshape and transpose would move single numbers.
+  quarters = [
     lax.slice_in_dim(
       lax.slice_in_dim(images, row, None, stride=2, axis=1), column, None, 2, axis=2
     )
     for row in (0, 1)
     for column in (0, 1)
   ]
-  # Row r of the kernel looks 2 i + r - half far: at phase (r - half) % 2 of the cell
-  # i + (r - half) // 2. A row of zeros before or after it makes pairs of all.
+  # For output i, row r of the kernel reads image row 2 i + r - half. This is row
+  # i + (r - half) // 2 of the even or the odd rows, by (r - half) % 2. With a row of
+  # zeros before or after, the kernel's rows form pairs of even and odd.
   size, half = kernel.shape[0], kernel.shape[0] // 2
   before, cells = half % 2, (size + 1) // 2
   kernel = jnp.pad(kernel, ((before, 1 - before), (before, 1 - before), (0, 0), (0, 0)))
   kernel = kernel.reshape(cells, 2, cells, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
   first = (half + before) // 2
   return lax.conv_general_dilated(
-    jnp.concatenate(phases, axis=-1),
+    jnp.concatenate(quarters, axis=-1),
     kernel.reshape(cells, cells, 4 * channels, -1),
     window_strides=(1, 1),
     padding=[(first, cells - 1 - first)] * 2,
@@ -103,40 +97,33 @@ def depthwise_conv(
   padding: str | Sequence[tuple[int, int]],
   **settings: Any,
 ) -> Float[Array, 'b h2 w2 c']:
-  """Each channel convolved with a filter of its own: lax.conv_general_dilated's result.
+  """lax.conv_general_dilated with one filter per channel.
 
-  XLA's grouped convolution on CPUs is far slower than a sum of shifted images, one for
-  each tap of the filter: there it is that sum, and on every other platform the
-  convolution. A StableHLO program for several platforms holds both and takes the one of
-  the platform that it runs on, so on CPUs the sum, too; ONNX gets the convolution.
+  On CPUs XLA's grouped convolution is far slower than a sum of shifted images, one for
+  each tap of the filter. So CPUs get this sum, and every other platform and ONNX the
+  convolution. A StableHLO program for several platforms holds both and runs the one of
+  its platform.
 
   Args:
     images: NHWC.
     kernel: HWIO.
     window_strides: (vertical, horizontal).
     padding: 'SAME', 'VALID', or (before, after) of height and of width.
-    settings: lax.conv_general_dilated's others, as flax hands them over.
+    settings: other arguments of lax.conv_general_dilated, as Flax passes them.
 
   Raises:
     ValueError: a dilation.
   """
   for name in ('lhs_dilation', 'rhs_dilation'):
     if any(dilation != 1 for dilation in settings.get(name) or ()):
-      raise ValueError(f'depthwise_conv knows no dilation: {name}={settings[name]}')
+      raise ValueError(f'depthwise_conv has no dilation: {name}={settings[name]}')
   strides = tuple(window_strides)
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
-  return lax.platform_dependent(
-    images,
-    kernel,
-    cpu=functools.partial(_sum_of_taps, strides, tuple(map(tuple, padding))),
-    default=functools.partial(
-      lax.conv_general_dilated,
-      window_strides=strides,
-      padding=padding,
-      **settings,
-    ),
-  )
+  taps = functools.partial(_sum_of_taps, strides, tuple(map(tuple, padding)))
+  settings |= dict(window_strides=strides, padding=padding)
+  grouped = functools.partial(lax.conv_general_dilated, **settings)
+  return lax.platform_dependent(images, kernel, cpu=taps, default=grouped)
 
 
 Sizes = tuple[int, int]
@@ -156,7 +143,8 @@ def _forward(strides, padding, images, kernel):
 def _backward(strides, padding, saved, grad):
   images, kernel = saved
   size = kernel.shape[:2]
-  # The images' gradient: the outputs' one, `stride` apart, under the mirrored filter.
+  # The images' gradient: that of the outputs, spread `stride` apart and correlated with
+  # the mirrored filter.
   margins = []
   for n, k, stride, cells, (before, _) in zip(
     images.shape[1:3], size, strides, grad.shape[1:3], padding, strict=True
@@ -166,8 +154,8 @@ def _backward(strides, padding, saved, grad):
   spread = lax.pad(grad, grad.dtype.type(0), ((0, 0, 0), *margins, (0, 0, 0)))
   images_grad = _correlate(spread, kernel[::-1, ::-1], (1, 1))
 
-  # A tap's gradient is a sum over images and cells, which XLA makes fast code of when
-  # it is a matrix product. One loop body for all taps: unrolled they compile for long.
+  # A tap's gradient is a sum over images and cells, which is fast as a matrix product.
+  # The loop has one body for all taps, because unrolled it compiles for long.
   padded = jnp.pad(images, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
   exact, cells = grad.astype(jnp.float32), grad.shape[1:3]
   ones = jnp.ones(exact[..., 0].size, jnp.float32)

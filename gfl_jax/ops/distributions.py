@@ -16,7 +16,7 @@ from gfl_jax.ops.arrays import ArrayLike, at_least_float32
 
 @dataclasses.dataclass(frozen=True)
 class BinGrid:
-  """Values at equal distances, both ends included. Hashable, so it may be static.
+  """Values at equal distances, both ends included; hashable, so it can be static.
 
   GFL's reg_max = 16 is BinGrid(0, 16, 17): 17 bins, at 0, 1, ..., 16 strides.
 
@@ -60,8 +60,8 @@ def clamp_targets(targets: Float[ArrayLike, '*n'], grid: BinGrid) -> Float[Array
   """Targets moved to just inside the grid: [start, stop - 0.1 bins].
 
   The last tenth of a bin is left out for parity with the authors' code, which needs a
-  bin to the right of every target. Targets that differ from the result were clamped;
-  their share is worth logging, since such sides cannot be learned.
+  bin to the right of every target. A side whose target is changed here cannot be
+  learned, so the share of such sides is worth logging.
 
   Source: mmdet's bbox2distance(..., max_dis=reg_max, eps=0.1).
   """
@@ -80,8 +80,8 @@ def expectation(
   """
   check_bins(bin_logits, grid)
   (bin_logits,) = at_least_float32(bin_logits)
-  # The default of TPUs (bfloat16) and of some GPUs (TF32) rounds the probabilities,
-  # which moves a side by up to 1/500 of its distance.
+  # The default precision of TPUs (bfloat16) and of some GPUs (TF32) would round the
+  # probabilities and move a side by up to 1/500 of its distance.
   return jnp.matmul(
     jax.nn.softmax(bin_logits), grid.values, precision=jax.lax.Precision.HIGHEST
   )
@@ -105,12 +105,12 @@ def variance(
 def quantile(
   bin_logits: Float[ArrayLike, '*n bins'], grid: BinGrid, *, q: float
 ) -> Float[Array, '*n']:
-  """The value, in strides, that a share q of the distribution lies below.
+  """The value, in strides, below which a share q of the distribution lies.
 
-  The mass of a bin is spread evenly over the half bin on either side of its value, so
-  the cumulative distribution is piecewise linear and a distribution in a single bin
-  has its median at that bin. Results are clipped to [start, stop]. Where several
-  values serve (a gap without mass), the smallest is returned.
+  The mass of a bin is spread evenly over half a bin on either side of its value. So the
+  cumulative distribution is piecewise linear, and a distribution in a single bin has
+  its median at that bin. Results are clipped to [start, stop]. If several values fit
+  (a gap without mass), the smallest is returned.
 
   Args:
     bin_logits: before the softmax.
@@ -126,7 +126,7 @@ def quantile(
   (bin_logits,) = at_least_float32(bin_logits)
   mass = jax.nn.softmax(bin_logits)
   below = jnp.cumsum(mass, axis=-1) - mass
-  # Bins left of the quantile count whole, its own bin in part, the others not at all.
+  # Bins below the quantile count fully, its own bin in part, the others not at all.
   parts = jnp.clip((q - below) / jnp.maximum(mass, 1e-12), 0, 1)
   value = grid.start - grid.width / 2 + grid.width * jnp.sum(parts, axis=-1)
   return jnp.clip(value, grid.start, grid.stop)

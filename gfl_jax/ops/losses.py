@@ -2,11 +2,11 @@
 
 Shapes must be equal: nothing is broadcast, and a difference is a ValueError while
 tracing. No gradient flows into targets. Values and gradients are finite at logits of
-+-100. The factors in front of the cross-entropies are differentiated. Arithmetic and
-results are float32 for inputs of any narrower type, float64 if an input is.
++-100. The factors in front of the cross-entropies are differentiated, too. Arithmetic
+and results are float32 for inputs of any narrower type, float64 if an input is.
 
-Exponents are Python numbers, 0 or at least 1; others are a ValueError: between 0 and 1
-the slope at a perfect prediction is infinite.
+Exponents are Python numbers, 0 or at least 1; another one is a ValueError, because
+between 0 and 1 the slope at a perfect prediction is infinite.
 """
 
 import jax
@@ -17,13 +17,14 @@ from gfl_jax.ops import boxes as box_ops
 from gfl_jax.ops.arrays import ArrayLike, at_least_float32
 from gfl_jax.ops.distributions import BinGrid, check_bins
 
-# Targets are annotated '...', so that also under the tests' annotation checks a shape
-# that differs is the ValueError below.
+# Annotated without a shape, so that a shape that differs is the ValueError below, also
+# under the tests' checks of annotations.
+AnyShape = Float[ArrayLike, '...']
+Labels = AnyShape | Int[ArrayLike, '...'] | Bool[ArrayLike, '...']
 
 
 def binary_cross_entropy(
-  logits: Float[ArrayLike, '*n'],
-  targets: Float[ArrayLike, '...'] | Int[ArrayLike, '...'] | Bool[ArrayLike, '...'],
+  logits: Float[ArrayLike, '*n'], targets: Labels
 ) -> Float[Array, '*n']:
   """-(y * log(p) + (1 - y) * log(1 - p)), with y the targets and p = sigmoid(logits).
 
@@ -37,21 +38,21 @@ def binary_cross_entropy(
 
 def focal_loss(
   logits: Float[ArrayLike, '*n c'],
-  labels: Float[ArrayLike, '...'] | Int[ArrayLike, '...'] | Bool[ArrayLike, '...'],
+  labels: Labels,
   *,
   alpha: float = 0.25,
   gamma: float = 2.0,
 ) -> Float[Array, '*n c']:
   """alpha_t * (1 - p_t)^gamma * BCE(logits, labels).
 
-  p_t is sigmoid(logits) and alpha_t is alpha where the label is 1; where it is 0 they
-  are one minus that.
+  Where the label is 1, p_t is sigmoid(logits) and alpha_t is alpha; where it is 0, p_t
+  is 1 - sigmoid(logits) and alpha_t is 1 - alpha.
 
   Args:
     logits: class scores before the sigmoid.
     labels: 1 at an object's class, else 0.
-    alpha: weight of the ones, in [0, 1].
-    gamma: exponent.
+    alpha: weight of the label 1, in [0, 1].
+    gamma: exponent of the modulating factor; 0 gives alpha-balanced BCE.
 
   Source: Lin et al., arXiv:1708.02002; mmdet's sigmoid_focal_loss.
   """
@@ -62,10 +63,7 @@ def focal_loss(
 
 
 def quality_focal_loss(
-  logits: Float[ArrayLike, '*n c'],
-  quality: Float[ArrayLike, '...'],
-  *,
-  beta: float = 2.0,
+  logits: Float[ArrayLike, '*n c'], quality: AnyShape, *, beta: float = 2.0
 ) -> Float[Array, '*n c']:
   """|quality - sigmoid(logits)|^beta * BCE(logits, quality).
 
@@ -85,7 +83,7 @@ def quality_focal_loss(
 
 def gaussian_focal_loss(
   logits: Float[ArrayLike, '*n'],
-  heatmap: Float[ArrayLike, '...'],
+  heatmap: AnyShape,
   *,
   alpha: float = 2.0,
   gamma: float = 4.0,
@@ -99,10 +97,10 @@ def gaussian_focal_loss(
     logits: before the sigmoid.
     heatmap: in [0, 1].
     alpha: exponent of the prediction's error.
-    gamma: exponent that spares the surroundings of peaks.
+    gamma: exponent that lowers the loss around peaks.
 
   Source: Law and Deng, arXiv:1808.01244, eq. 1; mmdet's gaussian_focal_loss, whose
-  1e-12 inside the logarithms bounds the loss of a saturated logit to 27.6.
+  1e-12 inside the logarithms limits the loss of a saturated logit to 27.6.
   """
   logits, heatmap = _equal_shapes(logits=logits, heatmap=heatmap)
   heatmap = jax.lax.stop_gradient(heatmap)
@@ -115,7 +113,7 @@ def gaussian_focal_loss(
 
 def varifocal_loss(
   logits: Float[ArrayLike, '*n c'],
-  quality: Float[ArrayLike, '...'],
+  quality: AnyShape,
   *,
   alpha: float = 0.75,
   gamma: float = 2.0,
@@ -123,7 +121,7 @@ def varifocal_loss(
   """quality * BCE(logits, quality) where quality > 0, else alpha * p^gamma * BCE.
 
   Args:
-    logits: joint scores of class and quality before the sigmoid; p is after it.
+    logits: joint scores of class and quality before the sigmoid; p = sigmoid(logits).
     quality: IoU in [0, 1] of the decoded box at its ground-truth class, else 0.
     alpha: weight of the negatives.
     gamma: exponent for the negatives.
@@ -137,20 +135,18 @@ def varifocal_loss(
 
 
 def distribution_focal_loss(
-  bin_logits: Float[ArrayLike, '*n bins'],
-  targets: Float[ArrayLike, '...'],
-  grid: BinGrid,
+  bin_logits: Float[ArrayLike, '*n bins'], targets: AnyShape, grid: BinGrid
 ) -> Float[Array, '*n']:
   """Cross-entropy of a box side's distribution with the two bins around its target.
 
   -(w_i * log p_i + w_(i+1) * log p_(i+1)), where the target lies between bins i and
-  i + 1 and the weights are its closeness to them: they sum to 1, and the target is
-  their mean.
+  i + 1. The nearer bin has the larger weight: the weights sum to 1, and the mean of the
+  two bins' values under them is the target.
 
   Args:
     bin_logits: of one side, before the softmax.
-    targets: distance to the true side, in strides. Beyond the grid a target counts as
-      the grid's nearest end; `distributions.clamp_targets` has the recipe's clamp.
+    targets: distance to the true side, in strides. One beyond the grid is moved to the
+      grid's nearest end; `distributions.clamp_targets` is the recipe's clamp.
     grid: values of the bins, in strides.
 
   Raises:
@@ -167,16 +163,16 @@ def distribution_focal_loss(
   bins = jnp.arange(grid.num_bins, dtype=position.dtype)
   bins = bins.reshape((1,) * position.ndim + (-1,))
   # Both weights at once, without a gather: 1 at the target, falling to 0 one bin away.
-  tent = jnp.maximum(1 - jnp.abs(position[..., None] - bins), 0)
-  return -jnp.sum(tent * jax.nn.log_softmax(bin_logits), axis=-1)
+  weights = jnp.maximum(1 - jnp.abs(position[..., None] - bins), 0)
+  return -jnp.sum(weights * jax.nn.log_softmax(bin_logits), axis=-1)
 
 
 def generalized_focal_loss(
   prob_left: Float[ArrayLike, '*n'],
-  prob_right: Float[ArrayLike, '...'],
-  left: Float[ArrayLike, '...'] | float,
-  right: Float[ArrayLike, '...'] | float,
-  target: Float[ArrayLike, '...'],
+  prob_right: AnyShape,
+  left: AnyShape | float,
+  right: AnyShape | float,
+  target: AnyShape,
   *,
   beta: float,
 ) -> Float[Array, '*n']:
@@ -185,7 +181,7 @@ def generalized_focal_loss(
   -|y - (y_l p_l + y_r p_r)|^beta * ((y_r - y) log p_l + (y - y_l) log p_r), with y the
   target between the values y_l and y_r. QFL: y_l = 0, y_r = 1, p_r = sigmoid(logits).
   Focal loss: the same with y in {0, 1}. DFL: beta = 0 and neighbouring bins.
-  For training use those: this one takes probabilities and is for study.
+  This form takes probabilities and is for study; train with the special cases.
 
   Args:
     prob_left: probability p_l of the left value, in [0, 1].
@@ -214,9 +210,7 @@ def generalized_focal_loss(
 
 
 def gaussian_nll_loss(
-  mean: Float[ArrayLike, '*n'],
-  log_variance: Float[ArrayLike, '...'],
-  target: Float[ArrayLike, '...'],
+  mean: Float[ArrayLike, '*n'], log_variance: AnyShape, target: AnyShape
 ) -> Float[Array, '*n']:
   """(mean - target)^2 / (2 variance) + log_variance / 2.
 
@@ -224,8 +218,8 @@ def gaussian_nll_loss(
 
   Args:
     mean: predicted distance to the side, in strides.
-    log_variance: logarithm of the variance in strides squared. Exact from -20 up (a
-      deviation of 5e-5 strides); below, 1 / variance goes on as a straight line.
+    log_variance: logarithm of the variance in strides squared. Below -20 (a std of
+      5e-5 strides) 1 / variance continues as a straight line in -log_variance.
     target: true distance, in strides.
 
   Source: GFL, arXiv:2006.04388, table 5; Gaussian YOLOv3, arXiv:1904.04620.
@@ -238,9 +232,7 @@ def gaussian_nll_loss(
 
 
 def kl_box_loss(
-  mean: Float[ArrayLike, '*n'],
-  log_variance: Float[ArrayLike, '...'],
-  target: Float[ArrayLike, '...'],
+  mean: Float[ArrayLike, '*n'], log_variance: AnyShape, target: AnyShape
 ) -> Float[Array, '*n']:
   """KL divergence from a Dirac target to a Gaussian, linear for errors above 1.
 
@@ -249,8 +241,7 @@ def kl_box_loss(
 
   Args:
     mean: predicted distance to the side, in strides.
-    log_variance: logarithm of the variance in strides squared; below -20 as in
-      `gaussian_nll_loss`.
+    log_variance: as in `gaussian_nll_loss`.
     target: true distance, in strides.
 
   Source: He et al., arXiv:1809.08545, eqs. 9 and 10.
@@ -264,7 +255,7 @@ def kl_box_loss(
 
 
 def iou_loss(
-  pred: Float[ArrayLike, '*n 4'], target: Float[ArrayLike, '...'], *, eps: float = 1e-6
+  pred: Float[ArrayLike, '*n 4'], target: AnyShape, *, eps: float = 1e-6
 ) -> Float[Array, '*n']:
   """1 - IoU, in [0, 1] (the linear form, not UnitBox's -log(IoU)).
 
@@ -278,7 +269,7 @@ def iou_loss(
 
 
 def giou_loss(
-  pred: Float[ArrayLike, '*n 4'], target: Float[ArrayLike, '...'], *, eps: float = 1e-6
+  pred: Float[ArrayLike, '*n 4'], target: AnyShape, *, eps: float = 1e-6
 ) -> Float[Array, '*n']:
   """1 - GIoU, in [0, 2].
 
@@ -319,7 +310,7 @@ def _power(base, exponent, name):
 
 
 def _precision(log_variance):
-  # exp(-x) while that is far from overflow, then its tangent: finite, and its slope
-  # still drives a collapsed variance back up.
+  # exp(-log_variance) while that is far from overflow, then its tangent: it is finite,
+  # and its slope still pushes a variance near 0 back up.
   exponent = -log_variance
   return jnp.exp(jnp.minimum(exponent, 20)) * (1 + jnp.maximum(exponent - 20, 0))

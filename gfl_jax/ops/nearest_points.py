@@ -1,4 +1,4 @@
-"""The points of a level nearest to boxes, found without a look at the others."""
+"""The points of a level nearest to boxes, found among few candidates."""
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ def nearest_points(
 ]:
   """The `count` valid points of a level nearest to each box's center, nearest first.
 
-  Equally distant points rank by index. With rows and columns ranked by their distance
-  from the center, at least (a + 1) * (b + 1) points are as near as that of column rank
-  a and row rank b, so only those with a product of at most `count` are looked at. These
-  are 23 for the 9 nearest, whatever the level.
+  Equally distant points rank by index. If rows and columns are ranked by their distance
+  from the center, then at least (a + 1) * (b + 1) points, itself included, are as near
+  as the point of column rank a and row rank b. So only points for which this product is
+  at most `count` can be among the nearest: 23 points for the 9 nearest, on any level.
 
   Args:
     boxes: in pixels of the network input.
@@ -31,7 +31,7 @@ def nearest_points(
     level: which level of the points.
     point_valid: which of all points may be found; a rectangle at the top left of each
       level.
-    count: points per box, at least 1; a level of fewer points gives them all.
+    count: points per box, at least 1; of a level with fewer points all are found.
 
   Returns:
     Index, center (x, y) and anchor of the points, and whether they exist.
@@ -54,7 +54,7 @@ def nearest_points(
   row = _nearest((y - origin[1]) / stride, valid_rows, count)[:, row_ranks]
   exists = (column_ranks[None] < valid_columns) & (row_ranks[None] < valid_rows)
 
-  # Rank by counting the points before each: for so few it costs less than a sort.
+  # The rank is the number of points before each: for so few, cheaper than a sort.
   squared_distance = _rounded(jnp.square(column * stride + origin[0] - x))
   squared_distance += _rounded(jnp.square(row * stride + origin[1] - y))
   squared_distance = jnp.where(exists, squared_distance, jnp.inf)
@@ -78,13 +78,13 @@ def nearest_points(
 
 
 def _nearest(position, size, count):
-  """The `count` of the whole numbers 0 .. size - 1 nearest to each position, in order.
+  """The `count` whole numbers of 0 .. size - 1 nearest to each position, nearest first.
 
-  Positions [g, 1], result [g, count], float32. Ranks from `size` on have no meaning. Of
-  two equally near numbers the lower is first.
+  Positions [g, 1], result [g, count], float32; columns from `size` on have no meaning.
+  Of two equally near numbers the lower is first.
   """
-  # The rank + 1 nearest are neighbours: `low` is the first of them, and the newest is
-  # either it or the last.
+  # The rank + 1 nearest numbers are consecutive, from `low` on. The one that this rank
+  # adds is their first if `low` has moved, otherwise their last.
   rank = np.arange(count, dtype=np.float32)[None]
   low = jnp.clip(jnp.ceil(position - (rank + 1) / 2), 0, size - 1 - rank)
   previous_low = jnp.concatenate([low[:, :1] + 1, low[:, :-1]], axis=1)
@@ -92,11 +92,11 @@ def _nearest(position, size, count):
 
 
 def _rounded(x):
-  """x >= 0, rounded to float32 also where the compiler would fuse it with an addition.
+  """x >= 0, rounded to float32 even where the compiler would fuse it with an addition.
 
-  Without this, the two sides of a comparison may be computed apart, one by a fused
-  multiply-add, and a number differ from itself. The integer maximum changes nothing but
-  has to see the bits.
+  Without this, the compiler may compute the two sides of a comparison separately, one
+  of them by a fused multiply-add, so that a number differs from itself. The maximum of
+  integers changes no value but needs the rounded bits.
   """
   bits = jnp.maximum(jax.lax.bitcast_convert_type(x, jnp.int32), 0)
   return jax.lax.bitcast_convert_type(bits, x.dtype)

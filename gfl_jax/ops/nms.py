@@ -1,4 +1,4 @@
-"""Suppression of boxes that say the same, and means of them, in fixed sizes."""
+"""Suppression of overlapping boxes, and weighted means of them, in static shapes."""
 
 import functools
 
@@ -10,8 +10,8 @@ from gfl_jax.ops import boxes as box_ops
 from gfl_jax.ops.arrays import ArrayLike
 
 
-# A function of its own in a program, so that an export can put the operator that a
-# runtime has for it in its place.
+# Jitted, so that it stays a function in a larger program: an export to ONNX replaces it
+# by the runtime's own operator.
 @functools.partial(jax.jit, static_argnames=('iou_threshold', 'max_outputs'))
 def class_aware_nms(
   boxes: Float[ArrayLike, 'n 4'],
@@ -21,17 +21,17 @@ def class_aware_nms(
   iou_threshold: float,
   max_outputs: int,
 ) -> tuple[Int[Array, ' m'], Bool[Array, ' m']]:
-  """Greedy NMS per class: the `max_outputs` best boxes that no better one covers.
+  """Greedy NMS per class: the `max_outputs` best boxes that no better one suppresses.
 
-  Exact greedy semantics at every threshold: boxes are taken by falling score (equal
-  scores: lowest index first), and each one taken removes the boxes of its class whose
-  IoU with it exceeds the threshold. One argmax and one row of IoUs per output: no
-  [n, n] matrix and no sort. To be vmapped over images.
+  Exactly greedy: boxes are taken by falling score (of equal scores the lowest index
+  first), and each one taken removes the boxes of its class whose IoU with it exceeds
+  the threshold. It costs one argmax and one row of IoUs per output; there is no [n, n]
+  matrix and no sort. To be vmapped over images.
 
   Args:
     boxes: candidates in pixels.
-    scores: positive for candidates; those with a score of 0 or less, nan or infinite,
-      are never returned and suppress nothing, so 0 marks a padding row.
+    scores: positive for candidates; rows with a score of 0 or less, nan or infinity are
+      never returned and suppress nothing, so 0 marks a padding row.
     classes: a box only competes with boxes of its own class.
     iou_threshold: in [0, 1]; suppression needs an IoU above it (not equal).
     max_outputs: static size of the result; may exceed n.
@@ -52,7 +52,7 @@ def class_aware_nms(
     best = jnp.argmax(live)
     valid = live[best] > 0
     covered = box_ops.iou_matrix(boxes[best][None], boxes)[0] > iou_threshold
-    # Itself by a comparison: a scatter does not run beside the rest on TPUs.
+    # A comparison marks the box itself, because a TPU does not fuse a scatter.
     covered = (covered & (classes == classes[best])) | (rows == best)
     return jnp.where(covered, 0, live), (jnp.where(valid, best, 0), valid)
 
@@ -73,17 +73,16 @@ def iou_guided_nms(
 ) -> tuple[Int[Array, ' m'], Float[Array, ' m'], Bool[Array, ' m']]:
   """NMS per class that keeps the best placed box and gives it the best score.
 
-  Boxes are taken by falling quality (equal ones: lowest index first). Each one taken
-  removes the boxes of its class whose IoU with it exceeds the threshold, and its score
-  becomes the highest of its own and theirs. When none is left, the `max_outputs` of
-  highest score are returned. One argmax and one row of IoUs for each box taken, as many
-  as there are: more than `class_aware_nms`, which stops at `max_outputs`. To be vmapped
-  over images.
+  Boxes are taken by falling quality (of equal ones the lowest index first). Each one
+  taken removes the boxes of its class whose IoU with it exceeds the threshold, and its
+  score becomes the highest of its own and theirs. When none is left, the `max_outputs`
+  of highest score are returned. It costs one argmax and one row of IoUs per box taken:
+  more than `class_aware_nms`, which stops after `max_outputs`. To be vmapped over
+  images.
 
   Args:
     boxes: candidates in pixels.
-    scores: positive for candidates; those with a score of 0 or less, nan or infinite,
-      take no part, so 0 marks a padding row.
+    scores: as in `class_aware_nms`.
     quality: how well each box is placed, such as its predicted IoU; nan ranks last.
     classes: a box only competes with boxes of its own class.
     iou_threshold: in [0, 1]; suppression needs an IoU above it (not equal).
@@ -101,7 +100,7 @@ def iou_guided_nms(
   """
   _check_nms(iou_threshold, max_outputs)
   boxes, scores, quality, classes = map(jnp.asarray, (boxes, scores, quality, classes))
-  # Finite, so that what is taken already can rank below all of it.
+  # Finite, so that boxes no longer live can rank below all others.
   quality = jnp.nan_to_num(quality, nan=jnp.finfo(quality.dtype).min)
 
   def take_best(state):
@@ -113,12 +112,11 @@ def iou_guided_nms(
     return live & ~covered, kept_scores.at[best].set(score)
 
   live = (scores > 0) & jnp.isfinite(scores)
-  # Lengthened to the size of the result by rows that no box has.
+  # At least as long as the result: rows beyond the boxes stay 0.
   scores_of_all = jnp.zeros(max(len(boxes), max_outputs), scores.dtype)
   if len(boxes):
-    _, kept = jax.lax.while_loop(
-      lambda state: jnp.any(state[0]), take_best, (live, jnp.zeros_like(scores))
-    )
+    state, any_live = (live, jnp.zeros_like(scores)), lambda state: jnp.any(state[0])
+    _, kept = jax.lax.while_loop(any_live, take_best, state)
     scores_of_all = scores_of_all.at[: len(boxes)].set(kept)
   best_scores, indices = jax.lax.top_k(scores_of_all, max_outputs)
   valid = best_scores > 0
@@ -135,9 +133,9 @@ def variance_voting(
   *,
   sigma_t: float,
 ) -> Float[Array, 'm 4']:
-  """Each kept box as a mean of the candidates around it, the sure ones counting most.
+  """Each kept box as a mean of the candidates around it, weighted by their certainty.
 
-  Over the candidates of its class that overlap it, itself among them: with
+  The mean is over the candidates of its class that overlap it, itself included: with
   p = exp(-(1 - IoU)^2 / sigma_t), coordinate x becomes
   sum(p * x / std^2) / sum(p / std^2). To be vmapped over images.
 
@@ -147,12 +145,12 @@ def variance_voting(
     boxes: candidates before the suppression, in pixels.
     scores: positive for candidates; 0 or less, or nan, marks a padding row.
     classes: of the candidates.
-    std: standard deviation of each candidate's sides in pixels, moved into
+    std: standard deviation of each candidate's sides in pixels, clipped to
       [1e-6, 1e6]: where all are 0, the means are weighted by p alone.
-    sigma_t: how far a candidate's IoU may be from 1 to count, above 0.
+    sigma_t: above 0; the larger it is, the more a candidate of low IoU counts.
 
   Returns:
-    The boxes moved; one that no candidate overlaps stays.
+    The moved boxes; a box that no candidate overlaps is unchanged.
 
   Raises:
     ValueError: a sigma_t that is not above 0.
@@ -164,10 +162,10 @@ def variance_voting(
   kept_boxes, boxes = jnp.asarray(kept_boxes), jnp.asarray(boxes)
   if not len(boxes):
     return kept_boxes
-  boxes = jnp.where(scores[:, None] > 0, boxes, 0)  # padding may be nan
+  boxes = jnp.where(scores[:, None] > 0, boxes, 0)  # the padding may hold nan
   iou = box_ops.iou_matrix(kept_boxes, boxes)
   votes = (iou > 0) & (kept_classes[:, None] == classes[None])
-  # Logarithms of the weights: their softmax is finite, whatever the deviations.
+  # The softmax of the weights' logarithms is finite for every std.
   precision = -2 * jnp.log(jnp.clip(std, 1e-6, 1e6))
   weights = (-jnp.square(1 - iou) / sigma_t)[:, :, None] + precision[None]
   weights = jax.nn.softmax(weights, axis=1, where=votes[:, :, None])

@@ -1,7 +1,7 @@
 """The points (cells) of the pyramid levels, and the square anchors around them.
 
-Geometry is static: everything here is NumPy and becomes a constant of the programs
-that close over it. A `Points` is never an argument of a jitted function.
+Geometry is static: `Points` holds NumPy arrays, which are constants of the programs
+that use them. It is never an argument of a jitted function.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Points(NamedTuple):
     centers: [A, 2] (x, y) in pixels of the network input.
     strides: [A] pixels between neighbours on the point's level.
     level_sizes: cells (rows, columns) of each level.
-    anchors: [A, 4] square boxes around the centers, in pixels.
+    anchors: [A, 4] square boxes around the centers, xyxy in pixels.
   """
 
   centers: np.ndarray
@@ -83,22 +83,22 @@ def level_slices(points: Points) -> tuple[slice, ...]:
 def point_validity(
   points: Points, image_sizes: Int[ArrayLike, '*b 2'], *, divisor: int = 32
 ) -> Bool[Array, '*b a']:
-  """Which points an image may train on, when it is smaller than its canvas.
+  """Which points an image may train on, if it is smaller than its canvas.
 
-  With the image's size rounded up to `divisor`, cell (i, j) of a level of stride s is
-  valid if i < ceil(height / s) and j < ceil(width / s), whatever the points' offset:
-  on each level the valid cells are a rectangle at the top left. An image of size
-  (0, 0) has none.
+  With the image's size rounded up to a multiple of `divisor`, cell (i, j) of a level of
+  stride s is valid if i < ceil(height / s) and j < ceil(width / s), independent of the
+  points' offset. So on each level the valid cells are a rectangle at the top left. An
+  image of size (0, 0) has none.
 
   Args:
     points: of the canvas.
     image_sizes: (height, width) of the images in pixels, before padding.
-    divisor: the trunk's largest stride that images are padded to.
+    divisor: pixels; the backbone's largest stride.
 
   Source: the anchors' valid_flags in mmdet, computed from an image's own pad_shape.
   """
   cells = [np.indices(size).reshape(2, -1) for size in points.level_sizes]
-  # i < ceil(height / s) is i * s < height in whole numbers.
+  # In whole numbers, i < ceil(height / s) is i * s < height.
   cells_px = np.concatenate(cells, axis=1).T * points.strides[:, None].astype(np.int32)
   padded_sizes = -(-jnp.asarray(image_sizes) // divisor) * divisor
   cells_px = np.expand_dims(cells_px, tuple(range(padded_sizes.ndim - 1)))

@@ -20,21 +20,21 @@ def class_loss_sum(
 ) -> Float[Array, '']:
   """Sum of an element-wise loss over the trained anchors and all classes.
 
-  The target of an entry is 0, except for K entries that are listed. First every entry
-  is counted as background, in one pass over the logits with a constant target; then
-  the K entries are corrected. A dense target would be a second array of the logits'
-  size.
+  The target of an entry, which is one anchor and class, is 0, except for K listed
+  entries. First all entries count as background, in one pass over the logits with a
+  constant target; then the K entries are corrected. This needs no dense target, which
+  would be a second array of the logits' size.
 
-  The gradient computes everything a second time: what it would keep from the first pass
-  are four arrays of the logits' size. It flows into the logits alone.
+  The gradient recomputes what it needs from the logits, because storing it in the first
+  pass would take four arrays of their size. It flows into the logits alone.
 
   Args:
     loss: (logits, targets) -> losses, element-wise, shapes equal.
     logits: of every anchor and class.
-    trained: False for anchors that are left out.
-    rows: anchor of each listed entry, in the flattened [n] list; n or more for a row
-      that is not used.
-    classes: of each listed entry.
+    trained: False for anchors that are left out; none of them may be listed.
+    rows: anchor of each listed entry, an index into the flattened anchors; an unused
+      place of the list has their number or more.
+    classes: of each listed entry; no entry may be listed twice.
     targets: of each listed entry.
     weights: factor of the loss of each listed entry.
   """
@@ -52,25 +52,27 @@ def _forward(loss, *arguments):
 
 def _backward(loss, arguments, cotangent):
   logits, trained, rows, classes, targets, weights = arguments
-  # Without the barrier the compiler would share the work of both passes, and keep it.
+  # Without the barrier the compiler would compute both passes at once and store the
+  # arrays that they share.
   logits, cotangent = jax.lax.optimization_barrier((logits, cotangent))
 
-  def slope(logits, targets, weights):
-    _, pull = jax.vjp(lambda x: loss(x, targets), logits)
-    return pull(jnp.broadcast_to(weights, logits.shape))[0]
+  def weighted_gradient(logits, targets, weights):
+    _, vjp = jax.vjp(lambda x: loss(x, targets), logits)
+    return vjp(jnp.broadcast_to(weights, logits.shape))[0]
 
   background_weights = jnp.where(trained, cotangent, 0.0)[..., None]
-  gradient = slope(logits, jnp.zeros_like(logits), background_weights)
-  listed = slope(_entries(logits, rows, classes), targets, cotangent * weights)
-  where = gradient.reshape(-1, gradient.shape[-1]).at[rows, classes]
-  gradient = where.set(listed, mode='drop').reshape(logits.shape)
-  return gradient, None, None, None, None, None
+  gradient = weighted_gradient(logits, jnp.zeros_like(logits), background_weights)
+  listed = _entries(logits, rows, classes)
+  listed = weighted_gradient(listed, targets, cotangent * weights)
+  flat = gradient.reshape(-1, gradient.shape[-1])
+  flat = flat.at[rows, classes].set(listed, mode='drop')
+  return flat.reshape(logits.shape), None, None, None, None, None
 
 
 class_loss_sum.defvjp(_forward, _backward)
 
 
 def _entries(logits, rows, classes):
-  """[K] logits of the listed entries; 0 in rows that are not used."""
+  """[K] logits of the listed entries; 0 at unused places of the list."""
   flat = logits.reshape(-1, logits.shape[-1])
   return flat.at[rows, classes].get(mode='fill', fill_value=0)

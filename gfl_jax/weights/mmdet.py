@@ -10,12 +10,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import traverse_util
 from jax.typing import ArrayLike
 
 from gfl_jax.errors import UserError
-from gfl_jax.models.detector import Config, as_config_dict, build_detector
+from gfl_jax.models.detector import Config, build_detector
 from gfl_jax.models.resnet import ResNet
 
 # Applied one after the other to a path like 'backbone/stage1/block0/conv1/kernel'.
@@ -59,7 +60,7 @@ def from_mmdet(state_dict: Mapping[str, ArrayLike], config: Config) -> dict[str,
     ValueError: names or shapes that differ, the first ten named; bin values that differ
       from those of the config's `box`.
   """
-  box = as_config_dict(config).box
+  box: Any = ml_collections.ConfigDict(config).box
   for name in state_dict.keys() & set(_PROJECTS):
     _check_bins(state_dict[name], np.linspace(box.start, box.stop, box.num_bins))
   return fill(build_detector(config), state_dict, _torch_name, ignored={*_PROJECTS})

@@ -253,7 +253,7 @@ def synthetic_sides(kind, count=4000):
   fit = distributions.normal(errors, std)
   if kind == 'dirac':
     fit = distributions.FITS['dirac'](None, errors, None, None, None)
-  columns = diagnostic_rows._no_rows(diagnostic_rows._IMAGE_COLUMNS)
+  columns = diagnostic_rows.no_rows()
   return columns | {
     'side_error': errors, 'side_std': std, 'side_cdf': fit.cdf,
     'side_density': fit.density, 'side_crps': fit.crps, 'side_px': np.full(shape, 8.0),

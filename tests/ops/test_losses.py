@@ -227,8 +227,8 @@ def test_general_form_at_beta_0_is_dfl(target, seed):
 @given(target=st.floats(0, 8, width=32))
 def test_dfl_is_smallest_for_the_two_bins_whose_mean_is_the_target(target):
   grid, targets = BinGrid(0, 8, 5), jnp.array([target])
-  tent = np.maximum(1 - np.abs(target / grid.width - np.arange(5)), 0)
-  best = jnp.log(jnp.maximum(jnp.array([tent], jnp.float32), 1e-30))
+  weights = np.maximum(1 - np.abs(target / grid.width - np.arange(5)), 0)
+  best = jnp.log(jnp.maximum(jnp.array([weights], jnp.float32), 1e-30))
   close(expectation(best, grid), targets, rtol=1e-5, atol=1e-5)
   _, grad = value_and_grad(
     lambda x: losses.distribution_focal_loss(x, targets, grid), best

@@ -70,5 +70,5 @@ def test_another_divisor():
   [((0, 64), (8,), 8), ((64, 64), (), 8), ((64, 64), (8, 0), 8), ((64, 64), (8,), 0)],
 )
 def test_geometry_that_is_not_positive_is_refused(size, strides, scale):
-  with pytest.raises(ValueError, match='must be positive'):
+  with pytest.raises(ValueError, match='anchor_scale=.*positive'):
     make_points(size, strides, anchor_scale=scale)
