@@ -1,4 +1,4 @@
-"""Detections drawn over their photograph: box, class, score, spread of each side."""
+"""Detections drawn on their image: box, class, score and the spread of each side."""
 
 import colorsys
 import functools
@@ -17,7 +17,7 @@ _MAX_ENLARGED = 8
 _LINE_SHARE, _FONT_SHARE = 1 / 280, 1 / 40  # of the geometric mean of width and height
 _MIN_FONT, _MAX_FONT = 10, 96  # px
 _BAND_OPACITY = 85  # of 255
-_BRIGHT = 115  # of 255: from here on a label's text is black
+_BRIGHT = 115  # of 255: text on a brighter label is black
 
 Rectangle = tuple[float, float, float, float]
 
@@ -25,18 +25,18 @@ Rectangle = tuple[float, float, float, float]
 def draw(image: UInt8[np.ndarray, 'h w 3'], found: ImageDetections) -> Image.Image:
   """A picture of the detections of one image.
 
-  A box is a line in the colour of its class. The band along each side reaches one
-  standard deviation to either side of it: narrow where the detector is sure where the
-  object ends. A label has the class and the score; one that would cover another is
-  moved, or left out where there is no room for it.
+  The outline of a box has the colour of its class. The band along each side reaches one
+  standard deviation in both directions: it is narrow where the detector is sure of the
+  side. A label shows the class and the score. If it would cover another label it is
+  moved, or left out if there is no room.
 
   Args:
     image: RGB, upright.
-    found: in px of this image; what should not be seen is left out beforehand.
+    found: the detections to draw, in px of this image.
 
   Returns:
-    RGB, of the size of the image; one of up to 240 px comes enlarged by a whole number,
-    so that its labels can be read.
+    RGB, of the size of the image. An image of up to 240 px is enlarged by a whole
+    number, so that its labels can be read.
   """
   height, width = image.shape[:2]
   zoom = min(max(_SMALL_SIDE // max(height, width), 1), _MAX_ENLARGED)
@@ -83,7 +83,7 @@ def _draw_band(picture: Image.Image, box, spread, color) -> None:
   y1 = min(math.ceil(max(side[3] for side in sides)), picture.height)
   if x1 <= x0 or y1 <= y0:
     return
-  # One mask for all four sides: where two cross the shade is no deeper.
+  # One mask for all four sides, so that the shade is equal where two bands cross.
   mask = Image.new('L', (x1 - x0, y1 - y0))
   shade = ImageDraw.Draw(mask)
   for side in sides:
@@ -94,7 +94,7 @@ def _draw_band(picture: Image.Image, box, spread, color) -> None:
 
 
 def _ordered(box) -> Rectangle:
-  """The same with no side before its opposite, as rounding may leave a thin box."""
+  """The box with right >= left and bottom >= top, which rounding may have broken."""
   left, top, right, bottom = box
   return left, top, max(right, left), max(bottom, top)
 
@@ -114,7 +114,7 @@ def _draw_label(drawing, size, box, text, color, font, taken) -> None:
 
 
 def _free_spot(box, width, height, size, taken) -> Rectangle | None:
-  """A place at the box for a label of this size that covers no other one."""
+  """A place at the box for a label of this size that covers no other label."""
   left, top, right, bottom = box
   for x, y in (
     (left, top - height),
@@ -138,9 +138,11 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-  """DejaVu Sans, which has the letters of Latin, Greek and Cyrillic, as matplotlib
-  brings it; Pillow's own font knows ASCII alone."""
-  # Found without the import of matplotlib, which takes longer than all the drawing.
+  """DejaVu Sans from matplotlib's files: it has Latin, Greek and Cyrillic letters.
+
+  Pillow's own font has only ASCII.
+  """
+  # Importing matplotlib would take longer than all the drawing.
   package = importlib.util.find_spec('matplotlib')
   assert package is not None and package.origin is not None
   fonts = pathlib.Path(package.origin).parent / 'mpl-data' / 'fonts' / 'ttf'

@@ -1,7 +1,8 @@
-"""The image files that a command line means, and a name of its own for each."""
+"""The image files of a command line, each with a unique name."""
 
 import functools
 import glob
+import itertools
 import logging
 import os
 import pathlib
@@ -13,9 +14,9 @@ from PIL import Image
 from gfl_jax.errors import MissingFileError, UserError
 
 _LOG = logging.getLogger(__name__)
-# Formats whose files Pillow knows by their names, and cannot show by itself.
+# Formats that Pillow recognises but cannot decode without other programs.
 _NO_PICTURES = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
-PICTURE_SUFFIX = '.jpg'  # of what is drawn for each
+PICTURE_SUFFIX = '.jpg'  # of the picture drawn for each image
 
 
 class ImageFile(NamedTuple):
@@ -23,9 +24,9 @@ class ImageFile(NamedTuple):
 
   Attributes:
     path: of the file.
-    name: relative path without a suffix, below a given folder as there; no two of a
-      list are equal, not even where upper and lower case are the same. A folder that is
-      called like a picture, 'x.jpg', is 'x.jpg_': 'x' with the suffix is not one.
+    name: path without suffix, relative to the given folder; unique in a list, even if
+      case is ignored. A folder 'x.jpg' becomes 'x.jpg_', because 'x.jpg' is the picture
+      of an image 'x'.
   """
 
   path: pathlib.Path
@@ -35,12 +36,14 @@ class ImageFile(NamedTuple):
 def find(inputs: Iterable[str], *, leave_out: str | os.PathLike) -> list[ImageFile]:
   """The images of files, folders and patterns, each file once.
 
+  A file that is given itself is taken in any case. Below a folder all files are taken
+  that have the suffix or the content of an image and are not hidden; the log names the
+  others. In a pattern, such as 'photos/**/*.jpg', leading folders that exist are taken
+  literally.
+
   Args:
-    inputs: files, whatever they are called; folders, of which all files below are taken
-      that are called like an image or are one, and are not hidden, by name, while a
-      line says what is passed over; patterns of either, as 'photos/**/*.jpg', where
-      leading folders that exist are no pattern.
-    leave_out: a folder, whose files are not taken as part of another.
+    inputs: files, folders, or patterns of either.
+    leave_out: a folder whose files are not taken as part of another folder.
 
   Raises:
     ValueError: no inputs, or one without an image.
@@ -63,15 +66,15 @@ def find(inputs: Iterable[str], *, leave_out: str | os.PathLike) -> list[ImageFi
 
 
 def _files(text: str, left_out: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
-  """Paths with the names that they would have if they were the only ones."""
-  known = text  # the longest part at the front that exists
+  """Paths with names that may not be unique yet."""
+  known = text  # the longest leading part that exists
   while known and not os.path.exists(known):
     known = os.path.dirname(known)
   pattern = glob.escape(known) + text[len(known) :]
   paths = [text] if os.path.exists(text) else sorted(glob.glob(pattern, recursive=True))
   if not paths:
     raise MissingFileError(
-      f'no file fits {text!r}' if glob.has_magic(text) else f'{text} does not exist'
+      f'no file matches {text!r}' if glob.has_magic(text) else f'{text} does not exist'
     )
   for path in map(pathlib.Path, paths):
     if not path.is_dir():
@@ -90,15 +93,17 @@ def _files(text: str, left_out: pathlib.Path) -> Iterator[tuple[pathlib.Path, st
         for part in inside.parent.parts
       )
       yield file, pathlib.PurePosixPath(*folders, file.stem).as_posix()
-    for kind, names in (('files are no images', others), ('are hidden', hidden)):
+    for kind, names in (('no images', others), ('hidden', hidden)):
       if names:
         shown = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-        _LOG.info('%s: %d %s, passed over: %s', path, len(names), kind, shown)
+        _LOG.info('%s: skipped %d files, %s: %s', path, len(names), kind, shown)
 
 
 def _below(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str], list[str]]:
-  """All below a folder, relative to it: files, folders that cannot be read, and what is
-  hidden. Links to folders are followed, but no folder is entered twice."""
+  """Paths below a folder and relative to it: files, unreadable folders, hidden ones.
+
+  Links to folders are followed, but no folder is entered twice.
+  """
   files, unreadable, hidden = [], [], []
   entered: set[str] = set()
   failed = lambda error: unreadable.append(os.path.relpath(error.filename, folder))
@@ -124,7 +129,7 @@ def _suffixes() -> frozenset[str]:
 
 
 def _is_image(file: pathlib.Path) -> bool:
-  """Whether it is called like an image, damaged or not, or begins like one."""
+  """Whether a file has the suffix of an image, even a damaged one, or its content."""
   if not file.is_file():  # a pipe, a link to nothing
     return False
   if file.suffix.lower() in _suffixes():
@@ -132,15 +137,13 @@ def _is_image(file: pathlib.Path) -> bool:
   try:
     with Image.open(file) as image:
       return image.format not in _NO_PICTURES
-  except Exception:  # Pillow raises of many kinds
+  except Exception:  # Pillow raises many types
     return False
 
 
 def _unused(name: str, names: set[str]) -> str:
-  """The name, or the first of name-2, name-3, ... that is free; it is not any more."""
-  candidate, number = name, 1
-  while candidate.lower() in names:
-    number += 1
-    candidate = f'{name}-{number}'
-  names.add(candidate.lower())
-  return candidate
+  """The first of name, name-2, name-3, ... that is not in `names`; adds it to them."""
+  numbered = (f'{name}-{number}' for number in itertools.count(2))
+  free = next(x for x in itertools.chain([name], numbered) if x.lower() not in names)
+  names.add(free.lower())
+  return free

@@ -22,15 +22,15 @@ from gfl_jax.weights.trained import Program, Trained
 
 @dataclasses.dataclass(frozen=True)
 class ImageDetections:
-  """What was found in one image, best first.
+  """The detections in one image, by falling score.
 
   Attributes:
     boxes: xyxy in px of the image.
     scores: in (0, 1].
     classes: 0..C-1.
-    names: what these classes are called.
-    edge_std: standard deviation of each side (left, top, right, bottom), in px of the
-      image; 0 where the detector does not tell it.
+    names: of these classes.
+    edge_std: standard deviation of each side (left, top, right, bottom) in px of the
+      image; 0 if the detector does not predict it.
   """
 
   boxes: Float[np.ndarray, 'n 4']
@@ -44,19 +44,15 @@ class ImageDetections:
     return len(self.scores)
 
   def above(self, min_score: float) -> 'ImageDetections':
-    """Those of this score or a higher one."""
+    """The detections with at least this score."""
     keep = self.scores >= min_score
-    return ImageDetections(
-      boxes=self.boxes[keep],
-      scores=self.scores[keep],
-      classes=self.classes[keep],
-      names=tuple(itertools.compress(self.names, keep)),
-      edge_std=self.edge_std[keep],
-    )
+    fields = (self.boxes[keep], self.scores[keep], self.classes[keep])
+    names = tuple(itertools.compress(self.names, keep))
+    return ImageDetections(*fields, names, self.edge_std[keep])
 
 
 class Predictor:
-  """A trained detector, ready for images; `load` makes one.
+  """A trained detector that finds objects in images; `load` makes one.
 
   Attributes:
     config: the experiment's config, a locked ConfigDict.
@@ -80,26 +76,26 @@ class Predictor:
   def predict(
     self, images: Iterable[Source], *, batch_size: int = 1, min_score: float = 0.0
   ) -> list[ImageDetections]:
-    """What is in some images.
+    """Finds objects in images.
 
-    The first image takes longer: there the program is compiled, once for landscape and
-    once for portrait canvases, and again for another batch size.
+    The first image takes longer, because it compiles the program: once for landscape
+    and once for portrait canvases, and again for each other batch size.
 
     Args:
-      images: arrays (uint8: [h, w], [h, w, 1], [h, w, 3] in RGB or [h, w, 4] in RGBA),
-        Pillow images or paths, in a list, or read as they are needed from a generator.
-        Boxes of an image with an EXIF orientation are those of
-        the upright picture; what is transparent is seen over white.
-      batch_size: images at a time; more than 1 pays on GPUs and TPUs.
-      min_score: detections below it are left out, as are all below the config's
-        `decode.score_threshold`.
+      images: a list or generator of arrays (uint8: [h, w], [h, w, 1], [h, w, 3] in RGB
+        or [h, w, 4] in RGBA), Pillow images or paths. A generator is read as images are
+        needed. An EXIF orientation is applied first, so boxes fit the upright image.
+        Transparent pixels are blended with white.
+      batch_size: images at a time; more than 1 is faster on GPUs and TPUs.
+      min_score: leaves out detections below it. All below the config's
+        `decode.score_threshold` are left out in any case.
 
     Returns:
-      One result for each image, in their order.
+      One result for each image, in the same order.
 
     Raises:
-      TypeError: one image instead of a list, a dict or a set, or something that is no
-        image.
+      TypeError: a single image, a dict or a set instead of a list; an element that is
+        not an image.
       ValueError, OSError: an image that cannot be decoded, or an array of another form;
         a batch_size or min_score out of range.
     """
@@ -128,17 +124,17 @@ class Predictor:
     batch_size: int,
     failed: Callable[[int, Exception], None],
   ) -> Iterator[tuple[int, np.ndarray, ImageDetections]]:
-    """What is in any number of images, as it is found; few are in memory at a time.
+    """Finds objects in any number of images; only a few are in memory at a time.
 
     Args:
-      images: as in `predict`; they are read ahead in a thread.
-      batch_size: images at a time. Those of one canvas make a batch, so results may
-        come in another order.
+      images: as in `predict`; a thread reads them ahead.
+      batch_size: images at a time. A batch has one canvas, so the results may come in
+        another order.
       failed: called in that thread with the position of an image that cannot be read
-        and the error; the others go on.
+        and the error; the other images go on.
 
     Yields:
-      (position, upright RGB [h, w, 3] uint8, what was found).
+      (position, upright RGB [h, w, 3] uint8, detections).
     """
     if batch_size < 1:
       raise UserError(f'batch_size={batch_size} must be at least 1')
@@ -167,19 +163,12 @@ class Predictor:
     placed = [placed for _, _, placed in group]
     found = self._program(preprocessing.batch_of(placed, batch_size))
     for row, (index, rgb, _) in enumerate(group):
-      take = lambda field, row=row: np.asarray(field)[row][np.asarray(found.valid)[row]]
-      classes = take(found.classes)
-      yield (
-        index,
-        rgb,
-        ImageDetections(
-          boxes=take(found.boxes),
-          scores=take(found.scores),
-          classes=classes,
-          names=tuple(self.class_names[i] for i in classes),
-          edge_std=take(found.edge_std),
-        ),
+      boxes, scores, classes, edge_std = (
+        np.asarray(field)[row][np.asarray(found.valid)[row]]
+        for field in (found.boxes, found.scores, found.classes, found.edge_std)
       )
+      names = tuple(self.class_names[i] for i in classes)
+      yield index, rgb, ImageDetections(boxes, scores, classes, names, edge_std)
 
 
 def load(
@@ -189,16 +178,16 @@ def load(
 
   Args:
     path: the folder of a run or of an export, a file in the folder of an export, or a
-      file of exported parameters alone.
-    step: of a run: 'newest' (if not given), 'best' (highest AP so far) or a number of
+      single file of exported parameters.
+    step: of a run: 'newest' (the default), 'best' (highest AP so far) or a number of
       steps.
-    weights: of a run: 'ema' (if not given), the running average of the parameters where
+    weights: of a run: 'ema' (the default), the running average of the parameters if
       there is one; 'raw', the parameters themselves.
 
   Raises:
-    FileNotFoundError: nothing there, or neither a run nor an export.
-    ValueError: what is there does not fit together, or is damaged; `step` or `weights`
-      of an export, which holds one step.
+    FileNotFoundError: there is no such path, or it is neither a run nor an export.
+    ValueError: its files are damaged or do not fit together; `step` or `weights` of an
+      export, which holds one step.
   """
   root = root_of(path, step=step, weights=weights)
   if (root / manifest.NAME).is_file():
@@ -218,11 +207,9 @@ def load(
 def root_of(
   path: str | os.PathLike, *, step: str | int | None = None, weights: str | None = None
 ) -> pathlib.Path:
-  """What `load` reads: the folder of a run or of an export, or a lone file.
+  """What `load` reads: the folder of a run or of an export, or a single file.
 
-  Raises:
-    FileNotFoundError: it is no run, no export and no file of one.
-    ValueError: `step` or `weights` of an export.
+  Args and errors are those of `load`.
   """
   root = path = pathlib.Path(path)
   if not path.exists():

@@ -32,17 +32,17 @@ class Placed(NamedTuple):
 def to_rgb(source: Source) -> UInt8[np.ndarray, 'h w 3']:
   """An image as 8-bit RGB, upright.
 
-  Of files and Pillow images the EXIF orientation is followed; for the rest see
-  `data.pixels`, which training goes by, too.
+  Files and Pillow images are turned by their EXIF orientation. `data.pixels`, which
+  training uses too, converts other modes.
 
   Args:
-    source: the path of a file, a Pillow image, or an array: uint8 [h, w] or [h, w, 1]
+    source: the path of a file, a Pillow image, or a uint8 array: [h, w] or [h, w, 1]
       grey, [h, w, 3] RGB, [h, w, 4] RGB and opacity.
 
   Raises:
-    TypeError: none of these.
+    TypeError: another type.
     ValueError: an array of another dtype or shape; no pixels; a file that cannot be
-      decoded; pixels whose range is not known.
+      decoded; pixels of unknown range.
     FileNotFoundError: no such file.
   """
   if isinstance(source, np.ndarray):
@@ -57,14 +57,14 @@ def to_rgb(source: Source) -> UInt8[np.ndarray, 'h w 3']:
 
 
 def place(image: UInt8[np.ndarray, 'h w 3'], config: Any) -> Placed:
-  """Puts an image on its canvas as evaluation does; see `transforms`.
+  """Places an image on its canvas as evaluation does; see `transforms`.
 
   Args:
     image: of any size.
     config: the experiment's config; reads `data`.
 
   Raises:
-    ValueError: the config's sizes make of it more than the canvas holds.
+    ValueError: the resized image is larger than the canvas.
   """
   size = np.array([image.shape[:2]])
   turned = transforms.is_turned(size, config.data.canvas)[0]
@@ -73,9 +73,9 @@ def place(image: UInt8[np.ndarray, 'h w 3'], config: Any) -> Placed:
   height, width = plan.resized[0]
   if height > canvas[0] or width > canvas[1]:
     raise UserError(
-      f'an image of (h, w) {image.shape[:2]} becomes {(int(height), int(width))} with'
-      f' the short_side and max_long_side that the detector was trained with: larger'
-      f' than its canvas {canvas}; cut the image into parts of another form'
+      f'an image of (h, w) {image.shape[:2]} becomes {(int(height), int(width))} by the'
+      f' short_side and max_long_side of the config, larger than its canvas {canvas}:'
+      ' cut the image into parts with another ratio of sides'
     )
   placed = np.zeros((*canvas, 3), np.uint8)
   memory.place(image, plan, 0, placed[:height, :width])
@@ -87,8 +87,8 @@ def batch_of(placed: Sequence[Placed], batch_size: int) -> dict[str, np.ndarray]
   """A batch as `evaluator.make_detect` takes it.
 
   Args:
-    placed: at least one, on canvases of one shape, and not more than batch_size.
-    batch_size: the batch is filled up to it with images of size (0, 0).
+    placed: 1 to batch_size images on canvases of one shape.
+    batch_size: images of size (0, 0) fill the batch up to it.
   """
   batch = {
     'images': np.zeros((batch_size, *placed[0].canvas.shape), np.uint8),
@@ -122,7 +122,6 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
 
 
 def _image_to_rgb(image: Image.Image) -> np.ndarray:
-  """The array of a Pillow image; raises what Pillow raises where it cannot."""
   if not all(image.size):
     raise UserError(f'a Pillow image without pixels: (width, height) {image.size}')
   return pixels.image_to_rgb(image)
@@ -136,5 +135,5 @@ def _read(path: pathlib.Path) -> np.ndarray:
     raise
   except UnidentifiedImageError as error:
     raise UserError(f'{path} is not an image file that can be read') from error
-  except Exception as error:  # Pillow's decoders raise of many kinds
+  except Exception as error:  # Pillow's decoders raise many types
     raise UserError(f'{path} cannot be decoded: {error}') from error

@@ -1,4 +1,4 @@
-"""What scripts/predict.py leaves behind: pictures, and COCO's json."""
+"""The files that scripts/predict.py writes: pictures, and JSON in COCO's form."""
 
 import json
 import os
@@ -20,7 +20,7 @@ _MAX_JPEG_SIDE = 65500
 
 
 def check_out(out: str | os.PathLike) -> None:
-  """Raises a ValueError if `out` is no folder and cannot become one."""
+  """Raises a ValueError if a file is in the way of the folder `out`."""
   out = pathlib.Path(out).absolute()
   there = next(path for path in (out, *out.parents) if path.exists())
   if not there.is_dir():
@@ -28,10 +28,9 @@ def check_out(out: str | os.PathLike) -> None:
 
 
 class Results:
-  """Writes each picture as it comes, and the json at the end.
+  """Writes each picture at once, and the JSON files at the end.
 
-  Earlier results in the folder are replaced: the json, and the pictures of the same
-  name; `finish` says how many other pictures there are.
+  They replace earlier JSON files, and earlier pictures of the same names.
   """
 
   def __init__(
@@ -46,9 +45,9 @@ class Results:
 
     Args:
       out: the folder.
-      image_files: all that may come; an image's id is its position here, from 1.
-      detector: whose detections they will be.
-      min_score: of what the pictures show.
+      image_files: all images that may be added; an id is the position here, from 1.
+      detector: the detector of all detections.
+      min_score: the least score of a box in the pictures.
     """
     self._out = pathlib.Path(out)
     self._image_files, self._detector = image_files, detector
@@ -65,9 +64,9 @@ class Results:
     """Draws one image and keeps its detections.
 
     Args:
-      index: its position in the list of files.
+      index: position in the list of files.
       image: RGB, upright.
-      found: in it.
+      found: the detections in the image.
     """
     source, name = self._image_files[index]
     picture_name = f'pictures/{name}{PICTURE_SUFFIX}'
@@ -78,7 +77,7 @@ class Results:
     with storage_errors(path):
       path.parent.mkdir(parents=True, exist_ok=True)
       picture.save(path, quality=92, subsampling=0)
-    # Only now: the json names no picture that could not be written.
+    # After the picture is written: the JSON names no other.
     self._num_drawn += len(shown)
     self._images[index] = {
       'id': index + 1,
@@ -90,10 +89,10 @@ class Results:
     self._detections[index] = self._coco_results(index + 1, found)
 
   def finish(self) -> str:
-    """Writes `detections.json` and `images.json` of what was added so far.
+    """Writes `detections.json` and `images.json` of all images added so far.
 
     Returns:
-      What to tell the user.
+      A line for the user, with the number of other pictures in the folder.
     """
     ids = zip(self._detector.category_ids, self._detector.class_names, strict=True)
     data_set = {

@@ -1,6 +1,6 @@
-"""Names and layouts of torch checkpoints (mmdet, torchvision) to our tree and back.
+"""Torch's state dicts (mmdet, torchvision) as our parameter trees, and back.
 
-One table says what a leaf of ours is called there; import and export both follow it.
+One table translates our names to theirs, in both directions.
 """
 
 import re
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -18,6 +17,7 @@ from jax.typing import ArrayLike
 from gfl_jax.errors import UserError
 from gfl_jax.models.detector import Config, build_detector
 from gfl_jax.models.resnet import ResNet
+from gfl_jax.weights.trees import variable_shapes
 
 # Applied one after the other to a path like 'backbone/stage1/block0/conv1/kernel'.
 _RENAMES = (
@@ -38,7 +38,7 @@ _RENAMES = (
   (r'^head/box_output', 'bbox_head/gfl_reg'),
   (r'^head/scale(\d)', r'bbox_head/scales/\1/scale'),
 )
-# The bin values: no parameter, but kept among them.
+# The bin values: not parameters, but stored with them.
 PROJECT_OF_MMDET_1 = 'bbox_head.distribution_project.project'
 _PROJECTS = ('bbox_head.integral.project', PROJECT_OF_MMDET_1)
 
@@ -47,14 +47,14 @@ def from_mmdet(state_dict: Mapping[str, ArrayLike], config: Config) -> dict[str,
   """The variables of a detector from the state dict of mmdet's GFL.
 
   Args:
-    state_dict: mmdet's names to arrays in torch's layout; 2.x and 3.x have the same,
-      1.x (the authors' first code) but for the bin values.
+    state_dict: mmdet's names to arrays in torch's layout. mmdet 2.x and 3.x have the
+      same names; 1.x (the authors' first code) has another name for the bin values.
     config: the whole experiment's config; it must describe the same detector.
 
   Returns:
-    {'params': ..., 'batch_stats': ...} of numpy arrays, float32: every leaf of
-    build_detector(config) from its entry, every entry of theirs used, except
-    `num_batches_tracked` (nothing learned) and the bin values (checked only).
+    {'params': ..., 'batch_stats': ...} of numpy arrays, float32. Every leaf of
+    build_detector(config) has an entry and every entry is used, except
+    `num_batches_tracked` (not learned) and the bin values (only checked).
 
   Raises:
     ValueError: names or shapes that differ, the first ten named; bin values that differ
@@ -83,8 +83,8 @@ def from_torchvision_resnet(
     group_width: torchvision's width_per_group.
 
   Returns:
-    {'params': ..., 'batch_stats': ...} of numpy arrays, float32: what stands under
-    the name 'backbone' in either collection of a detector's variables.
+    {'params': ..., 'batch_stats': ...} of numpy arrays, float32: the subtree 'backbone'
+    of each collection of a detector's variables.
 
   Raises:
     ValueError: names or shapes that differ, the first ten named.
@@ -103,29 +103,27 @@ def fill(
   name_of: Callable[[str], str],
   ignored: set[str],
 ) -> dict[str, Any]:
-  """A module's variables out of a state dict: one entry for each leaf, none left over.
+  """A module's variables from a state dict: one entry for each leaf, none left over.
 
   Args:
-    module: called with an image [1, 32, 32, 3].
+    module: takes an image.
     state_dict: names to arrays in torch's layout.
-    name_of: the name there of a leaf of ours, as 'stage1/block0/conv1/kernel'.
-    ignored: names that may be there and are not used; `num_batches_tracked` never is.
+    name_of: translates our name of a leaf, such as 'stage1/block0/conv1/kernel'.
+    ignored: names that are not used; `num_batches_tracked` never is.
 
   Returns:
     {'params': ..., ...} of numpy arrays, float32.
 
   Raises:
-    ValueError: names or shapes that differ, the first of a layer named, of ten layers;
+    ValueError: names or shapes that differ, one named for each of the first ten layers;
       an entry of integers, or one that is not finite.
   """
-  image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-  shapes = jax.eval_shape(module.init, jax.random.key(0), image)
   entries = {
     name: _from_torch(np.asarray(value))
     for name, value in state_dict.items()
     if name not in ignored and not name.endswith('num_batches_tracked')
   }
-  leaves: dict[str, Any] = traverse_util.flatten_dict(shapes, sep='/')
+  leaves: dict[str, Any] = traverse_util.flatten_dict(variable_shapes(module), sep='/')
   filled, shapes_differ, missing = {}, [], []
   for path, leaf in leaves.items():
     name = name_of(path.split('/', 1)[1])
@@ -135,9 +133,9 @@ def fill(
     entry = entries.pop(name)
     if entry.shape != leaf.shape:
       shapes_differ.append((name, f'{entry.shape} here, {leaf.shape} in the model'))
-    filled[path] = _finite(name, entry)
+    filled[path] = _float32(name, entry)
   extra = [(name, f'{x.shape}, not in the model') for name, x in entries.items()]
-  # Missing ones last: a shape or an extra layer tells what the checkpoint is of.
+  # Missing names last: a shape or an extra layer tells more about the checkpoint.
   problems = [*shapes_differ, *extra, *missing]
   if problems:
     layers: dict[str, str] = {}
@@ -145,8 +143,8 @@ def fill(
       layers.setdefault(name.rpartition('.')[0], f'\n  {name}: {problem}')
     first = ''.join(list(layers.values())[:10])
     raise UserError(
-      f'{len(problems)} names of the state dict and of the model differ (shapes in'
-      f' the order h, w, in, out); check depth, channels and classes:{first}'
+      f'{len(problems)} names of the state dict and of the model differ; check depth,'
+      f' channels and classes (shapes are h, w, in, out):{first}'
     )
   return traverse_util.unflatten_dict(filled, sep='/')
 
@@ -155,8 +153,8 @@ def to_mmdet(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """The inverse of from_mmdet: our tree under mmdet's names, in torch's layout.
 
   Args:
-    variables: a detector's variables, or {'params': tree} with any tree of the shape
-      of its parameters, such as gradients.
+    variables: a detector's variables, or {'params': tree} with a tree of the same
+      structure, such as gradients.
   """
   return {
     _torch_name(path): _to_torch(np.asarray(leaf))
@@ -166,11 +164,11 @@ def to_mmdet(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def renamed(path: str, renames: Iterable[tuple[str, str]]) -> str:
-  """A leaf's name in torch: patterns and replacements, applied one after the other.
+  """A leaf's name in torch.
 
   Args:
-    path: of the leaf, as 'stage1/block0/conv1/kernel'.
-    renames: regular expressions with what stands for them.
+    path: of the leaf, such as 'stage1/block0/conv1/kernel'.
+    renames: regular expressions and replacements, applied one after the other.
   """
   for pattern, replacement in renames:
     path = re.sub(pattern, replacement, path)
@@ -182,7 +180,7 @@ def _torch_name(path: str) -> str:
 
 
 def _to_torch(leaf: np.ndarray) -> np.ndarray:
-  """Kernels [h, w, in, out] to [out, in, h, w]; the rest is equal."""
+  """Kernels [h, w, in, out] become [out, in, h, w]."""
   return leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf
 
 
@@ -190,11 +188,11 @@ def _from_torch(entry: np.ndarray) -> np.ndarray:
   return entry.transpose(2, 3, 1, 0) if entry.ndim == 4 else entry
 
 
-def _finite(name: str, entry: np.ndarray) -> np.ndarray:
+def _float32(name: str, entry: np.ndarray) -> np.ndarray:
   if not jnp.issubdtype(entry.dtype, jnp.floating):  # numpy's knows no bfloat16
     raise UserError(
-      f'{name} of the state dict is of {entry.dtype}, not floating point: quantized'
-      ' parameters cannot be read, save them as float32'
+      f'{name} of the state dict is of {entry.dtype}: quantized parameters cannot be'
+      ' read, save them as float32'
     )
   entry = entry.astype(np.float32, copy=False)
   if not np.isfinite(entry).all():

