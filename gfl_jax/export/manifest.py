@@ -1,4 +1,4 @@
-"""manifest.json: what describes an export folder, and what is checked on reading.
+"""manifest.json, which describes an export folder, and its checks on reading.
 
 It holds all that a caller without this package needs: the programs' inputs and outputs,
 how to place an image on the canvas, and what the classes are called. It names every
@@ -79,7 +79,7 @@ class Manifest:
     config: the experiment's config, a locked ConfigDict.
     origin: where the parameters are from, as in `Trained`.
     programs: each with its `file`, `canvas` (height, width) and `batch`, 'any' for any
-      number of images; empty if the export is parameters alone.
+      number of images; empty if the export has only parameters.
     files: SHA-256 of each file by its name.
     verification: what the export was compared with, and the differences found; empty
       before the comparison.
@@ -232,8 +232,8 @@ def _preprocessing(config: Any) -> dict[str, Any]:
     'short_side': config.data.short_side[1],
     'max_long_side': config.data.max_long_side,
     'steps': [
-      'turn the image upright by its EXIF orientation, put what is transparent over'
-      ' white, and convert it to 8-bit RGB',
+      'turn the image upright by its EXIF orientation, blend transparent pixels'
+      ' with white, and convert it to 8-bit RGB',
       'of two canvases [height, width] take the wide one for a wide image and the high'
       ' one for a high image; the first for a square image',
       'scale = min(short_side / min(h, w), max_long_side / max(h, w)); the resized h'

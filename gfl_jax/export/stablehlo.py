@@ -1,4 +1,4 @@
-"""A detector as programs of StableHLO, which jax alone runs, on CPU, GPU and TPU.
+"""A detector as programs of StableHLO, which need only jax to run, on CPU, GPU and TPU.
 
 A program turns images into detections: it normalises, decodes and suppresses, for any
 batch size. All programs share one file of parameters. jax reads a program for at least

@@ -20,9 +20,8 @@ def load_run(
 
   Args:
     path: the run's folder.
-    step: 'newest' (or None), 'best' (highest AP so far) or a number of steps.
-    weights: 'ema' (or None), the running average of the parameters, or the parameters
-      themselves where the run has no average; 'raw', the parameters themselves.
+    step: as `predictor.load` takes it; None is 'newest'.
+    weights: as `predictor.load` takes them; None is 'ema'.
 
   Raises:
     FileNotFoundError: not the folder of a run, or one without names of its classes or

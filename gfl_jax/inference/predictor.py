@@ -217,7 +217,9 @@ def root_of(
   if path.is_file() and (path.parent / manifest.NAME).is_file():
     root = path.parent
   elif path.is_file() and path.suffix != '.safetensors':
-    raise MissingFileError(f'{path} is no file of an export: no {manifest.NAME} beside')
+    raise MissingFileError(
+      f'{path} is no file of an export: no {manifest.NAME} beside it'
+    )
   is_run = (root / 'config.json').is_file()
   is_export = root.is_file() or (root / manifest.NAME).is_file()
   if not is_run and not is_export:

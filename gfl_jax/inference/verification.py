@@ -41,7 +41,7 @@ def sample_images(
     leave_out: a folder whose images are not taken.
 
   Raises:
-    ValueError: no image that can be read, or a data set that is not here.
+    ValueError: no image that can be read, or a data set that cannot be loaded.
     FileNotFoundError: images that do not exist.
   """
   if images:
@@ -105,7 +105,7 @@ def compare(
     program: the export's.
     placed: images.
     precise: whether the program multiplies in full float32 on any device. On GPUs and
-      TPUs a jitted function does so only if it is told to.
+      TPUs a jitted function does so only on request.
 
   Returns:
     `Comparison.result`, and the device.
@@ -126,8 +126,8 @@ class Comparison:
   """How much two programs differ, batch after batch."""
 
   def __init__(self, score_threshold: float):
-    """Args: score_threshold: of the programs. A detection whose score is within the
-    tolerance of it may be found by one of them alone."""
+    """Args: score_threshold: of the programs. Only one of them may find a detection
+    whose score is within the tolerance of it."""
     self._threshold = score_threshold
     self._images: Counter[str] = Counter()
     self._detections: Counter[str] = Counter()
@@ -136,7 +136,7 @@ class Comparison:
   def add(
     self, batch: Mapping[str, np.ndarray], expected: Detections, actual: Detections
   ):
-    """Compares what is found in one batch, detection by detection.
+    """Compares the detections of one batch one by one.
 
     Equal scores have no order, so the order does not count: each detection of one
     program is compared with the nearest of its class of the other, both ways.

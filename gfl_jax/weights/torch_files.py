@@ -172,7 +172,7 @@ def _array(path: pathlib.Path, name: str, value: Any) -> np.ndarray:
   except (AttributeError, TypeError, RuntimeError) as error:
     raise ValueError(
       f'weights file {path}: {name!r} is of type {type(value).__name__}, not an array'
-      " of numbers; tensors must stand alone or below 'state_dict' or 'model'"
+      " of numbers; tensors must be at the top level or below 'state_dict' or 'model'"
     ) from error
 
 

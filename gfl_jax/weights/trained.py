@@ -1,4 +1,4 @@
-"""A trained detector: its parameters and what is needed to use or export them."""
+"""A trained detector: parameters, config and classes, ready to use or export."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ _SIDE = 64  # px: parameters and the config's fields are the same for any canvas
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A detector with its parameters, and what is needed to use it.
+  """A detector with its parameters, config and classes.
 
   Attributes:
     config: the experiment's config, a locked ConfigDict.

@@ -54,13 +54,11 @@ def transfer(
   names, ids = start.class_names, start.category_ids
   if class_names or not ids:
     names, ids = choose_classes(class_names, names, start.origin['run'])
-  count = config.model.num_classes
-  if len(names) != count:
-    advice = (
-      f'--config.model.num_classes={len(names)}' if new_head else '--class_names='
-    )
+  count, found = config.model.num_classes, len(names)
+  if found != count:
+    advice = f'--config.model.num_classes={found}' if new_head else '--class_names='
     raise UserError(
-      f'{len(names)} names of classes ({", ".join(names[:10])}) for model.num_classes='
+      f'{found} names of classes ({", ".join(names[:10])}) for model.num_classes='
       f'{count}: give {advice}, one name for each'
     )
   return dataclasses.replace(start, class_names=names, category_ids=ids)

@@ -165,17 +165,15 @@ class Graph:
     outputs = [(inputs[0].dtype if dtype is None else dtype, shape)]
     return self.node(operator, inputs, outputs, **attributes)[0]
 
-  def _add(self, operator, inputs, outputs, **attributes) -> None:
-    node = onnx_helper().make_node(operator, inputs, outputs, **attributes)
-    self._nodes.append(node)
+  def _add(self, *arguments, **attributes) -> None:
+    self._nodes.append(onnx_helper().make_node(*arguments, **attributes))
 
   def name_of(self, tensor: Tensor) -> str:
     """Its name in the graph; equal constants are stored once and share one."""
     if tensor.array is None:
       return tensor.name
     array, root = tensor.array, self._root
-    digest = hashlib.sha256(array.tobytes()).digest()
-    key = (str(array.dtype), array.shape, digest)
+    key = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest())
     if key not in root._names:
       root._names[key] = self.new_name('constant')
       root._constants[root._names[key]] = array
@@ -189,14 +187,12 @@ class Graph:
       return self._parent.full(tensor)
     if tensor.array is not None and is_static(tensor.shape):
       return constant(np.ascontiguousarray(np.broadcast_to(tensor.array, tensor.shape)))
-    return self.op('Expand', [tensor, self._shape_of(tensor.shape)], tensor.shape)
-
-  def _shape_of(self, shape: Sequence[Any]) -> Tensor:
-    """A shape as an int64 tensor; the batch's size comes from the graph's input."""
-    if is_static(shape):
-      return int64(shape)
-    parts = [int64([size]) if is_static([size]) else _BATCH_SIZE for size in shape]
-    return self.op('Concat', parts, [len(shape)], axis=0)
+    sizes = [int64([x]) if is_static([x]) else _BATCH_SIZE for x in tensor.shape]
+    static = is_static(tensor.shape)
+    shape = (
+      int64(tensor.shape) if static else self.op('Concat', sizes, [len(sizes)], axis=0)
+    )
+    return self.op('Expand', [tensor, shape], tensor.shape)
 
   def measure_batch(self, images: Tensor) -> None:
     """Adds the node for the batch's size, the first axis of `images`."""
