@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from gfl_jax import files
-from gfl_jax.data.coco_classes import COCO_CATEGORY_IDS, COCO_NAMES
+from gfl_jax.data.coco_json import COCO_CATEGORY_IDS, COCO_NAMES
 from gfl_jax.errors import MissingFileError, UserError
 
 _LOG = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gfl_jax.checkpointing.manager import Checkpoints
-from gfl_jax.data.coco_classes import COCO_CATEGORY_IDS, COCO_NAMES
+from gfl_jax.data.coco_json import COCO_CATEGORY_IDS, COCO_NAMES
 from gfl_jax.inference import loading, verified_export
 from gfl_jax.models import build_detector
 from gfl_jax.training import importing, loop
