@@ -1,4 +1,4 @@
-"""Files that a reader sees whole, JSON that may not be whole, locks, folders' names."""
+"""Files: written as a whole, appended to, locked, read as JSON; checks of folders."""
 
 import contextlib
 import errno
@@ -18,19 +18,15 @@ from gfl_jax.errors import UserError, storage_errors
 _LOG = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
-
-# What a file raises that is not what was written, where its content is taken apart.
+# What reading a file of JSON raises whose content is not as expected.
 MALFORMED = (
-  json.JSONDecodeError,
-  UnicodeDecodeError,
-  KeyError,
-  TypeError,
-  AttributeError,
+  *(json.JSONDecodeError, UnicodeDecodeError),
+  *(KeyError, TypeError, AttributeError),
 )
 
 
 def atomic_write(path: str | os.PathLike, content: bytes | str) -> None:
-  """Writes a file so that a reader sees the old one or the new one, never a part.
+  """Writes a file so that a reader sees the old content or the new, never a part.
 
   The content goes to PATH.part first, which a killed process may leave behind.
 
@@ -45,19 +41,19 @@ def atomic_write(path: str | os.PathLike, content: bytes | str) -> None:
 
 
 class AppendLog:
-  """A file that lines are added to, though the disk may be full for a while."""
+  """A file to which lines are added, even if the disk is full for a while."""
 
   def __init__(self, path: str | os.PathLike):
-    """Opens a file, or makes it; what it holds stays."""
+    """Opens a file and keeps its content, or makes it."""
     self._file = open(path, 'ab', buffering=0)
     self._unwritten = b''
 
   def write(self, text: str) -> OSError | None:
-    """Writes text (UTF-8) to the disk, after what it refused before.
+    """Appends text as UTF-8.
 
     Returns:
-      The error, if the disk refuses it: what could not be written is kept for the next
-      call.
+      The error if the disk is full; what could not be written is kept and written first
+      at the next call.
     """
     self._unwritten += text.encode()
     try:
@@ -75,49 +71,46 @@ class AppendLog:
     return error
 
 
-# What patterns are made of: epath, through which orbax and TFDS read folders, takes a
-# path that holds one for a pattern, and finds nothing or another folder. It takes /s3
-# and the like, and tensorstore gs:, for a bucket; and neither can what is not UTF-8.
+# etils.epath, with which orbax and TFDS read folders, takes * ? [ \ for a pattern, and
+# /gs, /s3, ... for a bucket, as tensorstore does gs:. Both need UTF-8.
 _UNUSABLE = re.compile(
   r'[*?\[\\\udc80-\udcff]|^/(?:gs|s3|az|hf)(?=/|$)|(?<=/)gs:(?=/|$)'
 )
 
 
 def check_folder(path: str | os.PathLike, name: str) -> None:
-  """Raises a UserError if libraries cannot work below a folder of such a path.
+  """Raises a UserError if orbax and TFDS cannot use folders of such a path.
 
   Args:
     path: of the folder, which need not exist.
     name: of the flag or the field of the config.
   """
-  whole = str(Path(path).absolute())
-  found = sorted(set(_UNUSABLE.findall(whole)))
-  if found:
+  absolute = str(Path(path).absolute())
+  if found := sorted(set(_UNUSABLE.findall(absolute))):
     raise UserError(
-      f'{name}={path}: the whole path is {whole}, and orbax and TFDS cannot work in a'
-      f' folder whose path holds {" or ".join(found)}: give another, or a link to it'
+      f'{name}={path}: the absolute path is {absolute}, and orbax and TFDS cannot use a'
+      f' path with {" or ".join(found)}: give another folder, or a link to this one'
     )
 
 
 @contextlib.contextmanager
 def lock(path: str | os.PathLike, *, wait: bool) -> Iterator[bool]:
-  """Holds a file against other processes, of all hosts that share its folder.
+  """Locks a file against other processes, on all hosts that share its folder.
 
-  The system frees it when its process ends, however it ends. The file stays: it says
-  who holds it, or did, see `holder`. Where a file system has no locks, a warning says
-  so.
+  The system releases it when the process ends, even if it is killed. The file stays and
+  names the last holder, see `holder`. On a file system without locks a warning says so.
 
   Args:
     path: of the file; its folder is made if missing.
     wait: until it is free; otherwise the value is False if another process holds it.
 
   Raises:
-    StorageError: it cannot be made.
+    StorageError: the file cannot be made.
   """
   path = Path(path)
   with storage_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open('a')  # another one's content stays
+    file = path.open('a')  # keeps what another holder has written
   with file:
     held = True
     try:
@@ -127,7 +120,8 @@ def lock(path: str | os.PathLike, *, wait: bool) -> Iterator[bool]:
     except OSError as error:
       if error.errno not in _NO_LOCKS:
         raise
-      _LOG.warning('%s: no locks here (%s). Start nothing twice.', path, error.strerror)
+      text = '%s: this file system has no locks (%s). Do not start a command twice.'
+      _LOG.warning(text, path, error.strerror)
     if held:
       now = time.strftime('%Y-%m-%d %H:%M:%S %z')
       known = {'host': socket.gethostname(), 'pid': os.getpid(), 'since': now}
@@ -139,25 +133,25 @@ def lock(path: str | os.PathLike, *, wait: bool) -> Iterator[bool]:
 
 
 def holder(path: str | os.PathLike) -> str:
-  """Who holds a `lock`, in a user's words."""
+  """Names the process that holds a `lock`."""
   try:
     known = read_json(path)
     return f'process {known["pid"]} on {known["host"]}, since {known["since"]}'
-  except (ValueError, KeyError, TypeError, OSError):
+  except (*MALFORMED, OSError):
     return 'another process'
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-  """A file's content, empty if it does not exist."""
+  """The content of a file; empty if the file does not exist."""
   path = Path(path)
   return json.loads(path.read_text()) if path.exists() else {}
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The lines of a file in its order, as metrics.jsonl; none if there is no file.
+  """The lines of a file, as of metrics.jsonl; none if the file does not exist.
 
-  Lines that are not whole JSON are left out: a run that is killed, or is writing now,
-  leaves half a line.
+  Lines that are not JSON are left out: a process that is killed, or writes at this
+  moment, leaves half a line.
   """
   path = Path(path)
   text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
@@ -169,5 +163,5 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def write_json_lines(path: str | os.PathLike, lines: Iterable[dict[str, Any]]) -> None:
-  """Writes what `read_json_lines` reads, whole."""
+  """Writes a file that `read_json_lines` reads, by `atomic_write`."""
   atomic_write(path, ''.join(json.dumps(line) + '\n' for line in lines))

@@ -143,18 +143,19 @@ class Broken:
 
 
 @pytest.mark.parametrize('number', [errno.EIO, errno.EPIPE, errno.ENOSPC])
-def test_a_terminal_that_is_gone_ends_nothing(number):
-  stream = launch._Unread(Broken(number))
+def test_a_closed_terminal_ends_nothing(number):
+  stream = launch._TolerantStream(Broken(number), errno.errorcode)
   assert stream.write('a line') == 6 and stream.encoding == 'utf-8'
   stream.flush()
 
 
 def test_results_may_lose_their_reader_but_not_their_disk():
-  for number in (errno.EIO, errno.EPIPE):
-    stream = launch._Unread(Broken(number), only_if_gone=True)
+  ignored = (errno.EIO, errno.EPIPE)
+  for number in ignored:
+    stream = launch._TolerantStream(Broken(number), ignored)
     assert stream.write('AP 0.4') == 6
     stream.flush()
-  stream = launch._Unread(Broken(errno.ENOSPC), only_if_gone=True)
+  stream = launch._TolerantStream(Broken(errno.ENOSPC), ignored)
   with pytest.raises(OSError, match='No space'):
     stream.write('AP 0.4')
 

@@ -4,7 +4,7 @@ watchdog.py sends and receives the heartbeats.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 HEARTBEAT_SECONDS = 1.0
 # Heartbeats stop for so long only if a process was killed or stopped: their thread runs
@@ -52,16 +52,23 @@ class Diagnosis:
   retryable: bool = True
 
 
+@dataclasses.dataclass
+class _Peer:
+  """Another process. It is behind while it has started fewer work items than this."""
+
+  last_heartbeat: float
+  behind_since: float
+  behind_in_short_work_since: float
+  error_at: float = 0.0
+  state: Heartbeat = Heartbeat()
+
+
 class FailureDetector:
   """Decides from the times of heartbeats which peer failed. Times are in seconds."""
 
   def __init__(self, process: int, count: int, now: float):
     """Starts as `process` of `count`."""
-    self._peers = {peer: Heartbeat() for peer in range(count) if peer != process}
-    self._last_heartbeat = dict.fromkeys(self._peers, now)
-    self._behind_since = dict.fromkeys(self._peers, now)
-    self._behind_in_short_work_since = dict.fromkeys(self._peers, now)
-    self._error_at: dict[int, float] = {}
+    self._peers = {n: _Peer(now, now, now) for n in range(count) if n != process}
     self._received_at = now
 
   def receive(
@@ -75,54 +82,45 @@ class FailureDetector:
       now: time.
     """
     self._received_at = now
-    for peer in self._peers.keys() & heartbeats.keys():
-      old, new = self._peers[peer], heartbeats[peer]
-      self._peers[peer] = new
+    for number in self._peers.keys() & heartbeats.keys():
+      peer, new = self._peers[number], heartbeats[number]
+      old, peer.state = peer.state, new
       if new.count != old.count:
-        self._last_heartbeat[peer] = now
+        peer.last_heartbeat = now
       if not old.count or new.started != old.started or new.started >= started:
-        self._behind_since[peer] = self._behind_in_short_work_since[peer] = now
+        peer.behind_since = peer.behind_in_short_work_since = now
       if new.long:
-        self._behind_in_short_work_since[peer] = now
-      if new.error:
-        self._error_at.setdefault(peer, now)
+        peer.behind_in_short_work_since = now
+      if new.error and not old.error:
+        peer.error_at = now
 
   def restart(self, now: float) -> None:
     """Resets the clocks after a pause of this process, in which it received nothing."""
     self._received_at = now
-    for times in (
-      self._last_heartbeat,
-      self._behind_since,
-      self._behind_in_short_work_since,
-    ):
-      times.update(dict.fromkeys(times, now))
+    for peer in self._peers.values():
+      peer.last_heartbeat = peer.behind_since = peer.behind_in_short_work_since = now
 
   def any_silent(self, seconds: float) -> bool:
     """Whether a peer sent no heartbeat for so long, with or without an error before."""
-    return any(self._is_silent(peer, seconds) for peer in self._peers)
-
-  def _is_silent(self, peer: int, seconds: float) -> bool:
-    if not self._peers[peer].count:
-      seconds = max(seconds, FIRST_HEARTBEAT_SECONDS)
-    return self._received_at - self._last_heartbeat[peer] >= seconds
-
-  def _silent(self, seconds: float) -> list[int]:
-    """Peers that sent no heartbeat for so long and no error before."""
-    peers = self._peers.keys() - self._error_at.keys()
-    return sorted(peer for peer in peers if self._is_silent(peer, seconds))
+    return any(self._is_silent(peer, seconds) for peer in self._peers.values())
 
   def running(self) -> set[int]:
     """Peers that sent a heartbeat lately and no error."""
-    silent = self._silent(3 * HEARTBEAT_SECONDS)
-    return self._peers.keys() - {*self._error_at, *silent}
+    return set(self._find(lambda x: not self._is_silent(x, 3 * HEARTBEAT_SECONDS)))
 
   def behind(self, started: int) -> list[int]:
     """Peers without an error that have started fewer work items."""
-    return [
-      peer
-      for peer, heartbeat in self._peers.items()
-      if heartbeat.started < started and not heartbeat.error
-    ]
+    return self._find(lambda peer: peer.state.started < started)
+
+  def _find(self, condition: Callable[[_Peer], object]) -> list[int]:
+    """Peers that sent no error and meet a condition."""
+    peers = self._peers.items()
+    return [n for n, peer in peers if not peer.state.error and condition(peer)]
+
+  def _is_silent(self, peer: _Peer, seconds: float) -> bool:
+    if not peer.state.count:
+      seconds = max(seconds, FIRST_HEARTBEAT_SECONDS)
+    return self._received_at - peer.last_heartbeat >= seconds
 
   def diagnose(
     self, now: float, *, failed: bool = False, allowed: float = 0.0
@@ -134,50 +132,46 @@ class FailureDetector:
       failed: a collective has failed on this process.
       allowed: seconds that this process waits at least for a peer with heartbeats.
     """
-    silent_seconds = SILENT_SECONDS_AFTER_FAILURE if failed else SILENT_SECONDS
-    if now - self._received_at >= silent_seconds:
+    received, peers = self._received_at, self._peers
+    seconds = SILENT_SECONDS_AFTER_FAILURE if failed else SILENT_SECONDS
+    if now - received >= seconds:
       return Diagnosis(
-        f'no answer for {now - self._received_at:.0f} s from the coordinator, process'
-        ' 0: it was killed or stopped, or its machine cannot be reached',
+        f'no answer for {now - received:.0f} s from the coordinator, process 0: it was'
+        ' killed or stopped, or its machine cannot be reached',
         (0,),
       )
-    if silent := self._silent(silent_seconds):
+    if silent := self._find(lambda peer: self._is_silent(peer, seconds)):
       return Diagnosis(
-        f'no heartbeat for {silent_seconds:.0f} s from {names(silent)}: killed or'
-        ' stopped, or the machine cannot be reached',
+        f'no heartbeat for {seconds:.0f} s from {names(silent)}: killed or stopped, or'
+        ' the machine cannot be reached',
         tuple(silent),
       )
-    if allowed <= STUCK_SECONDS and (
-      stuck := self._stuck(self._behind_in_short_work_since, STUCK_SECONDS)
-    ):
+    stuck = self._find(
+      lambda x: (
+        x.state.count and received - x.behind_in_short_work_since >= STUCK_SECONDS
+      )
+    )
+    if stuck and allowed <= STUCK_SECONDS:
       return Diagnosis(
         f'no progress for {STUCK_SECONDS:.0f} s from {names(stuck)}: running, but'
         ' stuck, perhaps waiting for data',
         tuple(stuck),
       )
     seconds = max(allowed, LONG_STUCK_SECONDS)
-    if stuck := self._stuck(self._behind_since, seconds):
+    stuck = self._find(lambda x: x.state.count and received - x.behind_since >= seconds)
+    if stuck:
       return Diagnosis(
         f'no progress for {seconds / 60:.0f} min from {names(stuck)}: running, but'
         ' stuck while opening files, compiling, restoring, evaluating or saving',
         tuple(stuck),
       )
-    ended = sorted(self._error_at, key=lambda peer: self._error_at[peer])
-    if ended and self._received_at - self._error_at[ended[0]] >= GRACE_SECONDS:
-      first = self._peers[ended[0]]
+    ended = [number for number, peer in peers.items() if peer.state.error]
+    ended.sort(key=lambda number: peers[number].error_at)
+    if ended and received - peers[ended[0]].error_at >= GRACE_SECONDS:
+      first = peers[ended[0]].state
       text = f'process {ended[0]} has ended: {first.error.removesuffix(".")}'
       return Diagnosis(text, tuple(ended), first.retryable)
     return None
-
-  def _stuck(self, since: Mapping[int, float], seconds: float) -> list[int]:
-    """Peers with heartbeats, without an error, that made no progress for so long."""
-    return [
-      peer
-      for peer, heartbeat in self._peers.items()
-      if heartbeat.count
-      and not heartbeat.error
-      and self._received_at - since[peer] >= seconds
-    ]
 
 
 def names(processes: Collection[int]) -> str:

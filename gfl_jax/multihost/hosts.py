@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import jax
 
 from gfl_jax import private_apis
-from gfl_jax.errors import EXIT_RETRYABLE, LateProcessError, UserError, is_transient
+from gfl_jax.errors import LateProcessError, UserError, is_transient
 from gfl_jax.multihost.exit_reporter import ExitReporter
 from gfl_jax.multihost.failure_detector import (
   GRACE_SECONDS,
@@ -64,7 +64,8 @@ def connect(
   _check(coordinator, num_processes, process_id)
   if coordinator is None and not private_apis.runs_on_cloud_tpu():
     return
-  where, me = coordinator or 'the first host', _name_of(process_id)
+  where = coordinator or 'the first host'
+  me = 'this process' if process_id is None else f'process {process_id}'
   others = 'process 0' if process_id else f'{num_processes or "all"} processes'
   minutes = WAIT_FOR_ALL_SECONDS // 60
   _LOG.info('%s: waiting for %s at %s, at most %d minutes.', me, others, where, minutes)
@@ -107,10 +108,6 @@ def connect(
   )
   if number > 0:
     _log_warnings_only(number)
-
-
-def _name_of(process_id: int | None) -> str:
-  return 'this process' if process_id is None else f'process {process_id}'
 
 
 def _check(
@@ -187,16 +184,12 @@ def watched(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
   return call
 
 
-def wait_for_all() -> None:
+def wait_for_all(allowed: float = LONG_STUCK_SECONDS) -> None:
   """Returns when all processes have called this as often as this one.
 
-  A running process that does not call it within `LONG_STUCK_SECONDS` counts as stuck.
+  Args:
+    allowed: a running process that has not called it after so many seconds is stuck.
   """
-  _barrier(LONG_STUCK_SECONDS)
-
-
-def _barrier(allowed: float) -> None:
-  """Waits for all processes, up to `allowed` seconds for one that runs."""
   name = f'gfl_jax/{next(_barriers)}'
   with _waiting(allowed):
     if _watchdog:
@@ -257,11 +250,11 @@ def first_alone() -> Iterator[None]:
   All leave together: on CPUs the first collective fails if one is half a minute late.
   """
   if jax.process_index() > 0:
-    _barrier(PREPARE_SECONDS)
+    wait_for_all(PREPARE_SECONDS)
   yield
   if jax.process_index() == 0:
-    _barrier(PREPARE_SECONDS)
-  _barrier(PREPARE_SECONDS)
+    wait_for_all(PREPARE_SECONDS)
+  wait_for_all(PREPARE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -296,17 +289,10 @@ def finish() -> int:
   return jax.process_index()
 
 
-def leave(text: str, code: int, *, retryable: bool, advice: str = '') -> NoReturn:
-  """Ends this process with an error, and thereby the others, each with a line.
-
-  Args:
-    text: the error; the others show it, too.
-    code: exit status.
-    retryable: whether the others say that starting all processes again may help.
-    advice: a line that only this process shows.
-  """
+def leave(text: str, **arguments: Any) -> NoReturn:
+  """Ends this process with an error, and thereby the others; see `Watchdog.leave`."""
   assert _watchdog is not None
-  _watchdog.leave(text, code, retryable=retryable, advice=advice)
+  _watchdog.leave(text, **arguments)
 
 
 def leave_after_failure(error: Exception, *, show: bool) -> NoReturn:
@@ -328,9 +314,7 @@ def leave_after_failure(error: Exception, *, show: bool) -> NoReturn:
     _LOG.warning('A computation failed; looking for a failed process: %s', line)
     _watchdog.report_failed_collective()
     time.sleep(SILENT_SECONDS_AFTER_FAILURE + 2 * GRACE_SECONDS)
-  if is_transient(error):
-    leave(f'error: {line}', EXIT_RETRYABLE, retryable=True, advice=START_AGAIN)
-  leave(f'error: {line}', 1, retryable=False)
+  leave(f'error: {line}', retryable=is_transient(error))
 
 
 def _log_warnings_only(process: int) -> None:

@@ -102,12 +102,7 @@ class Watchdog:
     self._failed = True
 
   def report_error(self, text: str, *, retryable: bool) -> None:
-    """Sends the error with which this process will end, after it has cleaned up.
-
-    Args:
-      text: the error.
-      retryable: as in `leave`.
-    """
+    """Sends the error with which this process ends after it has cleaned up."""
     with self._lock:
       self._update(error=on_one_line(text), retryable=retryable)
       self._error_at = time.monotonic()
@@ -115,9 +110,9 @@ class Watchdog:
   def leave(
     self,
     text: str,
-    code: int,
     *,
     retryable: bool,
+    status: int | None = None,
     advice: str = '',
     failed_peers: Collection[int] = (),
   ) -> NoReturn:
@@ -127,12 +122,16 @@ class Watchdog:
 
     Args:
       text: the reason; the others show it on one line.
-      code: exit status.
       retryable: the reason may not come back when all processes are started again.
-      advice: a line that only this process shows.
+      status: of the process; by default `EXIT_RETRYABLE` if retryable, otherwise 1.
+      advice: a line that only this process shows; if retryable by default
+        `START_AGAIN`.
       failed_peers: peers that are not waited for.
     """
     with self._leaving:  # never released: the first thread to leave gives the reason
+      if status is None:
+        status = EXIT_RETRYABLE if retryable else 1
+        advice = advice or (START_AGAIN if retryable else '')
       lines = f'\nprocess {self._process}: {text}\n{advice}'.rstrip('\n')
       with contextlib.suppress(OSError):  # the terminal may be closed
         sys.stderr.flush()
@@ -147,14 +146,12 @@ class Watchdog:
         self._wait_for_others(failed_peers)
       with contextlib.suppress(OSError):
         sys.stdout.flush()
-      os._exit(code)
+      os._exit(status)
 
   def _wait_for_others(self, failed_peers: Collection[int]) -> None:
     # When the coordinator ends, jax aborts the others before they can report why.
     limit = time.monotonic() + GRACE_SECONDS + 3 * HEARTBEAT_SECONDS
-    while time.monotonic() < limit:
-      if self._detector.running() <= set(failed_peers):
-        return
+    while self._detector.running() - set(failed_peers) and time.monotonic() < limit:
       time.sleep(HEARTBEAT_SECONDS / 4)
 
   def _exchange_until_closed(self) -> None:
@@ -194,16 +191,7 @@ class Watchdog:
           now, failed=self._failed, allowed=self._allowed
         )
       if own.error and (late or silent):
-        self._leave_with(own.error, own.retryable)
+        self.leave(own.error, retryable=own.retryable)
       if diagnosis and not own.error:
-        self._leave_with(
-          f'error: {diagnosis.text}.', diagnosis.retryable, diagnosis.failed_peers
-        )
-
-  def _leave_with(
-    self, text: str, retryable: bool, failed_peers: Collection[int] = ()
-  ) -> None:
-    status, advice = (EXIT_RETRYABLE, START_AGAIN) if retryable else (1, '')
-    self.leave(
-      text, status, retryable=retryable, advice=advice, failed_peers=failed_peers
-    )
+        text, peers = f'error: {diagnosis.text}.', diagnosis.failed_peers
+        self.leave(text, retryable=diagnosis.retryable, failed_peers=peers)

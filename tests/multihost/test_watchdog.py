@@ -227,7 +227,7 @@ def test_the_last_line_is_shown_while_tensorflow_starts():
     'watchdog = Watchdog(Store(), 1, 2, ExitReporter("nothing"))\n'
     'with terminal.hold_back_stderr():\n'
     '  os.write(2, b"no GPU")\n'
-    '  watchdog.leave("error: a\\n  b", 3, retryable=False, advice="(try c)")'
+    '  watchdog.leave("error: a\\n  b", retryable=False, status=3, advice="(try c)")'
   )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
   assert (done.returncode, done.stdout) == (3, '')
