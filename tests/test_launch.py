@@ -1,4 +1,4 @@
-"""What scripts say before they begin: help, errors of flags, lines of libraries."""
+"""What scripts print before they start: help, errors of flags, lines of libraries."""
 
 import bdb
 import errno

@@ -224,7 +224,7 @@ class Checkpoints:
     if jax.process_index() == 0:
       with self._keeping_error():
         folder = self._folder / f'new{_TEMPORARY}'
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         folder.rmdir()
 
   def _finish(self) -> None:
@@ -294,12 +294,7 @@ class Checkpoints:
     return tree, checksums.read(self._folder / str(step))
 
   def _read(self, step: int, wanted: Any) -> Any:
-    """Leaves of a stored state as NumPy arrays, read by this host without the others.
-
-    Args:
-      step: a stored one.
-      wanted: a part of its metadata's tree.
-    """
+    """A part of a step's tree as NumPy arrays, read by this host without the others."""
     as_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -318,8 +313,6 @@ class Checkpoints:
 
   def _remove(self, steps: Sequence[int]) -> None:
     """Removes stored steps; what cannot be removed goes when the run starts again."""
-    if not steps:
-      return
     if jax.process_index() == 0:
       for step in steps:
         removed = self._folder / f'{step}-removed{_TEMPORARY}'
@@ -400,7 +393,14 @@ class Checkpoints:
       except ValueError as error:
         problems[step] = error
     if problems and not restored:
-      self._raise_unreadable(problems)
+      # An error of the target itself is raised as it is.
+      for error in problems.values():
+        if not isinstance(error, DamagedCheckpointError):
+          raise error
+      raise DamagedCheckpointError(
+        f'none of the checkpoints {self.steps} in {self._folder} can be read: '
+        + '; '.join(map(str, problems.values()))
+      )
     for step, error in problems.items():
       _LOG.warning('Damaged checkpoint, continuing from step %d: %s', last, error)
       if not self._read_only:
@@ -408,22 +408,13 @@ class Checkpoints:
     self._aps = {step: ap for step, ap in self._aps.items() if step <= last}
     return restored
 
-  def _raise_unreadable(self, problems: Mapping[int, ValueError]) -> None:
-    for error in problems.values():
-      if not isinstance(error, DamagedCheckpointError):
-        raise error
-    raise DamagedCheckpointError(
-      f'none of the checkpoints {self.steps} in {self._folder} can be read: '
-      + '; '.join(map(str, problems.values()))
-    )
-
   def _put_aside(self, step: int) -> None:
     if jax.process_index() == 0:
       aside = self._folder.parent / 'damaged'
       aside.mkdir(exist_ok=True)
       places = (aside / f'{step}.{number}' for number in itertools.count())
-      place = next(place for place in places if not place.exists())
-      (self._folder / str(step)).rename(place)
+      free = next(place for place in places if not place.exists())
+      (self._folder / str(step)).rename(free)
     ocp.multihost.sync_global_processes(f'put_aside_{step}')
     self._manager.reload()
 

@@ -61,9 +61,11 @@ def connect(
   global _watchdog
   if num_processes == 1 and process_id in (None, 0):
     return
-  _check(coordinator, num_processes, process_id)
-  if coordinator is None and not private_apis.runs_on_cloud_tpu():
-    return
+  if coordinator is num_processes is process_id is None:
+    if not private_apis.runs_on_cloud_tpu():
+      return
+  else:
+    _check(coordinator, num_processes, process_id)
   where = coordinator or 'the first host'
   me = 'this process' if process_id is None else f'process {process_id}'
   others = 'process 0' if process_id else f'{num_processes or "all"} processes'
@@ -84,37 +86,38 @@ def connect(
       initialization_timeout=WAIT_FOR_ALL_SECONDS,
       heartbeat_timeout_seconds=JAX_HEARTBEAT_SECONDS,
     )
-  except jax.errors.JaxRuntimeError as error:
-    exit_reporter.cancel()
-    raise LateProcessError(f'{late}: {str(error).splitlines()[0]}') from error
   except (ValueError, RuntimeError) as error:
     exit_reporter.cancel()
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      raise LateProcessError(f'{late}: {str(error).splitlines()[0]}') from error
     raise UserError(
       f'the hosts of this run cannot be found ({error}): give --coordinator,'
       ' --num_processes and --process_id, or --num_processes=1 to train on this host'
       ' alone'
     ) from error
-  logging.getLogger('absl').addFilter(_is_not_about_preemption)
+  # orbax logs a preemption on each process at each check; Preemption logs it once.
+  not_preemption = lambda x: 'Reached preemption sync point' not in str(x.msg)
+  logging.getLogger('absl').addFilter(not_preemption)
   if jax.process_count() == 1:
     exit_reporter.cancel()
     return
-  number = jax.process_index()
-  client = private_apis.distributed_client()
+  number, client = jax.process_index(), private_apis.distributed_client()
   _watchdog = Watchdog(client, number, jax.process_count(), exit_reporter)
   by_jax = 'process 0, the coordinator, has ended' if number else 'see above'
   exit_reporter.set_text(
     f'process {number}: error: it was killed, or aborted by jax: {by_jax}.'
     f' {START_AGAIN}'
   )
-  if number > 0:
-    _log_warnings_only(number)
+  if number > 0:  # process 0 alone logs more than warnings
+    logger = logging.getLogger('gfl_jax')
+    logger.setLevel(logging.WARNING)
+    for handler in logger.handlers:
+      handler.setFormatter(logging.Formatter(f'process {number}: %(message)s'))
 
 
 def _check(
   coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-  if coordinator is num_processes is process_id is None:
-    return
   if coordinator is None or num_processes is None or process_id is None:
     raise UserError(
       f'{coordinator=}, {num_processes=}, {process_id=}: give all three; none on a TPU'
@@ -125,20 +128,14 @@ def _check(
     raise UserError(
       f'{coordinator=} must be HOST:PORT of process 0, a port from 1 to 65535'
     )
-  if num_processes < 1:
-    raise UserError(f'{num_processes=} must be at least 1')
   if not 0 <= process_id < num_processes:
-    raise UserError(f'{process_id=} must be from 0 to {num_processes=} - 1')
+    raise UserError(f'{process_id=} must be at least 0 and less than {num_processes=}')
   try:
     socket.getaddrinfo(host.strip('[]'), port)
-  except OSError as error:
-    raise UserError(
-      f'{coordinator=}: this host cannot be resolved ({error})'
-    ) from error
-  if process_id > 0:
-    return
-  try:  # where jax will listen; its own error is often a segmentation fault
-    socket.create_server(('', int(port))).close()
+    if process_id == 0:  # jax will listen there; its error is a segmentation fault
+      socket.create_server(('', int(port))).close()
+  except socket.gaierror as error:
+    raise UserError(f'{coordinator=}: the host cannot be resolved ({error})') from error
   except OSError as error:
     raise UserError(
       f'{coordinator=}: this host cannot listen there ({error.strerror}): stop an older'
@@ -242,10 +239,9 @@ def from_first(read: Callable[[], Any]) -> Any:
 def first_alone() -> Iterator[None]:
   """Process 0 prepares data first; the others then use its files if they see them.
 
-  Processes that do not see them prepare their own. Preparing may take hours, and cannot
-  be told from waiting for a disk that has failed: a process that runs counts as stuck
-  only after `PREPARE_SECONDS`. After a minute a line names the process waited for. One
-  that is killed is found as always.
+  Processes that do not see them prepare their own. Preparing may take hours, so that a
+  running process counts as stuck only after `PREPARE_SECONDS`; one that is killed is
+  found as always. After a minute a line names the process that the others wait for.
 
   All leave together: on CPUs the first collective fails if one is half a minute late.
   """
@@ -276,11 +272,7 @@ def report_errors() -> Iterator[None]:
 
 
 def finish() -> int:
-  """Ends the watchdog when all processes are done; the others may still write.
-
-  Returns:
-    The number of this process.
-  """
+  """Ends the watchdog when all processes are done; returns this one's number."""
   global _watchdog
   if _watchdog:
     wait_for_all()
@@ -299,11 +291,7 @@ def leave_after_failure(error: Exception, *, show: bool) -> NoReturn:
   """Ends this process after an error that is shown with its traceback.
 
   An error of jax may come from a collective of which a peer has failed: the watchdog
-  then finds that peer a little later.
-
-  Args:
-    error: being handled; not one that a user can mend.
-    show: show the traceback of an error of jax, too.
+  then finds that peer a little later. It has a traceback only if `show`.
   """
   assert _watchdog is not None
   line = f'{type(error).__name__}: {error}'.splitlines()[0]
@@ -315,15 +303,3 @@ def leave_after_failure(error: Exception, *, show: bool) -> NoReturn:
     _watchdog.report_failed_collective()
     time.sleep(SILENT_SECONDS_AFTER_FAILURE + 2 * GRACE_SECONDS)
   leave(f'error: {line}', retryable=is_transient(error))
-
-
-def _log_warnings_only(process: int) -> None:
-  logger = logging.getLogger('gfl_jax')
-  logger.setLevel(logging.WARNING)
-  for handler in logger.handlers:
-    handler.setFormatter(logging.Formatter(f'process {process}: %(message)s'))
-
-
-def _is_not_about_preemption(record: logging.LogRecord) -> bool:
-  # orbax logs a preemption on each process at each check; Preemption logs it once.
-  return 'Reached preemption sync point' not in str(record.msg)

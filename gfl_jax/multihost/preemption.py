@@ -28,7 +28,7 @@ class Preemption:
   """Stops a run after the current step when Ctrl-C, SIGTERM or SIGHUP comes.
 
   A second signal stops at once. Under nohup SIGHUP stays ignored. Use it as a context
-  manager and ask `reached` after each step.
+  manager and ask `reached` after each step; `signal` is the signal that came, or None.
 
   Several processes stop after the same step, whichever of them got the signal, even
   before the first step. A signal that comes while data are opened or a checkpoint is
@@ -38,9 +38,7 @@ class Preemption:
   """
 
   def __init__(self):
-    """No signal has come."""
     self.signal: int | None = None
-    """The signal that came, or None."""
     self._several = jax.process_count() > 1
     self._agreed = False
     self._before = {}

@@ -98,7 +98,7 @@ class Watchdog:
     self._exit_reporter.cancel()
 
   def report_failed_collective(self) -> None:
-    """A collective failed here: silent peers are found sooner from now on."""
+    """A collective failed: from now on silent peers are found sooner."""
     self._failed = True
 
   def report_error(self, text: str, *, retryable: bool) -> None:

@@ -1,4 +1,4 @@
-"""Rows of inject.py on stored files: damage, and states that do not belong."""
+"""Rows of inject.py on stored files: damage, and restoring into wrong states."""
 
 import contextlib
 import itertools
@@ -23,11 +23,11 @@ from gfl_jax.training import run_folder, step
 from gfl_jax.weights.trees import named_leaves
 from scripts.faults.runs import Runs, steps, stored_arrays
 
-_FOUND, _HARMLESS = 'found, went back a step', 'harmless, bit-equal'
+_FOUND, _HARMLESS = 'found, step before restored', 'harmless, bit-equal'
 
 
 def damage(runs: Runs, tries: int) -> dict[str, Any]:
-  """One bit, half or all of a file gone, each file of the newest step in turn."""
+  """Each file of the newest step in turn: a bit flipped, cut in half, or deleted."""
   runs.straight()
   source = runs.folder / 'straight_1' / 'checkpoints'
   before, newest = steps(source)[-2:]
@@ -51,7 +51,7 @@ def damage(runs: Runs, tries: int) -> dict[str, Any]:
       failures.append(f'{kind} of {name}: {str(error)[:100]}')
       continue
     if number is None:
-      counts['begins afresh'] += 1
+      counts['started from the beginning'] += 1
       failures.append(f'{kind} of {name}: nothing found')
       continue
     found = checksums.on_host(state)
@@ -103,7 +103,7 @@ def wrong_states(runs: Runs) -> dict[str, Any]:
         named = leaf in str(error)
         refused += named
         failures += [] if named else [f'{name}: {leaf} is not named']
-    checkpoints.restore(abstract_state(config), checkpoints.steps[-1])  # the right one
+    checkpoints.restore(abstract_state(config), checkpoints.steps[-1])  # works
   return {
     'tries': len(cases),
     'held': refused,
@@ -180,18 +180,18 @@ def abstract_state(config) -> Any:
 
 
 def pause(runs: Runs) -> dict[str, Any]:
-  """How long a save of a state as large as R-50's with momentum holds up the loop."""
+  """How long the loop waits for a save of a state as large as R-50's with momentum."""
   shapes = [(3, 3, 256, 256)] * 48 + [(1, 1, 1024, 512)] * 60 + [(256,)] * 300
   random_like = lambda shape: jax.random.normal(jax.random.key(0), shape)
   state = {str(i): random_like(shape) for i, shape in enumerate(shapes)}
   change = jax.jit(lambda x: jax.tree.map(lambda y: y + 1, x), donate_argnums=0)
-  held_up, on_disk, sums = [], [], []
+  waited, on_disk, sums = [], [], []
   with Checkpoints(runs.folder / 'pause') as checkpoints:
     for number in tqdm.trange(5, desc='saves'):
       state = jax.block_until_ready(change(state))
       began = time.monotonic()
       checkpoints.save(number, state)
-      held_up.append(time.monotonic() - began)
+      waited.append(time.monotonic() - began)
       checkpoints.wait()
       on_disk.append(time.monotonic() - began)
       arrays = checksums.on_host(state)
@@ -201,13 +201,13 @@ def pause(runs: Runs) -> dict[str, Any]:
   shutil.rmtree(runs.folder / 'pause')
   megabytes = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
   seconds = {
-    'loop held up': held_up,
-    'checksums, beside the loop': sums,
+    'loop waits': waited,
+    'checksums, in the background': sums,
     'until on disk': on_disk,
   }
   return {
     'tries': 5,
-    'held': sum(x < y / 2 for x, y in zip(held_up, on_disk, strict=True)),
+    'held': sum(x < y / 2 for x, y in zip(waited, on_disk, strict=True)),
     'figures': {'MB': round(megabytes)}
     | {f'{k}, median s': round(float(np.median(v)), 2) for k, v in seconds.items()},
     'failures': [],

@@ -1,15 +1,16 @@
-"""Does to training what goes wrong in practice; prints one JSON line per row.
+"""Fault injection: does to training what goes wrong in practice, and checks the result.
 
   python -m scripts.faults.inject
   python -m scripts.faults.inject kills damage --out=FILE.jsonl
   python -m scripts.faults.inject --summary=results/faults/intel_2_cores.jsonl
 
-Rows (without any, all that are done here; the others name the tests that cover them):
+Rows (all of them by default):
 {rows}
 
-Each line has `tries`, `held` (how often the goal was met), `figures`, `failures` and
-`met`. The processes are scripts/train.py on a small detector. `--summary` prints the
-lines of a file, and the rows that tests cover, as a markdown table.
+Prints one JSON line for each row, with `tries`, `held` (how often the goal was met),
+`figures`, `failures` and `met`. The processes are scripts/train.py on a small detector.
+`--summary` prints the lines of a file as a markdown table, with the faults that tests
+cover.
 """
 
 import tempfile
@@ -24,7 +25,7 @@ from gfl_jax.errors import UserError
 _OUT = flags.DEFINE_string('out', None, 'File to add the lines to, too.')
 _SUMMARY = flags.DEFINE_string('summary', None, 'A file of lines to print as a table.')
 _FOLDER = flags.DEFINE_string(
-  'folder', None, 'Where the runs are kept; by default they are removed.'
+  'folder', None, 'Folder for the runs; by default they are removed.'
 )
 
 
@@ -32,11 +33,11 @@ class Row(NamedTuple):
   """A fault and its goal.
 
   Attributes:
-    what: is done.
-    goal: in words.
-    fault: 'module:function', or None.
-    tries: the function's, if it takes them.
-    tests: that cover it, in place of a fault or beside it.
+    what: what is done.
+    goal: what should happen.
+    fault: 'module:function' that does it, or None if tests alone do.
+    tries: argument of the function, if it takes one.
+    tests: tests that cover the fault.
   """
 
   what: str
@@ -49,9 +50,9 @@ class Row(NamedTuple):
 _LOOP, _HOSTS = 'tests/training/test_loop.py', 'tests/multihost/test_hosts.py'
 ROWS = {
   'kills': Row(
-    'SIGKILL in training with asynchronous saves, inside of them and between',
-    'every run goes on from its newest stored step and ends with the same arrays and'
-    ' log as the undisturbed one; no temporary folder left',
+    'SIGKILL in training, during asynchronous saves and between them',
+    'every run continues from its newest stored step and ends with the same arrays and'
+    ' log as the undisturbed one; no temporary folder is left',
     fault='processes:kills',
     tries=20,
     tests='tests/checkpointing/test_faults.py',
@@ -65,23 +66,23 @@ ROWS = {
   'again': Row('the same command twice', 'bit-equal arrays and log', 'processes:again'),
   'stops': Row(
     'SIGTERM in training',
-    'the step it came in is stored, the process ends in 10 s with status 143 and goes'
-    ' on to the undisturbed end',
+    'the current step is stored, the process ends in 10 s with status 143, and the next'
+    ' start continues to the undisturbed end',
     fault='processes:stops',
     tries=20,
     tests=f'{_LOOP}; several processes: {_HOSTS}',
   ),
   'full_disk': Row(
     'the disk of the checkpoints is filled to the last byte and freed',
-    'the save is refused with a warning, the step before stays, later saves succeed,'
-    ' the end is bit-equal',
+    'the save fails with a warning, the step before stays, later saves succeed, the end'
+    ' is bit-equal',
     fault='processes:full_disk',
     tries=10,
     tests='tests/checkpointing/test_faults.py',
   ),
   'damage': Row(
-    'a bit flipped in, half cut off, or all deleted of each file of a checkpoint',
-    'the step before is taken, or the newest is bit-equal all the same',
+    'each file of a checkpoint with one bit flipped, cut in half, or deleted',
+    'the step before is restored, or the newest is bit-equal nevertheless',
     fault='checkpoints:damage',
     tries=216,
     tests='tests/checkpointing/test_faults.py',
@@ -94,7 +95,7 @@ ROWS = {
   ),
   'pause': Row(
     'saves of a state as large as that of R-50 with momentum',
-    'the loop goes on before half of the time of a save is over',
+    'the loop continues before half of the time of a save is over',
     fault='checkpoints:pause',
   ),
   'not_there': Row(
@@ -103,20 +104,20 @@ ROWS = {
     'processes:not_there',
   ),
   'peers': Row(
-    'the first or last of 2 or 4 processes is killed, stopped, gets stuck',
+    'the first or last of 2 or 4 processes is killed, stopped or stuck',
     'every survivor ends with an error in 30 s',
     fault='peers:peers',
     tests=_HOSTS,
   ),
   'restarts': Row(
     'each of two training processes is killed once, under scripts/keep_training.sh',
-    'both start again by themselves and end bit-equal to the undisturbed run',
+    'both start again and end bit-equal to the undisturbed run',
     'peers:restarts',
   ),
-  'one_full_store': Row(
+  'one_full_disk': Row(
     'one of two processes cannot write while a step is saved',
-    'both say which could not write and why, and go on',
-    fault='peers:one_full_store',
+    'both name the process and the reason, and continue',
+    fault='peers:one_full_disk',
   ),
   'shards': Row(
     'evaluation of 1, 7, 8, 9, 17 images on 1, 2, 4 processes',
@@ -135,13 +136,13 @@ ROWS = {
   ),
   'not_finite': Row(
     'a learning rate that makes the loss nan',
-    'stops at that step, naming the images; what is stored is finite. Chosen: leaving'
-    ' steps out would change the recipe without a word',
+    'stops at that step and names the images; stored states are finite. (Training does'
+    ' not skip such steps: that would change the recipe unnoticed)',
     'processes:not_finite',
     tests=_LOOP,
   ),
   'refusals': Row(
-    'a class count, a field and a batch size that cannot be',
+    'a class count, a field and a batch size that are wrong',
     'refused before anything is compiled',
     'processes:refusals',
   ),

@@ -16,16 +16,16 @@ import tqdm
 from scripts.faults.process_group import POLL_SECONDS, ProcessGroup, free_port
 from scripts.faults.runs import SCRIPTS, Outcome, Runs, steps
 
-_LIMIT_SECONDS = 300  # to start; far above what it takes
+_LIMIT_SECONDS = 300  # for a start; it takes much less
 _GOAL_SECONDS = 30
 _WORKER = SCRIPTS.parent / 'tests' / 'multihost' / 'host_worker.py'
-# The line with who is to blame.
-_CLEAR = re.compile(
+# The line that names the failed process.
+_NAMED = re.compile(
   r'error: no (heartbeat|progress|answer) for \d+ s from .*(process|coordinator)'
   r'|error: process \d+ has ended'
   r'|by jax: process 0, the coordinator, has ended'
 )
-_WITNESS_SECONDS = 5  # what a shell says after the end of a process is waited for
+_REPORTER_SECONDS = 5  # for the exit reporter, after the end of a process
 _FAULTS = {
   'killed': signal.SIGKILL,
   'stopped': signal.SIGSTOP,
@@ -34,7 +34,7 @@ _FAULTS = {
 
 
 def peers(runs: Runs) -> dict[str, Any]:
-  """The last process, or the first, of 2 and 4 is killed, stopped and gets stuck."""
+  """The last or first of 2 or 4 processes is killed, stopped or stuck."""
   cases = list(itertools.product((2, 4), ('last', 'first'), _FAULTS)) * 2
   held, seconds, failures = 0, {}, []
   for number, (count, who, fault) in enumerate(tqdm.tqdm(cases, 'peers')):
@@ -74,24 +74,24 @@ def _one(
     seconds = time.monotonic() - began
     if any(statuses[i] == 0 for i in survivors):
       return seconds, f'exit statuses {statuses}'
-    limit = time.monotonic() + _WITNESS_SECONDS
-    vague = survivors
-    while vague and time.monotonic() < limit:
-      vague = [i for i in vague if not _CLEAR.search(group.text(i))]
+    limit = time.monotonic() + _REPORTER_SECONDS
+    silent = survivors
+    while silent and time.monotonic() < limit:
+      silent = [i for i in silent if not _NAMED.search(group.text(i))]
       time.sleep(POLL_SECONDS)
-    return seconds, f'{vague} do not say why' if vague else None
+    return seconds, f'{silent} do not name it' if silent else None
 
 
 def restarts(runs: Runs) -> dict[str, Any]:
-  """Both of two training processes are killed in turn, and started again."""
+  """Two training processes are killed in turn, and started again."""
   wanted, _ = _kept_training(runs, runs.folder / 'kept', kills=())
   outcome, output = _kept_training(runs, runs.folder / 'kept_killed', kills=(1, 0))
-  gone_on = [int(step) for step in re.findall(r'Going on from step (\d+)', output)]
-  held = outcome == wanted and len(gone_on) >= 2
+  continued = [int(step) for step in re.findall(r'Continuing from step (\d+)', output)]
+  held = outcome == wanted and len(continued) >= 2
   return {
     'tries': 1,
     'held': int(held),
-    'figures': {'gone on from steps': gone_on},
+    'figures': {'continued from steps': continued},
     'failures': [] if held else [output[-1000:]],
   }
 
@@ -139,9 +139,9 @@ def _wait(condition: Callable[[], object]) -> None:
     time.sleep(POLL_SECONDS)
 
 
-def one_full_store(runs: Runs) -> dict[str, Any]:
-  """Process 1 of 2 cannot write while a step is saved; both try again."""
-  folder = runs.folder / 'one_full_store'
+def one_full_disk(runs: Runs) -> dict[str, Any]:
+  """Process 1 of 2 cannot write a file of a step, then process 0 no folder."""
+  folder = runs.folder / 'one_full_disk'
   command = [str(SCRIPTS / 'faults' / 'save_worker.py'), str(folder)]
   path = {'PYTHONPATH': str(SCRIPTS.parent)}
   with ProcessGroup(command, 2, folder / 'logs', environment=path) as group:
@@ -149,7 +149,8 @@ def one_full_store(runs: Runs) -> dict[str, Any]:
     printed = [group.text(i) for i in range(2)]
   agreed = all(
     'Step 2 could not be saved (process 1: File too large)' in text
-    and 'stored: [2, 3]' in text
+    and 'Step 3 could not be saved (process 0: No space left on device)' in text
+    and 'stored: [3, 4]' in text
     for text in printed
   )
   held = statuses == [0, 0] and agreed

@@ -1,7 +1,7 @@
 """Several processes of one program on this machine, joined over loopback.
 
-For tests and for scripts/faults/inject.py: a process here stands for a host there, and
-virtual CPU devices for its accelerators.
+For tests and for scripts/faults/inject.py: each process stands for a host, and its
+virtual CPU devices for accelerators.
 """
 
 import os
@@ -17,11 +17,11 @@ POLL_SECONDS = 0.05
 
 
 class ProcessGroup:
-  """The processes; as a context manager, which ends those that still run.
+  """The processes; as a context manager it ends those that still run.
 
   Attributes:
-    processes: by number; None for one that has not been started.
-    seconds: by number: when it was seen to have ended, on `time.monotonic`'s clock.
+    processes: by number; None if not started.
+    seconds: by number: when `wait` found that it had ended, by `time.monotonic`.
   """
 
   def __init__(
@@ -40,10 +40,10 @@ class ProcessGroup:
       command: arguments of Python: a script and its own. With more than one process
         `--coordinator`, `--num_processes` and `--process_id` are added.
       count: of processes.
-      folder: made if missing; gets each one's output as I.log, added to what is there.
+      folder: made if missing; the output of process I is appended to I.log.
       devices: virtual CPU devices of each process.
       environment: on top of this process's own.
-      later: numbers that are not started; see `start`.
+      later: numbers of processes that `start` will start later.
     """
     self._command, self._count = list(command), count
     self._folder = pathlib.Path(folder)

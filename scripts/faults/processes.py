@@ -13,15 +13,15 @@ import tqdm
 
 from scripts.faults.runs import Outcome, Run, Runs, filled, steps, unfinished
 
-_GOING_ON = re.compile(r'Going on from step (\d+)')
-_STOPPED = re.compile(r'Preempted at step (\d+)')
+_CONTINUING = re.compile(r'Continuing from step (\d+)')
+_STOPPED = re.compile(r'Stopped at step (\d+)')
 _COMPILING = 'Compiling '  # as jax logs it
-_CHAIN = 5  # faults that one run survives before it ends
+_CHAIN = 5  # faults that one run gets
 _FILLINGS = 3
 
 
 def kills(runs: Runs, tries: int) -> dict[str, Any]:
-  """SIGKILL at random moments, every second one in a save, the others between two."""
+  """SIGKILL at random moments, alternately between two saves and during a save."""
   true, rng = runs.straight(), random.Random(0)
   held = in_save = left = 0
   failures = []
@@ -37,11 +37,11 @@ def kills(runs: Runs, tries: int) -> dict[str, Any]:
           time.sleep(rng.uniform(0, 0.5))
           run.wait_for(lambda run=run: not unfinished(run.checkpoints))
         in_save += run.kill()
-      ok &= _went_on(run, newest)
+      ok &= _continued(run, newest)
       newest = steps(workdir / 'checkpoints')[-1]
     with runs.start(workdir) as run:
       outcome = run.finish()
-    ok &= _went_on(run, newest)
+    ok &= _continued(run, newest)
     leftovers = unfinished(workdir / 'checkpoints')
     left += len(leftovers)
     if ok and not leftovers and outcome == true:
@@ -52,17 +52,17 @@ def kills(runs: Runs, tries: int) -> dict[str, Any]:
     'tries': tries,
     'held': held,
     'figures': {
-      'killed inside a save': in_save,
-      'outside': tries - in_save,
+      'killed during a save': in_save,
+      'between saves': tries - in_save,
       'temporary folders left': left,
     },
     'failures': failures,
   }
 
 
-def _went_on(run: Run, newest: int) -> bool:
-  """Whether a run began from the newest stored step; 0 stands for the beginning."""
-  found = _GOING_ON.search(run.output)
+def _continued(run: Run, newest: int) -> bool:
+  """Whether a run continued from the newest stored step; 0: from none."""
+  found = _CONTINUING.search(run.output)
   return (int(found[1]) if found else 0) == newest
 
 
@@ -79,7 +79,7 @@ def resumes(runs: Runs) -> dict[str, Any]:
 def _stop(
   runs: Runs, tries: int, *, devices: int, allowed_seconds: float
 ) -> dict[str, Any]:
-  """SIGTERM; the run goes on each time, and ends as undisturbed."""
+  """SIGTERM; the next start continues the run, which ends as the undisturbed one."""
   true, rng = runs.straight(devices=devices), random.Random(1)
   held, seconds, failures = 0, [], []
   for first in tqdm.trange(0, tries, _CHAIN, desc='SIGTERM, runs'):
@@ -95,7 +95,7 @@ def _stop(
       said = _STOPPED.search(run.output)
       stored = steps(workdir / 'checkpoints')[-1]
       stopped = said and int(said[1]) == stored and status == 143
-      if stopped and seconds[-1] < allowed_seconds and _went_on(run, newest):
+      if stopped and seconds[-1] < allowed_seconds and _continued(run, newest):
         held += 1
       else:
         failures.append(f'{workdir.name}: {status}, {stored}, {seconds[-1]:.1f} s')
@@ -132,12 +132,12 @@ def full_disk(runs: Runs, tries: int) -> dict[str, Any]:
       held += count
     except RuntimeError as error:
       failures.append(f'{workdir.name}: {error}')
-  figures = {'longest until said, s': round(max(seconds, default=0), 1)}
+  figures = {'longest until the warning, s': round(max(seconds, default=0), 1)}
   return {'tries': tries, 'held': held, 'figures': figures, 'failures': failures}
 
 
 def _fill(runs: Runs, workdir: Path, count: int) -> list[float]:
-  """Fills the disk of a run `count` times; seconds until the run said so."""
+  """Fills the disk of a run `count` times; seconds until each warning."""
   checkpoints, seconds = workdir / 'checkpoints', []
   checkpoints.mkdir(parents=True, exist_ok=True)
   mounted = 'd=$0; mount -t tmpfs -o size=8m tmpfs $d; "$@" && cp -a $d $d.kept'
@@ -151,11 +151,11 @@ def _fill(runs: Runs, workdir: Path, count: int) -> list[float]:
     for number in range(count):
       said, began = warnings(), time.monotonic()
       with filled(seen):
-        told = run.wait_for(lambda said=said: warnings() > said)
+        warned = run.wait_for(lambda said=said: warnings() > said)
         seconds.append(time.monotonic() - began)
         stored = newest()
-      if not (told and stored and run.wait_for(lambda n=stored: newest() > n)):
-        raise RuntimeError(f'filling {number}: told {told}, newest {stored}')
+      if not (warned and stored and run.wait_for(lambda n=stored: newest() > n)):
+        raise RuntimeError(f'filling {number}: warned {warned}, newest {stored}')
     if run.process.wait() != 0 or 'Saves that failed before' not in run.output:
       raise RuntimeError(f'status {run.process.returncode}: {run.output[-500:]}')
   checkpoints.rmdir()
@@ -219,7 +219,7 @@ def not_there(runs: Runs) -> dict[str, Any]:
   held, failures = 0, []
   for words, before in {
     'holds no checkpoint yet': (),
-    # A file where the folder should be: nobody, root neither, can list it.
+    # A file in place of the folder: not even root can list it.
     'checkpoints': ('touch', str(empty / 'checkpoints')),
   }.items():
     if before:
@@ -230,7 +230,7 @@ def not_there(runs: Runs) -> dict[str, Any]:
       held += 1
     else:
       failures.append(f'{words}: status {status}: {output[-500:]}')
-  with runs.start(empty) as run:  # training must not begin afresh there
+  with runs.start(empty) as run:  # training must not start from the beginning
     status = run.process.wait()
   if status == 1 and 'error:' in run.output:
     held += 1

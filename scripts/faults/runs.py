@@ -1,4 +1,4 @@
-"""Real training processes for inject.py, and what they leave behind."""
+"""Training processes for inject.py, and the files that they leave."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ from gfl_jax.weights.trees import named_leaves
 SCRIPTS = Path(__file__).parents[1]
 SAVE_EVERY = 4  # steps
 NUM_STEPS = 160
-_LIMIT_SECONDS = 1800  # far above what anything takes: the machine may be busy
+_LIMIT_SECONDS = 1800  # far above what is needed: the machine may be busy
 _SETTINGS = {
   'batch_size': 8,
   'epochs': NUM_STEPS / 8,
@@ -45,7 +45,7 @@ class Runs:
   """Starts runs of one small config; they share data and compiled programs."""
 
   def __init__(self, folder: Path):
-    """Draws 64 + 8 scenes into `folder`, where the runs will be."""
+    """Draws 64 + 8 scenes into `folder`, the parent folder of the runs."""
     self.folder = folder
     data = folder / 'scenes.npz'
     if not data.exists():
@@ -72,9 +72,9 @@ class Runs:
     """Starts scripts/train.py on a folder.
 
     Args:
-      workdir: the run's folder, or that of one that is to go on.
+      workdir: the folder of a new run, or of one to continue.
       settings: config fields that differ.
-      devices: virtual ones.
+      devices: number of virtual devices.
       before: words of the command line before Python.
       environment: on top of this process's own.
     """
@@ -83,7 +83,7 @@ class Runs:
     return Run(command, workdir, devices, environment or {})
 
   def flags(self, workdir: Path, settings: dict | None = None) -> list[str]:
-    """Of scripts/train.py, for a run in a folder; settings as in `start`."""
+    """Flags of scripts/train.py for a run in a folder; settings as in `start`."""
     values = self._settings | (settings or {})
     return [
       '--config=configs/demo_shapes.py',
@@ -102,7 +102,7 @@ class Runs:
     return done.returncode, done.stdout + done.stderr
 
   def straight(self, name: str = 'straight', *, devices: int = 1) -> 'Outcome':
-    """What the run leaves if nothing disturbs it; run once."""
+    """The outcome of the run without a fault; it is run once."""
     workdir = self.folder / f'{name}_{devices}'
     if not (workdir / 'report.html').exists():
       self.start(workdir, devices=devices).finish()
@@ -153,10 +153,10 @@ class Run:
   def wait_for(
     self, condition: Callable[[], object], seconds: float = _LIMIT_SECONDS
   ) -> bool:
-    """Whether a condition came true before the process ended; asked each millisecond.
+    """Whether a condition came true before the process ended; checked each ms.
 
     Raises:
-      TimeoutError: neither happened.
+      TimeoutError: the process still runs.
     """
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
@@ -177,7 +177,7 @@ class Run:
     )
 
   def kill(self) -> bool:
-    """SIGKILL, with its children; whether that was in the middle of a save."""
+    """SIGKILL to the process and its children; whether that was during a save."""
     if self.process.poll() is None:
       os.killpg(self.process.pid, signal.SIGKILL)
       self.process.wait()
@@ -187,7 +187,7 @@ class Run:
     """Waits for the end of a run that succeeds.
 
     Raises:
-      RuntimeError: it did not; with the end of its output.
+      RuntimeError: it did not succeed; with the end of its output.
     """
     if self.process.wait(seconds) != 0:
       raise RuntimeError(
@@ -239,7 +239,7 @@ def steps(checkpoints: Path) -> list[int]:
 
 
 def unfinished(checkpoints: Path) -> list[Path]:
-  """Folders of saves that are being written, or were when the process was killed."""
+  """Folders of saves that are not finished."""
   return list(checkpoints.glob('*orbax-checkpoint-tmp*'))
 
 

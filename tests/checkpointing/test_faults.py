@@ -240,9 +240,9 @@ def test_damage_is_found_or_harmless(two_steps, tmp_path):
     files = [x for x in (copy / '2').rglob('*') if x.is_file()]
     files.sort(key=lambda x: (str(x.relative_to(copy / '2').parent), x.stat().st_size))
     file = data.draw(st.sampled_from(range(len(files))), 'file')
-    kind = data.draw(st.sampled_from(['bit', 'cut', 'gone']), 'kind')
+    kind = data.draw(st.sampled_from(['bit', 'cut', 'deleted']), 'kind')
     content = bytearray(files[file].read_bytes())
-    if kind == 'gone':
+    if kind == 'deleted':
       files[file].unlink()
     elif content:
       place = data.draw(st.integers(0, 8 * len(content) - 1), 'bit')

@@ -28,7 +28,7 @@ from tests import tiny
 
 EVAL_SIZES = (1, 7, 8, 9, 17)
 STEPS = 6
-LIMIT_SECONDS = 900  # none outlives a test that has died
+LIMIT_SECONDS = 900  # a process ends even if its test was killed
 
 
 def config(folder, parallel='jit', data='tiny.npz'):
@@ -104,7 +104,7 @@ def cut_and_resumed(folder, mine, keep=None):
 
 
 def resumed_elsewhere(folder, mine):
-  """Goes on with the runs that the test has copied here from other groups."""
+  """Continues the runs that the test has copied from other groups."""
   for run in sorted(mine.glob('from_*')):
     loop.train(config(folder), run)
 
@@ -119,7 +119,7 @@ def evaluated(folder, mine):
 
 
 def asked_to_stop(folder, mine):
-  """The last process gets SIGTERM; in slow steps: jax takes a second to tell all."""
+  """The last process gets SIGTERM, in slow steps: jax needs a second to pass it on."""
   true = experiment.Experiment.train_batches
 
   def slow(self, first_step):
@@ -170,7 +170,7 @@ def read_by_one_alone(folder, mine):
 
 def other_data(folder, mine):
   """A relative path, and another file there in the last process's folder."""
-  data, here = 'tiny.npz', pathlib.Path.cwd()
+  data, before = 'tiny.npz', pathlib.Path.cwd()
   if jax.process_index() > 0:
     data = f'eval_{EVAL_SIZES[-1]}.npz'
   folder_of_mine = mine / f'host_{jax.process_index()}'
@@ -184,7 +184,7 @@ def other_data(folder, mine):
     run.initial_state()
   except ValueError as error:
     (mine / f'other_data_{jax.process_index()}').write_text(str(error))
-  os.chdir(here)
+  os.chdir(before)
 
 
 def run_until_ended(folder, mine):
@@ -236,7 +236,7 @@ def hanging_before_the_first_step(folder, mine):
 def main(argv):
   folder, mine = map(pathlib.Path, argv[1:3])
   tiny.share_compiled_functions(pytest.MonkeyPatch())
-  loop.write_report = lambda workdir: None  # takes longer than the training here
+  loop.write_report = lambda workdir: None  # takes longer than this training
   times = {}
   for name in argv[3:]:
     start = time.monotonic()

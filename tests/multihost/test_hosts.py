@@ -28,7 +28,7 @@ ENVIRONMENT = {
   'GFL_JAX_LAUNCHED': '1',  # with this process's flags for the compiler
   'PYTHONPATH': str(pathlib.Path(__file__).parents[2]),
 }
-# Far above what it takes: the machine may have other work.
+# Far above what is needed: the machine may have other work.
 LIMIT_SECONDS = 900
 
 
@@ -153,7 +153,7 @@ def test_two_processes_do_what_one_does(folder, alone, tmp_path):
 
   # The first alone says what runs and how far it is.
   assert 'Continuing from step 4 of 6' in printed[0] and 'evaluate:' in printed[0]
-  for words in ('Going on', 'train:', 'evaluate:', 'Report', 'AP50'):
+  for words in ('Continuing', 'train:', 'evaluate:', 'Report', 'AP50'):
     assert words not in printed[1]
 
 
@@ -239,7 +239,7 @@ def test_a_stuck_process_is_named(tmp_path):
   with running_group(tmp_path, 2) as group:
     group.wait_for_text(1, 'stuck now', LIMIT_SECONDS)
     start = time.monotonic()
-    # A status of its own tells a loop that starting all again may help.
+    # By this status keep_training.sh starts the process again.
     assert group.wait(LIMIT_SECONDS, [0])[0] == EXIT_RETRYABLE
     assert group.seconds[0] - start < 30
     words = 'process 0: error: no progress for 20 s from process 1: running, but stuck'
@@ -288,8 +288,8 @@ def test_hosts_with_different_configs_or_folders_are_refused(tmp_path, monkeypat
     (('here', 2, 0), 'must be HOST:PORT'),
     (('9876', 2, 0), 'must be HOST:PORT'),
     (('here:99999', 2, 0), 'a port from 1 to 65535'),
-    (('here:1', 0, 0), 'num_processes=0 must be at least 1'),
-    (('here:1', 2, 2), 'process_id=2 must be from 0'),
+    (('here:1', 0, 0), 'less than num_processes=0'),
+    (('here:1', 2, 2), 'process_id=2 must be'),
     (('no.such.host.invalid:1', 2, 1), 'cannot be resolved'),
     ((None, 1, 1), 'give all three'),
   ],

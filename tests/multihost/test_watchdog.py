@@ -48,7 +48,7 @@ class Peers:
 def test_a_silent_peer_is_named_in_whatever_all_do():
   peers = Peers()
   peers.all_start(long=True)
-  assert peers.pass_seconds(600) == (None, 600)  # they compile: it takes what it takes
+  assert peers.pass_seconds(600) == (None, 600)  # they compile
   peers.stopped.add(2)
   diagnosis, seconds = peers.pass_seconds(60)
   assert (
@@ -179,7 +179,7 @@ def test_a_peer_that_ended_is_named_with_its_error_after_the_grace_time():
   assert peers.pass_seconds(1)[0].retryable
 
 
-class Store:
+class Storage:
   """What a Watchdog needs of the coordinator."""
 
   def __init__(self):
@@ -198,16 +198,17 @@ class Store:
 
 def test_peers_receive_the_whole_error_on_one_line():
   text = 'error: another config. They differ in:\n  seed: 1, 2\n  epochs: 3, 4'
-  store = Store()
-  dog = watchdog.Watchdog(store, 1, 2, ExitReporter('nothing'))
+  storage = Storage()
+  dog = watchdog.Watchdog(storage, 1, 2, ExitReporter('nothing'))
   dog.report_error(text, retryable=True)
   limit = time.monotonic() + 60
-  while '1' not in ''.join(store.texts) or not store.heartbeats(1).error:
+  while '1' not in ''.join(storage.texts) or not storage.heartbeats(1).error:
     assert time.monotonic() < limit
     time.sleep(0.05)
   dog.close()
   wanted = 'error: another config. They differ in: seed: 1, 2; epochs: 3, 4'
-  assert (store.heartbeats(1).error, store.heartbeats(1).retryable) == (wanted, True)
+  last = storage.heartbeats(1)
+  assert (last.error, last.retryable) == (wanted, True)
 
 
 def test_a_long_error_is_cut_off():
@@ -223,8 +224,8 @@ def test_the_last_line_is_shown_while_tensorflow_starts():
     'from gfl_jax.data import terminal\n'
     'from gfl_jax.multihost.watchdog import Watchdog\n'
     'from gfl_jax.multihost.exit_reporter import ExitReporter\n'
-    'from tests.multihost.test_watchdog import Store\n'
-    'watchdog = Watchdog(Store(), 1, 2, ExitReporter("nothing"))\n'
+    'from tests.multihost.test_watchdog import Storage\n'
+    'watchdog = Watchdog(Storage(), 1, 2, ExitReporter("nothing"))\n'
     'with terminal.hold_back_stderr():\n'
     '  os.write(2, b"no GPU")\n'
     '  watchdog.leave("error: a\\n  b", retryable=False, status=3, advice="(try c)")'
