@@ -1,6 +1,6 @@
 """Checks a config before anything runs: every field, its type and its range.
 
-Every field of a config has a line in `_FIELDS`.
+Every field of a config is named in `_RULES`.
 """
 
 import contextlib
@@ -82,101 +82,67 @@ _SEED = _Rule(
 )
 _ANY = _Rule('', lambda value: True)
 
-_FIELDS: dict[str, _Rule] = {
-  'seed': _SEED,
-  'parallel': _one_of(MODES),
-  'batch_size': _whole(1),
-  'accumulate': _whole(1),
-  'epochs': _POSITIVE,
-  'ema_decay': _BELOW_1,
-  'log_every_steps': _whole(1),
-  'eval_every_epochs': _POSITIVE,
-  'checkpoint_every_steps': _whole(1),
-  'tensorboard': _FLAG,
-  'data.name': _one_of(data.NAMES),
-  'data.path': _PATH,
-  'data.data_dir': _PATH,
-  'data.num_train': _whole(0),
-  'data.num_validation': _whole(0),
-  'data.canvas': _several(_whole(1), 2),
-  'data.short_side': _several(_whole(1), 2, rising=True),
-  'data.max_long_side': _whole(1),
-  'data.zoom': _several(_POSITIVE, 2, rising=True),
-  'data.flip': _SHARE,
-  'data.max_boxes': _whole(1),
-  'data.keep_empty': _FLAG,
-  'data.cache': _FLAG,
-  'data.max_bad_images': _whole(0),
-  'data.mean': _several(_FINITE, 3),
-  'data.std': _several(_POSITIVE, 3),
-  'assignment.kind': _TEXT,
-  'assignment.top_k': _whole(1),
-  'assignment.center_radius': _NOT_NEGATIVE,
-  'assignment.regress_range': _POSITIVE,
-  'assignment.positive_iou': _SHARE,
-  'assignment.negative_iou': _SHARE,
-  'score.kind': _TEXT,
-  'score.weight': _NOT_NEGATIVE,
-  'class_loss.kind': _TEXT,
-  'class_loss.weight': _NOT_NEGATIVE,
-  'class_loss.beta': _EXPONENT,
-  'class_loss.alpha': _NOT_NEGATIVE,
-  'class_loss.gamma': _EXPONENT,
-  'class_loss.min_overlap': _INSIDE,
-  'box.kind': _TEXT,
-  'box.start': _FINITE,
-  'box.stop': _FINITE,
-  'box.num_bins': _whole(2),
-  'box.scale': _POSITIVE,
-  'edge_loss.kind': _TEXT,
-  'edge_loss.weight': _NOT_NEGATIVE,
-  'box_loss.kind': _TEXT,
-  'box_loss.weight': _NOT_NEGATIVE,
-  'box_loss.weighting': _TEXT,
-  'box_loss.min_weight_sum': _POSITIVE,
-  'box_loss.max_positives_per_image': _whole(1),
-  'points.offset': _FINITE,
-  'points.anchor_scale': _POSITIVE,
-  'model.num_classes': _whole(1),
-  'model.dtype': _TEXT,
-  'model.remat': _several(_TEXT),
-  'model.backbone.kind': _TEXT,
-  'model.backbone.depth': _whole(1),
-  'model.backbone.widths': _several(_whole(1), 4),
-  'model.backbone.groups': _whole(1),
-  'model.backbone.group_width': _whole(1),
-  'model.backbone.stem': _TEXT,
-  'model.backbone.norm': _TEXT,
-  'model.backbone.norm_groups': _whole(1),
-  'model.backbone.frozen_stages': _whole(0),
-  'model.backbone.pretrained': _PATH,
-  'model.neck.channels': _whole(1),
-  'model.neck.num_levels': _whole(1),
-  'model.head.channels': _whole(1),
-  'model.head.num_convs': _whole(0),
-  'model.head.norm_groups': _whole(1),
-  'model.head.prior_probability': _INSIDE,
-  'optimizer.kind': _TEXT,
-  'optimizer.learning_rate': _POSITIVE,
-  'optimizer.momentum': _BELOW_1,
-  'optimizer.weight_decay': _NOT_NEGATIVE,
-  'optimizer.clip_norm': _NOT_NEGATIVE,
-  'schedule.kind': _TEXT,
-  'schedule.warmup_steps': _whole(0),
-  'schedule.warmup_ratio': _SHARE,
-  'schedule.decay_epochs': _several(_POSITIVE, rising=True),
-  'schedule.decay_factor': _POSITIVE,
-  'schedule.final_ratio': _SHARE,
-  'schedule.extensions': _several(_ANY),
-  'decode.score_threshold': _SHARE,
-  'decode.candidates_per_level': _whole(1),
-  'decode.nms': _TEXT,
-  'decode.nms_iou': _SHARE,
-  'decode.max_detections': _whole(1),
-  'decode.min_size': _NOT_NEGATIVE,
-  'decode.variance_voting': _NOT_NEGATIVE,
-  'decode.uncertainty_penalty': _FLAG,
-}
+_RULES: tuple[tuple[_Rule, str], ...] = (
+  (_SEED, 'seed'),
+  (_one_of(MODES), 'parallel'),
+  (
+    _whole(1),
+    'batch_size accumulate log_every_steps checkpoint_every_steps '
+    'data.max_long_side data.max_boxes assignment.top_k '
+    'box_loss.max_positives_per_image model.num_classes model.backbone.depth '
+    'model.backbone.groups model.backbone.group_width model.backbone.norm_groups '
+    'model.neck.channels model.neck.num_levels model.head.channels '
+    'model.head.norm_groups decode.candidates_per_level decode.max_detections',
+  ),
+  (
+    _POSITIVE,
+    'epochs eval_every_epochs assignment.regress_range box.scale '
+    'box_loss.min_weight_sum points.anchor_scale optimizer.learning_rate '
+    'schedule.decay_factor',
+  ),
+  (_BELOW_1, 'ema_decay optimizer.momentum'),
+  (_FLAG, 'tensorboard data.keep_empty data.cache decode.uncertainty_penalty'),
+  (_one_of(data.NAMES), 'data.name'),
+  (_PATH, 'data.path data.data_dir model.backbone.pretrained'),
+  (
+    _whole(0),
+    'data.num_train data.num_validation data.max_bad_images '
+    'model.backbone.frozen_stages model.head.num_convs schedule.warmup_steps',
+  ),
+  (_several(_whole(1), 2), 'data.canvas'),
+  (_several(_whole(1), 2, rising=True), 'data.short_side'),
+  (_several(_POSITIVE, 2, rising=True), 'data.zoom'),
+  (
+    _SHARE,
+    'data.flip assignment.positive_iou assignment.negative_iou '
+    'schedule.warmup_ratio schedule.final_ratio decode.score_threshold '
+    'decode.nms_iou',
+  ),
+  (_several(_FINITE, 3), 'data.mean'),
+  (_several(_POSITIVE, 3), 'data.std'),
+  (
+    _TEXT,
+    'assignment.kind score.kind class_loss.kind box.kind edge_loss.kind '
+    'box_loss.kind box_loss.weighting model.dtype model.backbone.kind '
+    'model.backbone.stem model.backbone.norm optimizer.kind schedule.kind '
+    'decode.nms',
+  ),
+  (
+    _NOT_NEGATIVE,
+    'assignment.center_radius score.weight class_loss.weight class_loss.alpha '
+    'edge_loss.weight box_loss.weight optimizer.weight_decay optimizer.clip_norm '
+    'decode.min_size decode.variance_voting',
+  ),
+  (_EXPONENT, 'class_loss.beta class_loss.gamma'),
+  (_INSIDE, 'class_loss.min_overlap model.head.prior_probability'),
+  (_FINITE, 'box.start box.stop points.offset'),
+  (_whole(2), 'box.num_bins'),
+  (_several(_TEXT), 'model.remat'),
+  (_several(_whole(1), 4), 'model.backbone.widths'),
+  (_several(_POSITIVE, rising=True), 'schedule.decay_epochs'),
+  (_several(_ANY), 'schedule.extensions'),
+)
+_FIELDS = {name: rule for rule, names in _RULES for name in names.split()}
 
 
 def check_config(config: Any) -> None:
