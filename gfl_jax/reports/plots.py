@@ -206,10 +206,8 @@ def _list_stds(axes: Axes, stds) -> None:
   axes.set_axis_off()
   axes.text(0.97, 0.9, 'σ in px', fontsize=9, color=INK, ha='right')
   for row, ((name, color), std) in enumerate(zip(_SIDES.items(), stds, strict=True)):
-    for x, text, align in ((0.1, name, 'left'), (0.97, f'{std:.1f}', 'right')):
-      axes.text(
-        x, 0.7 - 0.2 * row, text, ha=align, color=color, fontsize=9, fontweight='bold'
-      )
+    font = {'ha': 'right', 'color': color, 'fontsize': 9, 'fontweight': 'bold'}
+    axes.text(0.97, 0.7 - 0.2 * row, f'{name} {std:.1f}', **font)
 
 
 def _column(lines: Sequence[Mapping], key: str) -> np.ndarray:

@@ -11,15 +11,8 @@ import numpy as np
 from gfl_jax import files
 from gfl_jax.errors import MissingFileError
 from gfl_jax.evaluation.coco_metrics import METRICS
-from gfl_jax.reports import diagnostic_sections, html_page, plots, sample_sections
-from gfl_jax.reports.html_page import (
-  NOT_EVALUATED,
-  details,
-  listing,
-  paragraph,
-  section,
-)
-from gfl_jax.reports.tables import DASH, Table, duration, flatten, number
+from gfl_jax.reports import diagnostic_sections, markup, plots, sample_sections
+from gfl_jax.reports.markup import Table, number, paragraph, section
 
 MANY_CLAMPED = 0.05  # share of sides beyond their bins that gets a line
 # Figure 12 of the paper, over the positives of a trained GFL with ResNet-50.
@@ -78,9 +71,8 @@ def write_report(
   measured = Path(evaluation) if evaluation else workdir / 'eval'
   metrics = files.read_json(measured / 'metrics.json')
   name = workdir.resolve().name
-  no_env, missing = (
-    paragraph(text) for text in ('The run has no env.json.', NOT_EVALUATED)
-  )
+  missing = paragraph(markup.NOT_EVALUATED)
+  machine = Table('ll', ['', ''], markup.flatten(env)).as_html()
   body = [
     _headline(name, config, train, metrics),
     section('Training', _training(train, config)),
@@ -90,15 +82,15 @@ def write_report(
     *sample_sections.sections(measured / 'samples.npz'),
     section(
       'Machine and versions',
-      Table('ll', ['', ''], flatten(env)).as_html() if env else no_env,
+      machine if env else paragraph('The run has no env.json.'),
     ),
     section(
       'Configuration',
-      details('config.json', listing(json.dumps(config, indent=2).splitlines())),
+      markup.details('config.json', markup.listing(json.dumps(config, indent=2))),
     ),
   ]
   path = (measured if evaluation else workdir) / 'report.html'
-  files.atomic_write(path, html_page.page(name, ''.join(body), style=_STYLE))
+  files.atomic_write(path, markup.page(name, ''.join(body), style=_STYLE))
   return path
 
 
@@ -110,35 +102,33 @@ def _by_step(lines: list[dict], kind: str) -> list[dict]:
 
 def _headline(name: str, config: Mapping, train: list, metrics: Mapping) -> str:
   tiles = {key: number(metrics.get(key)) for key in ('AP', 'AP50', 'AP75')}
-  tiles['images evaluated'] = str(metrics.get('num_images', DASH))
+  tiles['images evaluated'] = str(metrics.get('num_images', markup.DASH))
   if train:
     # The logged speeds give the time between two lines; a first line has no speed.
     steps = np.diff([0, *(line['step'] for line in train)])
     speeds = np.array([line.get('images_per_second', np.nan) for line in train])
     seconds = float(np.nansum(steps * config['batch_size'] / speeds))
     tiles['training steps'] = f'{train[-1]["step"]:,}'
-    tiles['time in training steps'] = duration(seconds)
+    tiles['time in training steps'] = markup.duration(seconds)
   choices = [
     f'{part.replace("_", " ")} {config[part]["kind"]}'
     for part in ('assignment', 'score', 'class_loss', 'box', 'edge_loss')
   ]
   about = ' · '.join([f'Data {config["data"]["name"]}', *choices])
-  return html_page.header(name, paragraph(about), html_page.tiles(tiles))
+  return markup.header(name, paragraph(about), markup.tiles(tiles))
 
 
 def _training(train: list, config: Mapping) -> str:
   if not train:
     return paragraph('No step is logged yet.')
-  parts, last = [html_page.wide(plots.training_curves(train))], train[-1]
+  last, notes = train[-1], []
   for epochs, how in config.get('schedule', {}).get('extensions', ()):
-    parts.append(paragraph(f'After {epochs:g} epochs the run was extended by {how}.'))
+    notes.append(f'After {epochs:g} epochs the run was extended by {how}.')
   if last.get('clamped_targets', 0) > MANY_CLAMPED:
-    parts.append(
-      paragraph(
-        f'{last["clamped_targets"]:.0%} of the sides of positives are longer than '
-        'their bins reach and are trained as shorter ones: box.stop is too small for '
-        'these boxes.'
-      )
+    notes.append(
+      f'{last["clamped_targets"]:.0%} of the sides of positives are longer than their '
+      'bins reach and are trained as shorter ones: box.stop is too small for these '
+      'boxes.'
     )
   labels = [
     f'{what} {number(last[key], 2)} ± {number(last[f"{key}_std"], 2)} '
@@ -147,13 +137,12 @@ def _training(train: list, config: Mapping) -> str:
     if f'{key}_std' in last
   ]
   if labels:
-    parts.append(
-      paragraph(
-        'Two possible quality labels of the positives, mean ± standard deviation in a '
-        f'batch, averaged over the last logged batches: {"; ".join(labels)}.'
-      )
+    notes.append(
+      'Two possible quality labels of the positives, mean ± standard deviation in a '
+      f'batch, averaged over the last logged batches: {"; ".join(labels)}.'
     )
-  return ''.join(parts)
+  curves = markup.wide(plots.training_curves(train))
+  return curves + ''.join(map(paragraph, notes))
 
 
 def _precision(evals: list, metrics: Mapping) -> str:
@@ -171,7 +160,7 @@ def _precision(evals: list, metrics: Mapping) -> str:
   values = [number(metrics[name]) for name in METRICS]
   parts.append(Table('r' * len(METRICS), list(METRICS), [values]).as_html())
   if evals and 'other_data' not in metrics:
-    parts.append(html_page.wide(plots.ap_curves(evals)))
+    parts.append(markup.wide(plots.ap_curves(evals)))
   return ''.join(parts)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gfl_jax.evaluation.diagnostic_rows import overlaps
 from gfl_jax.reports import plots
-from gfl_jax.reports.html_page import NOT_EVALUATED, paragraph, section
+from gfl_jax.reports.markup import NOT_EVALUATED, paragraph, section
 
 _MIN_SCORE = 0.3  # of a detection that is drawn
 _MAX_LABELED = 10  # detections of a picture; more labels would cover it
@@ -153,13 +153,12 @@ def _sides(samples: list, names: list[str]) -> str:
 
 
 def _side_figure(sample: Mapping, index: int, names: list[str]) -> str:
-  truth = sample['truths'][index]
+  truth, name = sample['truths'][index], names[sample['classes'][index]]
   note = ' · no object here' if truth is None else ''
   return (
     f'<figure>{plots.side_distributions(sample, index, truth)}<figcaption>'
-    f'{html.escape(names[sample["classes"][index]])}, score '
-    f'{sample["scores"][index]:.2f}, image {int(sample["image_id"])}{note}'
-    '</figcaption></figure>'
+    f'{html.escape(name)}, score {sample["scores"][index]:.2f}, image '
+    f'{int(sample["image_id"])}{note}</figcaption></figure>'
   )
 
 

@@ -15,8 +15,8 @@ import jax
 
 from gfl_jax import data, files
 from gfl_jax.errors import UserError
+from gfl_jax.reports.markup import duration
 from gfl_jax.reports.study import page
-from gfl_jax.reports.tables import duration
 from gfl_jax.studies import record
 from gfl_jax.studies.plan import Study
 from gfl_jax.studies.runs import Run, check_code

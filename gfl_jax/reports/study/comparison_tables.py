@@ -6,10 +6,10 @@ APs and their differences are in points, 0 to 100.
 from collections.abc import Mapping, Sequence
 
 from gfl_jax.evaluation.coco_metrics import METRICS
+from gfl_jax.reports.markup import DASH, Table, duration, flatten, number
 from gfl_jax.reports.study import results, statistics
 from gfl_jax.reports.study.results import Comparison, Pair, Study
 from gfl_jax.reports.study.statistics import Estimate
-from gfl_jax.reports.tables import DASH, Table, duration, flatten, number
 
 PAPER_COLUMNS = ("paper's AP", "paper's difference")
 _REASONS = {
@@ -144,8 +144,8 @@ def problems(study: Study) -> Table:
 def environment(study: Study) -> Table:
   """Machine, versions, code and cost."""
   about = study.about
-  machine = dict(about.get('environment') or {})
   # It is the env.json of one run; the study has a command and a revision of its own.
+  machine = dict(about.get('environment') or {})
   for field in ('command', 'git'):
     machine.pop(field, None)
   seconds, compiling = (about.get(field) for field in ('seconds', 'compiling'))

@@ -8,12 +8,10 @@ from statistics import fmean
 
 from gfl_jax.evaluation.diagnostics import LEVELS
 from gfl_jax.reports import diagnostic_sections
-from gfl_jax.reports.html_page import details, paragraph
+from gfl_jax.reports.markup import DASH, Table, details, paragraph
 from gfl_jax.reports.study import statistics
 from gfl_jax.reports.study.comparison_tables import with_interval
 from gfl_jax.reports.study.results import Row, Study
-from gfl_jax.reports.study.statistics import Estimate
-from gfl_jax.reports.tables import DASH, Table
 
 STYLE = """
 .diagnostics td:last-child { min-width: 24em; color: var(--soft); }
@@ -37,9 +35,9 @@ _MEANINGS = {
   **diagnostic_sections.SIDE_ROWS,
   'spread_ratio': 'mean predicted over mean true standard deviation',
   'positive_iou_mean': 'IoU of the true positives with their true box',
-  'positive_iou_std': 'its standard deviation over all',
+  'positive_iou_std': 'standard deviation of that IoU',
   'positive_centerness_mean': 'centerness of their anchor points in it',
-  'positive_centerness_std': 'its standard deviation over all',
+  'positive_centerness_std': 'standard deviation of that centerness',
   **{
     f'coverage_{level}': f'share of annotated sides in the central {level} % interval'
     for level in LEVELS
@@ -82,12 +80,6 @@ def _goodness(row: Row, name: str) -> dict[int, float]:
   if good in _SIGNS:
     return {seed: _SIGNS[good] * value for seed, value in values.items()}
   return {seed: -abs(value - float(good)) for seed, value in values.items()}
-
-
-def _gain(study: Study, row: Row, name: str) -> Estimate | None:
-  """How much better a row is than its baseline, paired by seed."""
-  ours, baseline = (_goodness(one, name) for one in (row, study.baseline_of(row)))
-  return statistics.estimate(statistics.paired_differences(ours, baseline).values())
 
 
 def findings(study: Study) -> list[str]:
@@ -134,9 +126,11 @@ def _measured(study: Study) -> list[str]:
 
 
 def _cell(study: Study, row: Row, name: str) -> str:
-  """'0.014 ± 0.004 ✓', marked where it differs from the row's baseline."""
+  """'0.014 ± 0.004 ✓', marked where the row differs from its baseline, by seed."""
   found = statistics.estimate(row.diagnostics(name).values())
-  gain, mark = _gain(study, row, name), ''
+  ours, baseline = (_goodness(one, name) for one in (row, study.baseline_of(row)))
+  gains = statistics.paired_differences(ours, baseline).values()
+  gain, mark = statistics.estimate(gains), ''
   if gain is not None and gain.is_beyond_noise:
     mark = ' ✓' if gain.mean > 0 else ' ✗'
   return with_interval(found, 0 if name in _COUNTS else 3) + mark

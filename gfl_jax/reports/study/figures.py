@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 
-from gfl_jax.reports import html_page
+from gfl_jax.reports import markup
 from gfl_jax.reports.study.statistics import Estimate
 
 STYLE = """
@@ -97,7 +97,7 @@ def strips(titles: Sequence[tuple[str, str]], panels: Sequence[Panel]) -> str:
     lines.append(f'<tr>{cells}</tr>')
   lines.append(f'<tr class="axis">{axes}</tr>')
   rows = '\n'.join(lines)
-  return html_page.wide(f'<table class="strips">\n{rows}\n</table>')
+  return markup.wide(f'<table class="strips">\n{rows}\n</table>')
 
 
 def _strip(content: str) -> str:
@@ -134,8 +134,11 @@ class _Scale:
       f'stroke="{color}" stroke-dasharray="{dashes}"/>'
       for value, color, dashes in places
     )
+    # Without needless digits, and without a minus before 0.
+    texts = [f'{round(tick, 6) + 0.0:g}'.replace('-', '−') for tick in ticks]
     self.labels = ''.join(
-      f'<text x="{self.at(tick)}" y="15">{_short(tick)}</text>' for tick in ticks
+      f'<text x="{self.at(tick)}" y="15">{text}</text>'
+      for tick, text in zip(ticks, texts, strict=True)
     )
 
   def at(self, value: float) -> str:
@@ -184,8 +187,3 @@ def _interval(found: Estimate, scale: _Scale, color: str) -> str:
     f'<line x1="{places[0]}" x2="{places[1]}" y1="50%" y2="50%" stroke="{color}" '
     f'stroke-width="2.2"/>{stops}'
   )
-
-
-def _short(value: float) -> str:
-  """A tick's number, without needless digits and without a minus before 0."""
-  return f'{round(value, 6) + 0.0:g}'.replace('-', '−')

@@ -6,29 +6,19 @@ from pathlib import Path
 
 from gfl_jax import files
 from gfl_jax.errors import MissingFileError
-from gfl_jax.reports import html_page
-from gfl_jax.reports.html_page import details, listing, paragraph, section
+from gfl_jax.reports import markup
+from gfl_jax.reports.markup import details, listing, paragraph, section
 from gfl_jax.reports.study import (
   comparison_tables,
   diagnostic_tables,
   figures,
+  results,
   sentences,
   statistics,
   text_files,
 )
-from gfl_jax.reports.study.comparison_tables import PAPER_COLUMNS
 from gfl_jax.reports.study.figures import Mark, Panel
-from gfl_jax.reports.study.results import (
-  OUTCOMES,
-  SETTLED,
-  Comparison,
-  Order,
-  Study,
-  compare_order,
-  compare_rows,
-  load_study,
-)
-from gfl_jax.reports.tables import DASH, duration, escape_markdown, number
+from gfl_jax.reports.study.results import Comparison, Order, Study
 
 
 def write_study_report(folder: str | os.PathLike) -> Path:
@@ -47,15 +37,16 @@ def write_study_report(folder: str | os.PathLike) -> Path:
     FileNotFoundError: there is no study.json.
     ValueError: it is damaged (see `results.load_study`).
   """
-  study = load_study(folder)
-  comparisons, order = compare_rows(study), compare_order(study)
-  folder = Path(folder)
-  files.atomic_write(folder / 'results.csv', text_files.csv_text(study))
-  text = text_files.markdown(study, comparisons, order)
-  files.atomic_write(folder / 'results.md', text)
-  path = folder / 'report.html'
-  files.atomic_write(path, _page(study, comparisons, order))
-  return path
+  study = results.load_study(folder)
+  comparisons, order = results.compare_rows(study), results.compare_order(study)
+  texts = {
+    'results.csv': text_files.csv_text(study),
+    'results.md': text_files.markdown(study, comparisons, order),
+    'report.html': _page(study, comparisons, order),
+  }
+  for name, text in texts.items():
+    files.atomic_write(Path(folder) / name, text)
+  return Path(folder) / 'report.html'
 
 
 def summary_table(root: str | os.PathLike) -> str:
@@ -69,41 +60,43 @@ def summary_table(root: str | os.PathLike) -> str:
     ValueError: one of them is damaged.
   """
   root = Path(root).resolve()
-  studies = {
-    path.parent: load_study(path.parent) for path in sorted(root.glob('**/study.json'))
-  }
-  if not studies:
+  folders = sorted(path.parent for path in root.glob('**/study.json'))
+  if not folders:
     raise MissingFileError(f'no study.json below {root}: run scripts/ablate.py first')
-  studies = {
-    folder: study
-    for folder, study in studies.items()
-    if any(row.finished for row in study.rows)
-  }
+  studies = {folder: results.load_study(folder) for folder in folders}
+  studies = {f: s for f, s in studies.items() if any(row.finished for row in s.rows)}
   if not studies:
     raise MissingFileError(f'no study below {root} has a finished run yet')
   scopes = [sentences.scope(study) for study in studies.values() if study.has_paper]
-  parts = [f'{escape_markdown(text)}\n' for text in dict.fromkeys(scopes)]
+  parts = [f'{markup.escape_markdown(text)}\n' for text in dict.fromkeys(scopes)]
   for folder, study in studies.items():
     link = Path(os.path.relpath(folder / 'results.md')).as_posix()
     lines = [] if study.has_paper else [sentences.scope(study)]
-    lines += sentences.in_short(study, compare_order(study))
-    table = comparison_tables.overview(study, compare_rows(study))
+    lines += sentences.in_short(study, results.compare_order(study))
+    table = comparison_tables.overview(study, results.compare_rows(study))
     parts.append(
-      f'**[{escape_markdown(sentences.heading(study))}](<{link}>)**\n\n'
-      f'{escape_markdown(sentences.setting(study))}\n\n'
+      f'**[{markup.escape_markdown(sentences.heading(study))}](<{link}>)**\n\n'
+      f'{markup.escape_markdown(sentences.setting(study))}\n\n'
       f'{table.without("std", "p (Holm)").as_markdown()}\n'
-      f'{escape_markdown(" ".join(lines))}\n'
+      f'{markup.escape_markdown(" ".join(lines))}\n'
     )
   return '\n'.join(parts)
 
 
 def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> str:
+  *found, scope = sentences.finding(study, comparisons, order)
   problems = comparison_tables.problems(study)
-  first, *others = sentences.commands(study)
+  commands = [run['command'] for _, run in study.runs if run['command']]
+  commands = list(dict.fromkeys(commands))  # that of a shared run only once
+  listed = listing('\n'.join(commands))
+  # Without the numbers of the paper, which the figure has.
+  table = comparison_tables.overview(study, comparisons)
+  table = table.without(*comparison_tables.PAPER_COLUMNS)
   scales = " The paper's strips, here and below, have their own scale."
   body = [
     _headline(study, order),
-    _finding(study, comparisons, order),
+    f'<section class="finding"><h2>Findings</h2>{"".join(map(paragraph, found))}'
+    f'{paragraph(scope, "scope")}</section>\n',
     section('Runs that give no AP', problems.as_html()) if problems.rows else '',
     section(
       'Average precision',
@@ -119,8 +112,7 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
       paragraph(
         "Green: better, red: worse, both after Holm's correction; grey: neither shown."
       ),
-      # Without what the figure shows beside it.
-      comparison_tables.overview(study, comparisons).without(*PAPER_COLUMNS).as_html(),
+      table.as_html(),
       *map(paragraph, sentences.method(study)),
     ),
     _order(order),
@@ -129,15 +121,15 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
     section(
       'Runs',
       comparison_tables.runs(study).as_html(),
-      f'<h3>The command of the study</h3>{listing([first])}',
-      details(f'The commands of the runs ({len(others)})', listing(others)),
+      f'<h3>The command of the study</h3>{listing(study.about["command"])}',
+      details(f'The commands of the runs ({len(commands)})', listed),
     ),
     section(
       'Machine, versions and cost', comparison_tables.environment(study).as_html()
     ),
   ]
   style = figures.STYLE + diagnostic_tables.STYLE
-  return html_page.page(sentences.heading(study), ''.join(body), style=style)
+  return markup.page(sentences.heading(study), ''.join(body), style=style)
 
 
 def _headline(study: Study, order: Order) -> str:
@@ -149,22 +141,18 @@ def _headline(study: Study, order: Order) -> str:
     'seeds': str(len(study.seeds)),
   }
   if order.pairs:
-    confirmed, contradicted = (len(order.of(outcome)) for outcome in SETTLED)
+    confirmed, contradicted = (len(order.of(outcome)) for outcome in results.SETTLED)
     label = f'pairs of the paper: {confirmed} confirmed, {contradicted} contradicted'
     tiles[label] = f'{confirmed + contradicted} of {len(order.pairs)}'
-  tiles['time of all runs'] = duration(float(seconds)) if seconds else DASH
-  return html_page.header(
+  tiles['time of all runs'] = (
+    markup.duration(float(seconds)) if seconds else markup.DASH
+  )
+  return markup.header(
     sentences.heading(study),
     paragraph(sentences.setting(study)),
     paragraph(study.about['question'], 'question'),
-    html_page.tiles(tiles),
+    markup.tiles(tiles),
   )
-
-
-def _finding(study: Study, comparisons: Mapping, order: Order) -> str:
-  *lines, scope = sentences.finding(study, comparisons, order)
-  text = ''.join(map(paragraph, lines)) + paragraph(scope, 'scope')
-  return f'<section class="finding"><h2>Findings</h2>{text}</section>\n'
 
 
 def _precision(study: Study) -> str:
@@ -178,7 +166,7 @@ def _precision(study: Study) -> str:
     found = statistics.estimate(aps.values())
     color = 'baseline' if is_baseline else 'plain'
     ours.append(Mark(aps, found, color, comparison_tables.with_interval(found)))
-    paper.append(Mark({}, _single(ap), 'noise', number(ap, 1)))
+    paper.append(Mark({}, statistics.estimate([ap]), 'noise', markup.number(ap, 1)))
   panels = [Panel(f'Ours: {sentences.base(study)}', 'AP', 45, ours)]
   if study.has_paper:
     panels.append(Panel('Paper: COCO, R-50, 90k', 'AP', 16, paper))
@@ -198,24 +186,20 @@ def _differences(study: Study, comparisons: Mapping[str, Comparison]) -> str:
     text = comparison_tables.difference_text(one.difference)
     ours.append(Mark(one.by_seed, one.difference, color, text))
     text = comparison_tables.paper_difference(gap)
-    paper.append(Mark({}, _single(gap), 'noise', text))
+    paper.append(Mark({}, statistics.estimate([gap]), 'noise', text))
   panels = [Panel('Ours: AP minus baseline, same seed', 'points', 40, ours, True)]
   if any(mark.found for mark in paper):
     panels.append(Panel("Paper's difference", 'points', 16, paper, True))
   return figures.strips(titles, panels)
 
 
-def _single(value: float | None) -> statistics.Estimate | None:
-  return statistics.estimate([] if value is None else [value])
-
-
 def _order(order: Order) -> str:
   if not order.pairs and not order.num_unknown:
     return ''
   parts = list(map(paragraph, sentences.order_notes(order)))
-  for outcome, words in OUTCOMES.items():
+  for outcome, words in results.OUTCOMES.items():
     if found := order.of(outcome):
       title = f'Ours {words}: {len(found)}'
       table = comparison_tables.pairs(found).as_html()
-      parts.append(details(title, table, is_open=outcome in SETTLED))
+      parts.append(details(title, table, is_open=outcome in results.SETTLED))
   return section("Order of the rows, ours and the paper's", *parts)

@@ -4,15 +4,14 @@ All APs here are in points, 0 to 100, as papers give them; metrics.json has 0 to
 """
 
 import dataclasses
-import itertools
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
-import numpy as np
 import scipy.stats
 
 from gfl_jax.errors import MissingFileError, UserError
@@ -181,17 +180,16 @@ def compare_rows(study: Study) -> dict[str, Comparison]:
   for (row, baseline), by_seed, difference, p_value in _compare(
     [(row, baseline) for row, baseline in pairs if row is not baseline]
   ):
-    both_in_paper = 'AP' in row.paper and 'AP' in baseline.paper
+    gap = _gap(row, baseline) if 'AP' in row.paper and 'AP' in baseline.paper else None
+    conclusion = _conclusion(row, baseline, difference, p_value)
     comparisons[row.name] = Comparison(
-      row,
-      baseline,
-      by_seed,
-      difference,
-      row.paper['AP'] - baseline.paper['AP'] if both_in_paper else None,
-      p_value,
-      _conclusion(row, baseline, difference, p_value),
+      row, baseline, by_seed, difference, gap, p_value, conclusion
     )
   return comparisons
+
+
+def _gap(row: Row, other: Row) -> float:
+  return row.paper['AP'] - other.paper['AP']
 
 
 def _compare(pairs: list[tuple[Row, Row]]):
@@ -282,16 +280,16 @@ class Order(NamedTuple):
 def compare_order(study: Study) -> Order:
   """Which of the paper's orderings of two rows our runs show."""
   in_paper = [row for row in study.rows if 'AP' in row.paper]
-  gap = lambda pair: pair[0].paper['AP'] - pair[1].paper['AP']
-  ordered = [pair for pair in itertools.product(in_paper, repeat=2) if gap(pair) > 0]
+  ordered = [(a, b) for a in in_paper for b in in_paper if _gap(a, b) > 0]
+  ordered.sort(key=lambda pair: -_gap(*pair))
   pairs = [
-    Pair(*pair, gap(pair), difference, _outcome(difference, p_value))
-    for pair, _, difference, p_value in _compare(sorted(ordered, key=gap, reverse=True))
+    Pair(*pair, _gap(*pair), difference, _outcome(difference, p_value))
+    for pair, _, difference, p_value in _compare(ordered)
     if difference is not None
   ]
   rows = [row for row in in_paper if row.points('AP')]
   paper = [row.paper['AP'] for row in rows]
-  ours = [np.mean(list(row.points('AP').values())) for row in rows]
+  ours = [fmean(row.points('AP').values()) for row in rows]
   has_order = len(set(paper)) > 1 and len(set(ours)) > 1
   kendall: Any = scipy.stats.kendalltau  # for pyright, its result has no attributes
   tau = float(kendall(paper, ours).statistic) if has_order else None

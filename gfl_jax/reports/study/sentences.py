@@ -1,25 +1,14 @@
 """The sentences about a study, for its page, its Markdown and the README."""
 
 import re
-import statistics as stdlib_statistics
 from collections.abc import Mapping
+from statistics import fmean, median
 
-from gfl_jax.reports.study import diagnostic_tables, results, statistics
+from gfl_jax.reports.study import diagnostic_tables, results
 from gfl_jax.reports.study.comparison_tables import counted, quoted, signed
-from gfl_jax.reports.study.results import (
-  BETTER,
-  RERUN_SPREAD,
-  SETTLED,
-  UNCORRECTED,
-  WORSE,
-  Comparison,
-  Order,
-  Study,
-)
+from gfl_jax.reports.study.results import Comparison, Order, Study
 
 _RECIPE = 'gfl_r50_fpn_1x_coco'  # the base that is the recipe of the paper's numbers
-_ALL_NAMED = (BETTER, WORSE, *UNCORRECTED.values())  # other conclusions may be counted
-_MAX_NAMED = 4
 _ENOUGH_SEEDS = 3
 _LEARNED = 5.0  # points of AP; below, a detector has found next to nothing
 
@@ -34,11 +23,10 @@ def setting(study: Study) -> str:
   """What ran, in one line: base, what was changed in it, seeds."""
   about, seeds = study.about, study.seeds
   table = f'table {about["table"]} of the paper' if about['table'] else 'our own study'
-  numbers = ', '.join(map(str, seeds))
   own = '' if study.has_one_baseline else ' unless a row has its own'
   return (
     f'Study {about["study"]} · {table} · base {base(study)} · '
-    f'{counted(len(seeds), "seed")} ({numbers}) · baseline '
+    f'{counted(len(seeds), "seed")} ({", ".join(map(str, seeds))}) · baseline '
     f'“{study.baseline.title}”{own}'
   )
 
@@ -91,8 +79,8 @@ def in_short(study: Study, order: Order) -> list[str]:
 
 
 def _hardly_learned(study: Study) -> list[str]:
-  found = [statistics.estimate(row.points('AP').values()) for row in study.rows]
-  best = max((one.mean for one in found if one is not None), default=_LEARNED)
+  aps = [row.points('AP').values() for row in study.rows]
+  best = max((fmean(values) for values in aps if values), default=_LEARNED)
   if best >= _LEARNED:
     return []
   return [
@@ -111,15 +99,13 @@ def _baseline_findings(
     is_it = 'the baseline ' if one.baseline is study.baseline else ''
     of_baseline = groups.setdefault(f'{is_it}“{one.baseline.title}”', {})
     of_baseline.setdefault(one.conclusion, []).append(one.row.title)
+  shown = {*results.UNCORRECTED, *results.UNCORRECTED.values()}  # these come first
   found = []
   for baseline, conclusions in groups.items():
-    parts = []
-    for conclusion in sorted(conclusions, key=lambda one: one not in _ALL_NAMED):
-      titles = conclusions[conclusion]
-      is_long = conclusion not in _ALL_NAMED and len(titles) > _MAX_NAMED
-      parts.append(
-        f'{conclusion}: {f"{len(titles)} rows" if is_long else quoted(titles)}'
-      )
+    ordered = sorted(conclusions, key=lambda conclusion: conclusion not in shown)
+    parts = [
+      f'{conclusion}: {quoted(conclusions[conclusion])}' for conclusion in ordered
+    ]
     found.append(f'Against {baseline} – {"; ".join(parts)}.')
   return [*found, *_precautions(comparisons)]
 
@@ -142,10 +128,9 @@ def _precautions(comparisons: Mapping[str, Comparison]) -> list[str]:
     )
   widths = [found.half_width for _, found in compared if found.half_width]
   if widths:
-    median = stdlib_statistics.median(widths)
     told.append(
       f'The paired 95 % intervals are ± {min(widths):.2f} to ± {max(widths):.2f} '
-      f'points (median {median:.2f}): smaller true differences are easily missed.'
+      f'points (median {median(widths):.2f}). Smaller differences are easily missed.'
     )
   return told
 
@@ -154,7 +139,7 @@ def _order_findings(order: Order) -> list[str]:
   if not order.pairs:
     return []
   total, same = len(order.pairs), len(order.of('confirmed', 'agrees'))
-  confirmed, contradicted = (len(order.of(outcome)) for outcome in SETTLED)
+  confirmed, contradicted = (len(order.of(outcome)) for outcome in results.SETTLED)
   return [
     f"The paper orders {counted(total, 'pair')} of these rows. After Holm's "
     f'correction, our runs confirm {confirmed} and contradict {contradicted}; our '
@@ -176,15 +161,14 @@ def order_notes(order: Order) -> list[str]:
     others = f' Of the other {len(clear)}, our means have {same} in its order.'
     notes.append(
       f"In {total - len(clear)} of {counted(total, 'pair')} (marked ~) the paper's "
-      f'difference is at most {RERUN_SPREAD} points and may be noise.'
+      f'difference is at most {results.RERUN_SPREAD} points and may be noise.'
       f'{others if clear else ""}'
     )
-  if total > 1:
-    notes.append(f"“Beyond noise” is after Holm's correction for {total} pairs.")
-  if uncorrected := sum(pair.is_uncorrected for pair in order.pairs):
+  if total:
     notes.append(
-      f'“Only before correction”, by the 95 % interval of the pair: {uncorrected} of '
-      f'{total}. Chance alone gives about {0.05 * total:.1f}.'
+      f"“Beyond noise” is after Holm's correction for {counted(total, 'pair')}. Only "
+      f'before correction: {sum(pair.is_uncorrected for pair in order.pairs)}; chance '
+      f'alone gives about {0.05 * total:.1f}.'
     )
   if order.num_unknown:
     notes.append(
@@ -222,15 +206,9 @@ def method(study: Study) -> list[str]:
   if study.has_paper:
     lines.append(
       'The paper gives no spread. Reruns of its recipe by others differ by about 0.1 '
-      f'AP, so its differences of up to {RERUN_SPREAD} (marked ~) may be noise too.'
+      f'AP, so differences of up to {results.RERUN_SPREAD} (marked ~) may be noise too.'
     )
   return lines
-
-
-def commands(study: Study) -> list[str]:
-  """The study's command, then that of every run; a shared run's only once."""
-  found = [run['command'] for _, run in study.runs if run['command']]
-  return [study.about['command'], *dict.fromkeys(found)]
 
 
 def command_patterns(study: Study) -> list[str]:

@@ -33,13 +33,13 @@ class Estimate(NamedTuple):
     return self.half_width is not None and abs(self.mean) > self.half_width
 
 
-def estimate(values: Iterable[float]) -> Estimate | None:
+def estimate(values: Iterable[float | None]) -> Estimate | None:
   """Mean, standard deviation and t interval of independent values; None without any.
 
-  Values that are all equal have an interval of width 0 and a p value of 0 (1 if they
-  are 0).
+  A value of None is left out. Values that are all equal have an interval of width 0 and
+  a p value of 0 (1 if they are 0).
   """
-  values = list(values)
+  values = [value for value in values if value is not None]
   if not values:
     return None
   count, mean = len(values), float(np.mean(values))

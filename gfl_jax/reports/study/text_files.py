@@ -5,9 +5,9 @@ import io
 from collections.abc import Mapping
 
 from gfl_jax.evaluation.coco_metrics import METRICS
+from gfl_jax.reports.markup import escape_markdown
 from gfl_jax.reports.study import comparison_tables, diagnostic_tables, sentences
 from gfl_jax.reports.study.results import Comparison, Order, Study
-from gfl_jax.reports.tables import escape_markdown
 
 
 def markdown(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> str:
@@ -25,9 +25,9 @@ def markdown(study: Study, comparisons: Mapping[str, Comparison], order: Order) 
   if problems.rows:
     parts += ['## Runs that give no AP\n', problems.as_markdown()]
   if order.pairs:
-    parts += ["## Order of the rows, ours and the paper's\n"]
-    parts += [_markdown_list(sentences.order_notes(order))]
-    parts += [comparison_tables.pairs(order.pairs).as_markdown()]
+    notes = _markdown_list(sentences.order_notes(order))
+    table = comparison_tables.pairs(order.pairs).as_markdown()
+    parts += ["## Order of the rows, ours and the paper's\n", notes, table]
   parts += ['## AP by IoU and size\n', comparison_tables.precision(study).as_markdown()]
   table = diagnostic_tables.table(study)
   if table.rows:
@@ -51,8 +51,8 @@ def csv_text(study: Study) -> str:
   lines = []
   for row, run in study.runs:
     line = {'study': study.about['study'], 'base': study.about['base']}
-    line |= {'row': row.name, 'title': row.title}
-    line |= {name: run[name] for name in ('seed', 'status', 'error')}
+    line |= {'row': row.name, 'title': row.title, 'seed': run['seed']}
+    line |= {key: run[key] for key in ('status', 'error')}
     line |= {'run_seconds': run['seconds']}
     for name in METRICS[:6]:
       points = row.paper.get(name)

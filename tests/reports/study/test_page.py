@@ -6,12 +6,12 @@ import re
 
 import pytest
 
+from gfl_jax.reports.markup import Table
 from gfl_jax.reports.study import figures
 from gfl_jax.reports.study.figures import Mark, Panel
 from gfl_jax.reports.study.page import summary_table, write_study_report
 from gfl_jax.reports.study.results import compare_order, compare_rows, load_study
 from gfl_jax.reports.study.statistics import Estimate, estimate
-from gfl_jax.reports.tables import Table
 from tests.reports.html_text import Page
 
 SHIFTS = (0.0, 0.04, -0.02)  # what a seed does to all rows
