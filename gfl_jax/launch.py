@@ -65,26 +65,25 @@ def run(main: Callable[[list[str]], Any], *, several_processes: bool = False) ->
 def _end(error: BaseException) -> NoReturn:
   """Ends the process after an error; one of several processes ends the others, too."""
   hosts = sys.modules.get('gfl_jax.multihost.hosts')
-  if hosts and not hosts.connected():
-    hosts = None
+  watchdog = hosts and hosts.watchdog
   if isinstance(error, KeyboardInterrupt):
     text, status = str(error) or 'Interrupted.', getattr(error, 'exit_code', None)
-    if hosts and status is None:
-      hosts.leave(text, retryable=True, status=130)
+    if watchdog and status is None:
+      watchdog.leave(text, retryable=True, status=130)
     # After a preemption all processes stop at the same step; one reports it.
-    if not hosts or hosts.finish() == 0:
+    if hosts is None or hosts.finish() == 0:
       print(text, file=sys.stderr)
     sys.exit(status or 130)
   retryable, show = is_transient(error), _TRACEBACK in os.environ
   status = EXIT_RETRYABLE if retryable else 1
   if isinstance(error, UserError) and not show:
     text, advice = f'error: {error}', f'({_TRACEBACK}=1 in the environment shows where)'
-    if hosts:
-      hosts.leave(text, retryable=retryable, advice=advice)
+    if watchdog:
+      watchdog.leave(text, retryable=retryable, advice=advice)
     print(f'\n{text}\n{advice}', file=sys.stderr)
     sys.exit(status)
-  if hosts:
-    hosts.leave_after_failure(error, show=show)
+  if watchdog:
+    watchdog.leave_after(error, show=show)
   if retryable:
     traceback.print_exception(error)
     sys.exit(status)

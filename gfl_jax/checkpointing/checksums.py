@@ -14,7 +14,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import future
 
-from gfl_jax.errors import UserError
 from gfl_jax.weights.trees import named_leaves
 
 _FILE = 'metadata'  # as orbax calls the file of a JSON item
@@ -59,12 +58,9 @@ def read(folder: pathlib.Path) -> dict[str, int]:
     folder: of the step.
 
   Raises:
-    OSError, ValueError: they cannot be read.
+    OSError, ValueError, TypeError: they cannot be read.
   """
-  record = json.loads((folder / 'checksums' / _FILE).read_text())
-  if not isinstance(record, dict):
-    raise UserError(f'{folder}/checksums holds a {type(record).__name__}, not a dict')
-  return record
+  return dict(json.loads((folder / 'checksums' / _FILE).read_text()))
 
 
 def wrong(arrays: Mapping[str, np.ndarray], expected: Mapping[str, int]) -> list[str]:

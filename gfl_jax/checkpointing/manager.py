@@ -90,8 +90,8 @@ class Checkpoints:
         create=not self._read_only,
         async_options=ocp.AsyncOptions(
           timeout_secs=_SAVE_SECONDS,
-          # Threads of orbax wait five minutes for a folder that cannot be made. Several
-          # hosts need these threads, see `_check_new_folder`.
+          # Otherwise threads wait for folders that cannot be made. Several hosts need
+          # these threads, see `_start`.
           create_directories_asynchronously=jax.process_count() > 1,
         ),
         # After a save that failed on one host, its barriers must not be used again.
@@ -136,10 +136,7 @@ class Checkpoints:
     self._aps[step] = ap
 
   def find(self, which: str | int) -> int:
-    """The stored step that is meant.
-
-    Args:
-      which: 'newest', 'best' (highest AP so far) or a number of steps.
+    """The stored step that is 'newest', 'best' (highest AP) or a number of steps.
 
     Raises:
       ValueError: no such step is stored; names those that are.
@@ -202,10 +199,15 @@ class Checkpoints:
 
   def _start(self, save: _Save) -> None:
     self._running, self._error, self._filter.error = save, None, None
-    if jax.process_count() > 1:
-      self._check_new_folder()
-      if any(_on_all_hosts(self._problem())):
-        return  # no host begins
+    with self._keeping_error():
+      if jax.process_count() > 1 and jax.process_index() == 0:
+        # If orbax cannot make the folder of the step, as on a full disk, its threads on
+        # all hosts wait for it for five minutes, and no process can end before.
+        folder = self._folder / f'new{_TEMPORARY}'
+        folder.mkdir(exist_ok=True)
+        folder.rmdir()
+    if any(_on_all_hosts(self._problem())):
+      return
     with self._keeping_error():
       self._manager.save(
         save.step,
@@ -214,18 +216,6 @@ class Checkpoints:
           checksums=checksums.ChecksumSave(save.state),
         ),
       )
-
-  def _check_new_folder(self) -> None:
-    """Notes an error if the first host cannot make a folder, as on a full disk.
-
-    Otherwise threads of orbax would wait for the folder of the step, on all hosts, and
-    no process could end before them.
-    """
-    if jax.process_index() == 0:
-      with self._keeping_error():
-        folder = self._folder / f'new{_TEMPORARY}'
-        folder.mkdir(exist_ok=True)
-        folder.rmdir()
 
   def _finish(self) -> None:
     """Waits for the running save, if any, and finds out whether it can be read."""
@@ -265,12 +255,12 @@ class Checkpoints:
 
   def _problem(self) -> str:
     """Why the save failed, as far as this host knows; empty if it did not fail."""
-    if self._error is None:
+    error = self._error
+    if error is None:
       return ''
-    known = self._error
-    if save_errors.is_timeout(known):
-      known = self._filter.error
-    return save_errors.reason(known) if known else save_errors.OTHER_HOST
+    if save_errors.is_timeout(error):
+      error = self._filter.error
+    return save_errors.reason(error) if error else save_errors.OTHER_HOST
 
   def _problem_of_reading(self, save: _Save) -> str:
     """Why a stored save cannot be restored; empty if it can.

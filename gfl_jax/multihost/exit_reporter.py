@@ -9,12 +9,8 @@ import atexit
 import contextlib
 import subprocess
 
-_CANCELLED = 'cancelled'
 # It keeps the last line that it received. The pipe ends when this process ends.
-_SCRIPT = (
-  f'while read -r line; do text=$line; done;'
-  f' [ "$text" = {_CANCELLED} ] || echo "$text" >&2'
-)
+_SCRIPT = 'while read -r line; do text=$line; done; [ -z "$text" ] || echo "$text" >&2'
 
 
 class ExitReporter:
@@ -38,6 +34,6 @@ class ExitReporter:
 
   def cancel(self) -> None:
     """Prints nothing: this process ends normally or reports its own end."""
-    self.set_text(_CANCELLED)
+    self.set_text('')
     with contextlib.suppress(OSError, ValueError):
       self._shell.communicate()

@@ -10,22 +10,15 @@ import json
 import logging
 import socket
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
 from gfl_jax import private_apis
 from gfl_jax.errors import LateProcessError, UserError, is_transient
 from gfl_jax.multihost.exit_reporter import ExitReporter
-from gfl_jax.multihost.failure_detector import (
-  GRACE_SECONDS,
-  LONG_STUCK_SECONDS,
-  SILENT_SECONDS_AFTER_FAILURE,
-  names,
-)
+from gfl_jax.multihost.failure_detector import LONG_STUCK_SECONDS, names
 from gfl_jax.multihost.watchdog import START_AGAIN, Watchdog
 
 WAIT_FOR_ALL_SECONDS = 600  # for a host that starts late
@@ -35,7 +28,8 @@ PREPARE_SECONDS = 24 * 3600.0  # the longest that a host may prepare its data
 _NAME_LATE_AFTER_SECONDS = 60.0
 _BARRIER_SECONDS = 7 * 24 * 3600  # the watchdog ends a process whose peers have failed
 _LOG = logging.getLogger(__name__)
-_watchdog: Watchdog | None = None
+watchdog: Watchdog | None = None
+"""None if this process is alone."""
 _barriers = itertools.count()
 
 
@@ -58,7 +52,7 @@ def connect(
     ValueError: arguments that do not fit together; a TPU whose hosts are not found.
     LateProcessError: the others did not join within `WAIT_FOR_ALL_SECONDS`.
   """
-  global _watchdog
+  global watchdog
   if num_processes == 1 and process_id in (None, 0):
     return
   if coordinator is num_processes is process_id is None:
@@ -102,7 +96,7 @@ def connect(
     exit_reporter.cancel()
     return
   number, client = jax.process_index(), private_apis.distributed_client()
-  _watchdog = Watchdog(client, number, jax.process_count(), exit_reporter)
+  watchdog = Watchdog(client, number, jax.process_count(), exit_reporter)
   by_jax = 'process 0, the coordinator, has ended' if number else 'see above'
   exit_reporter.set_text(
     f'process {number}: error: it was killed, or aborted by jax: {by_jax}.'
@@ -143,11 +137,6 @@ def _check(
     ) from error
 
 
-def connected() -> bool:
-  """Whether this process is one of several."""
-  return _watchdog is not None
-
-
 @contextlib.contextmanager
 def work(*, takes_long: bool = False) -> Iterator[None]:
   """A work item that all processes do in the same order, waiting for each other in it.
@@ -157,11 +146,11 @@ def work(*, takes_long: bool = False) -> Iterator[None]:
   Args:
     takes_long: it compiles, evaluates or saves, so the others wait for it longer.
   """
-  if _watchdog:
-    _watchdog.start_work(long=takes_long)
+  if watchdog:
+    watchdog.start_work(long=takes_long)
   yield
-  if _watchdog and takes_long:
-    _watchdog.start_work(long=False)
+  if watchdog and takes_long:
+    watchdog.start_work(long=False)
 
 
 def watched(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -189,7 +178,7 @@ def wait_for_all(allowed: float = LONG_STUCK_SECONDS) -> None:
   """
   name = f'gfl_jax/{next(_barriers)}'
   with _waiting(allowed):
-    if _watchdog:
+    if watchdog:
       client = private_apis.distributed_client()
       client.wait_at_barrier(name, _BARRIER_SECONDS * 1000)
 
@@ -200,10 +189,10 @@ def _waiting(allowed: float) -> Iterator[None]:
 
   A process starts it when it arrives, so those that have not arrived are behind.
   """
-  if not _watchdog:
+  if not watchdog:
     yield
     return
-  _watchdog.start_work(long=True, allowed=allowed)
+  watchdog.start_work(long=True, allowed=allowed)
   timer = threading.Timer(_NAME_LATE_AFTER_SECONDS, _name_late, (allowed,))
   timer.daemon = True
   timer.start()
@@ -214,7 +203,7 @@ def _waiting(allowed: float) -> Iterator[None]:
 
 
 def _name_late(allowed: float) -> None:
-  if _watchdog and (behind := _watchdog.behind()):
+  if watchdog and (behind := watchdog.behind()):
     _LOG.warning('Waiting for %s, at most %d min.', names(behind), allowed / 60)
 
 
@@ -223,7 +212,7 @@ def from_first(read: Callable[[], Any]) -> Any:
 
   If process 0 runs and has none within `LONG_STUCK_SECONDS`, it counts as stuck.
   """
-  if not _watchdog:
+  if not watchdog:
     return read()
   name = f'gfl_jax/{next(_barriers)}'
   text = json.dumps(read()) if jax.process_index() == 0 else None
@@ -262,44 +251,20 @@ def report_errors() -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError:
-    if _watchdog:
-      _watchdog.report_failed_collective()
+    if watchdog:
+      watchdog.report_failed_collective()
     raise
   except Exception as error:
-    if _watchdog:
-      _watchdog.report_error(f'error: {error}', retryable=is_transient(error))
+    if watchdog:
+      watchdog.report_error(f'error: {error}', retryable=is_transient(error))
     raise
 
 
 def finish() -> int:
   """Ends the watchdog when all processes are done; returns this one's number."""
-  global _watchdog
-  if _watchdog:
+  global watchdog
+  if watchdog:
     wait_for_all()
-    _watchdog.close()
-    _watchdog = None
+    watchdog.close()
+    watchdog = None
   return jax.process_index()
-
-
-def leave(text: str, **arguments: Any) -> NoReturn:
-  """Ends this process with an error, and thereby the others; see `Watchdog.leave`."""
-  assert _watchdog is not None
-  _watchdog.leave(text, **arguments)
-
-
-def leave_after_failure(error: Exception, *, show: bool) -> NoReturn:
-  """Ends this process after an error that is shown with its traceback.
-
-  An error of jax may come from a collective of which a peer has failed: the watchdog
-  then finds that peer a little later. It has a traceback only if `show`.
-  """
-  assert _watchdog is not None
-  line = f'{type(error).__name__}: {error}'.splitlines()[0]
-  of_jax = isinstance(error, jax.errors.JaxRuntimeError)
-  if show or not of_jax:
-    traceback.print_exc()
-  if of_jax:
-    _LOG.warning('A computation failed; looking for a failed process: %s', line)
-    _watchdog.report_failed_collective()
-    time.sleep(SILENT_SECONDS_AFTER_FAILURE + 2 * GRACE_SECONDS)
-  leave(f'error: {line}', retryable=is_transient(error))

@@ -9,8 +9,8 @@ import jax
 from jax.experimental import multihost_utils
 
 _LOG = logging.getLogger(__name__)
-# From a user's Ctrl-C, from a machine that is reclaimed, from a closed terminal.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# From a user's Ctrl-C, from a closed terminal, from a machine that is reclaimed.
+_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 # jax makes all processes agree on one number: the one after the highest that a process
 # has asked for. Steps of a resumed run start anywhere, so the questions are counted.
 _questions = itertools.count()
@@ -45,13 +45,11 @@ class Preemption:
 
   def __enter__(self) -> 'Preemption':
     if threading.current_thread() is threading.main_thread():
-      # Of several processes jax handles SIGTERM, and passes it on to all.
-      before = {number: signal.getsignal(number) for number in _SIGNALS}
-      if self._several:
-        del before[signal.SIGTERM]
-      self._before = {n: h for n, h in before.items() if h != signal.SIG_IGN}
-      for number in self._before:
-        signal.signal(number, self._handle)
+      # With several processes jax handles SIGTERM, and passes it on to all.
+      for number in _SIGNALS[:2] if self._several else _SIGNALS:
+        if (before := signal.getsignal(number)) != signal.SIG_IGN:
+          self._before[number] = before
+          signal.signal(number, self._handle)
     self.reached()
     return self
 

@@ -15,10 +15,13 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Collection
 from typing import Any, NoReturn
 
-from gfl_jax.errors import EXIT_RETRYABLE
+import jax
+
+from gfl_jax.errors import EXIT_RETRYABLE, is_transient
 from gfl_jax.multihost.exit_reporter import ExitReporter
 from gfl_jax.multihost.failure_detector import (
   GRACE_SECONDS,
@@ -147,6 +150,22 @@ class Watchdog:
       with contextlib.suppress(OSError):
         sys.stdout.flush()
       os._exit(status)
+
+  def leave_after(self, error: Exception, *, show: bool) -> NoReturn:
+    """Ends this process after an error that is being handled, with its traceback.
+
+    An error of jax may come from a collective of which a peer has failed: this process
+    then has time to find that peer, and the error has a traceback only if `show`.
+    """
+    line = f'{type(error).__name__}: {error}'.splitlines()[0]
+    of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    if show or not of_jax:
+      traceback.print_exc()
+    if of_jax:
+      _LOG.warning('A computation failed; looking for a failed process: %s', line)
+      self.report_failed_collective()
+      time.sleep(SILENT_SECONDS_AFTER_FAILURE + 2 * GRACE_SECONDS)
+    self.leave(f'error: {line}', retryable=is_transient(error))
 
   def _wait_for_others(self, failed_peers: Collection[int]) -> None:
     # When the coordinator ends, jax aborts the others before they can report why.

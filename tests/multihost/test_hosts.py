@@ -324,7 +324,7 @@ def test_slurm_neither_joins_processes_nor_hides_gpus(monkeypatch):
   }.items():
     monkeypatch.setenv(name, value)
   hosts.connect(None, None, None)
-  assert not hosts.connected()
+  assert hosts.watchdog is None
   assert jax.config.values['jax_cuda_visible_devices'] == 'all'
 
 
@@ -341,7 +341,7 @@ def test_devices_of_a_host_lie_side_by_side():
 
 def test_a_process_that_is_alone_stays_alone():
   hosts.connect(None, 1, None)
-  assert not hosts.connected()
+  assert hosts.watchdog is None
   hosts.wait_for_all()
   with hosts.first_alone(), hosts.work(), hosts.report_errors():
     assert hosts.finish() == 0

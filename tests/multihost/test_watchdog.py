@@ -304,7 +304,7 @@ def log_and_set(log, waiting):
 @pytest.mark.parametrize('process', [0, 1])
 def test_barriers_are_work_items(monkeypatch, caplog, process):
   waiting = Waiting()
-  monkeypatch.setattr(hosts, '_watchdog', waiting)
+  monkeypatch.setattr(hosts, 'watchdog', waiting)
   monkeypatch.setattr(hosts.private_apis, 'distributed_client', lambda: waiting)
   monkeypatch.setattr(hosts, '_NAME_LATE_AFTER_SECONDS', 0.05)
   monkeypatch.setattr(hosts.jax, 'process_index', lambda: process)
