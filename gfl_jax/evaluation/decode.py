@@ -71,9 +71,7 @@ def check_choices(config: Any) -> None:
     )
   voting, penalty = config.decode.variance_voting, config.decode.uncertainty_penalty
   if voting < 0:
-    raise UserError(
-      f'decode.variance_voting={voting} must be at least 0 (0: no voting)'
-    )
+    raise UserError(f'decode.variance_voting={voting} must be above 0, or 0 for none')
   if config.box.kind == 'dirac' and (voting or penalty):
     raise UserError(
       f"box.kind='dirac' has no spread, but decode.variance_voting={voting} or "
@@ -239,13 +237,9 @@ def _suppress(candidates: Candidates, config) -> Detections:
   boxes, classes, std = candidates.boxes, candidates.classes, candidates.edge_std
   large = (boxes[:, 2:] - boxes[:, :2] > config.min_size).all(-1)
   scores = jnp.where(large, candidates.scores, 0.0)
+  settings = dict(iou_threshold=config.nms_iou, max_outputs=config.max_detections)
   kept, kept_scores, valid = _SUPPRESSIONS[config.nms](
-    boxes,
-    scores,
-    candidates.quality,
-    classes,
-    iou_threshold=config.nms_iou,
-    max_outputs=config.max_detections,
+    boxes, scores, candidates.quality, classes, **settings
   )
   kept_boxes, kept_classes = boxes[kept], classes[kept]
   if config.variance_voting:

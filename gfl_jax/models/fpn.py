@@ -1,5 +1,6 @@
 """Feature pyramid: C3..C5 of the backbone to P3..P7 of one width."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -37,26 +38,16 @@ class FPN(nn.Module):
     """
     if self.num_levels not in (3, 4, 5):
       raise UserError(f'neck.num_levels={self.num_levels} must be 3, 4 or 5')
-    merged = [
-      self._conv(f'lateral{i}', 1, 1)(feature) for i, feature in enumerate(features)
-    ]
+    init = nn.initializers.xavier_uniform()
+    conv = functools.partial(nn.Conv, self.channels, dtype=self.dtype, kernel_init=init)
+    conv3 = functools.partial(conv, (3, 3), padding=1)
+    merged = [conv((1, 1), name=f'lateral{i}')(x) for i, x in enumerate(features)]
     for i in reversed(range(len(merged) - 1)):
       merged[i] += upsample_nearest(merged[i + 1], merged[i].shape[1:3])
-    levels = [self._conv(f'output{i}', 3, 1)(x) for i, x in enumerate(merged)]
+    levels = [conv3(name=f'output{i}')(x) for i, x in enumerate(merged)]
     for i in range(len(levels), self.num_levels):
-      levels.append(self._conv(f'output{i}', 3, 2)(levels[-1]))
+      levels.append(conv3(strides=2, name=f'output{i}')(levels[-1]))
     return tuple(levels)
-
-  def _conv(self, name: str, size: int, stride: int) -> nn.Conv:
-    return nn.Conv(
-      self.channels,
-      (size, size),
-      (stride, stride),
-      padding=size // 2,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-      name=name,
-    )
 
 
 def upsample_nearest(

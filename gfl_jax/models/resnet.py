@@ -32,9 +32,9 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
-    y = self.conv(self.planes, 3, self.stride, name='conv1')(x)
+    y = self.conv(self.planes, (3, 3), self.stride, padding=1, name='conv1')(x)
     y = nn.relu(self.norm(name='norm1')(y))
-    y = self.conv(self.planes, 3, 1, name='conv2')(y)
+    y = self.conv(self.planes, (3, 3), padding=1, name='conv2')(y)
     y = self.norm(name='norm2')(y)
     return nn.relu(y + _shortcut(self, x, y.shape[-1]))
 
@@ -54,12 +54,15 @@ class Bottleneck(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
-    width = self.planes * self.group_width // 64 * self.groups
-    y = self.conv(width, 1, 1, name='conv1')(x)
+    groups, stride = self.groups, self.stride
+    width = self.planes * self.group_width // 64 * groups
+    y = self.conv(width, (1, 1), name='conv1')(x)
     y = nn.relu(self.norm(name='norm1')(y))
-    y = self.conv(width, 3, self.stride, groups=self.groups, name='conv2')(y)
+    y = self.conv(
+      width, (3, 3), stride, padding=1, feature_group_count=groups, name='conv2'
+    )(y)
     y = nn.relu(self.norm(name='norm2')(y))
-    y = self.conv(4 * self.planes, 1, 1, name='conv3')(y)
+    y = self.conv(4 * self.planes, (1, 1), name='conv3')(y)
     y = self.norm(name='norm3')(y)
     return nn.relu(y + _shortcut(self, x, y.shape[-1]))
 
@@ -82,7 +85,9 @@ class Conv7Stem(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b h2 w2 c']:
-    x = self.conv(self.width, 7, 2, name='conv', convolve=image_conv)(images)
+    x = self.conv(
+      self.width, (7, 7), 2, padding=3, conv_general_dilated=image_conv, name='conv'
+    )(images)
     x = nn.relu(self.norm(name='norm')(x))
     return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
@@ -98,7 +103,7 @@ class Patch4Stem(nn.Module):
   def __call__(self, images: Float[Array, 'b h w 3']) -> Float[Array, 'b h2 w2 c']:
     height, width = images.shape[1:3]
     padding = ((0, -height % 4), (0, -width % 4))  # the last rows get a cell, too
-    x = self.conv(self.width, 4, 4, padding=padding, name='conv')(images)
+    x = self.conv(self.width, (4, 4), 4, padding=padding, name='conv')(images)
     return nn.relu(self.norm(name='norm')(x))
 
 
@@ -166,7 +171,9 @@ class ResNet(nn.Module):
     block, num_blocks = self._blocks()
     stem = choose(_STEMS, self.stem, 'backbone.stem')
     norm = norms.make_norm(self.norm, self.norm_groups, self.dtype)
-    conv = functools.partial(_conv, dtype=self.dtype)
+    conv = functools.partial(
+      nn.Conv, padding=0, use_bias=False, dtype=self.dtype, kernel_init=_KERNEL_INIT
+    )
 
     x = stem(self.widths[0], conv, norm, name='stem')(images)
     features = []
@@ -200,34 +207,9 @@ class ResNet(nn.Module):
     return grouped, num_blocks
 
 
-def _conv(
-  features: int,
-  size: int,
-  stride: int,
-  *,
-  dtype: DTypeLike,
-  name: str,
-  groups: int = 1,
-  padding: tuple[tuple[int, int], ...] | None = None,
-  convolve: Callable[..., Array] | None = None,
-) -> nn.Conv:
-  return nn.Conv(
-    features,
-    (size, size),
-    (stride, stride),
-    padding=size // 2 if padding is None else padding,
-    feature_group_count=groups,
-    use_bias=False,
-    dtype=dtype,
-    kernel_init=_KERNEL_INIT,
-    conv_general_dilated=convolve,
-    name=name,
-  )
-
-
 def _shortcut(block: BasicBlock | Bottleneck, x: Array, channels: int) -> Array:
   """The block's input, projected where the shape changes."""
   if block.stride == 1 and x.shape[-1] == channels:
     return x
-  x = block.conv(channels, 1, block.stride, name='downsample_conv')(x)
+  x = block.conv(channels, (1, 1), block.stride, name='downsample_conv')(x)
   return block.norm(name='downsample_norm')(x)

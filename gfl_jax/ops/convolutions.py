@@ -174,10 +174,8 @@ _sum_of_taps.defvjp(_forward, _backward)
 def _correlate(padded: Array, kernel: Array, strides: Sizes) -> Array:
   """Sum over the filter's taps of the shifted images, in float32."""
   rows, columns = kernel.shape[:2]
-  cells = (
-    (padded.shape[1] - rows) // strides[0] + 1,
-    (padded.shape[2] - columns) // strides[1] + 1,
-  )
+  free = padded.shape[1] - rows, padded.shape[2] - columns
+  cells = free[0] // strides[0] + 1, free[1] // strides[1] + 1
   kernel = kernel.astype(jnp.float32)
   total = jnp.zeros((), jnp.float32)
   for row in range(rows):

@@ -63,9 +63,8 @@ def make_points(
   for stride in strides:
     rows, columns = -(-height // stride), -(-width // stride)
     y, x = np.indices((rows, columns), np.float32).reshape(2, -1)
-    centers.append(
-      np.stack([x, y], -1) * np.float32(stride) + np.float32(offset * stride)
-    )
+    cells = np.stack([x, y], -1)
+    centers.append(cells * np.float32(stride) + np.float32(offset * stride))
     cell_strides.append(np.full(rows * columns, stride, np.float32))
     level_sizes.append((rows, columns))
   centers, cell_strides = np.concatenate(centers), np.concatenate(cell_strides)
