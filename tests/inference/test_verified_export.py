@@ -154,7 +154,7 @@ def test_the_script_says_what_it_compared(run, tmp_path):
   ('arguments', 'says'),
   [
     (['--format=tflite'], 'tflite'),
-    (['--format=params', '--step=9'], 'step=9 is not stored'),
+    (['--format=params', '--step=9'], 'step=9'),
     (['--format=stablehlo'], 'give --images=FOLDER'),
   ],
 )
