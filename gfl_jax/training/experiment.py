@@ -117,16 +117,13 @@ class Experiment:
   def description(self, state: step.TrainState) -> str:
     """The run in numbers, for the log."""
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-    counters = ', '.join(
-      f'{name.replace("_", " ")} {count}'
-      for name, count in self.dataset.counters.items()
-      if count
-    )
+    counters = self.dataset.counters.items()
+    dropped = ', '.join(f'{name.replace("_", " ")} {n}' for name, n in counters if n)
     beyond, _ = self.unreachable_sides()
     sides = f' {beyond:.1%} of box sides beyond the bins;' if beyond else ''
     return (
       f'{self.dataset.num_train} training and {self.dataset.num_eval} evaluation'
-      f' images ({counters or "nothing dropped"}), which cover'
+      f' images ({dropped or "nothing dropped"}), which cover'
       f' {self.dataset.canvas_covered:.0%} of their canvas;{sides}'
       f' {len(self.dataset.class_names)} classes; {count(state.params):,} parameters;'
       f' {self.num_steps} steps of {self.config.batch_size} images,'

@@ -12,7 +12,7 @@ from gfl_jax.models.representations import REPRESENTATIONS
 from gfl_jax.ops import assignment, boxes
 from gfl_jax.ops import points as point_ops
 from gfl_jax.ops.arrays import gather_rows
-from gfl_jax.training import loss_terms
+from gfl_jax.training.loss_terms import ASSIGNERS, BOX_WEIGHTS, CLASS_LOSSES
 
 
 class Positives(NamedTuple):
@@ -53,7 +53,7 @@ def assign(
     matched [B, A]: index of the box, -1 background, -2 ignored; and the number of
     positives beyond the capacity.
   """
-  assigner = choose(loss_terms.ASSIGNERS, config.assignment.kind, 'assignment.kind')
+  assigner = choose(ASSIGNERS, config.assignment.kind, 'assignment.kind')
   assigner = assigner(config.assignment)
   on_image = point_ops.point_validity(points, batch['image_sizes'])
 
@@ -175,17 +175,14 @@ def make_targets(predictions, batch, points, config) -> Targets:
     'iou': fixed(boxes.iou(decoded, positives.boxes)),
     'centerness': fixed(boxes.centerness(distances)),
   }
-  weigh = choose(
-    loss_terms.BOX_WEIGHTS, config.box_loss.weighting, 'box_loss.weighting'
-  )
+  weigh = choose(BOX_WEIGHTS, config.box_loss.weighting, 'box_loss.weighting')
   weights = weigh(rows_of(predictions.class_logits, positives), labels)
-  class_loss = choose(
-    loss_terms.CLASS_LOSSES, config.class_loss.kind, 'class_loss.kind'
-  )
+  class_loss = choose(CLASS_LOSSES, config.class_loss.kind, 'class_loss.kind')
   heatmap = None
   if class_loss.targets == 'heatmap':
     num_classes = predictions.class_logits.shape[-1]
     heatmap = _heatmap(matched, batch, points, num_classes, config)
+  weights = fixed(weights)
   return Targets(
     matched,
     num_dropped,
@@ -194,20 +191,15 @@ def make_targets(predictions, batch, points, config) -> Targets:
     decoded,
     distances,
     labels,
-    fixed(weights),
+    weights,
     heatmap,
   )
 
 
 def _heatmap(matched, batch, points, num_classes, config):
-  draw = lambda image_boxes, labels, valid, image_matched: assignment.center_heatmap(
-    image_boxes,
-    labels,
-    valid,
-    image_matched,
-    points,
-    num_classes,
-    min_overlap=config.class_loss.min_overlap,
+  min_overlap = config.class_loss.min_overlap
+  draw = lambda *image: assignment.center_heatmap(
+    *image, points, num_classes, min_overlap=min_overlap
   )
   return jax.vmap(draw)(batch['boxes'], batch['labels'], batch['valid'], matched)
 
