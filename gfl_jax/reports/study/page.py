@@ -199,7 +199,7 @@ def _order(order: Order) -> str:
   parts = list(map(paragraph, sentences.order_notes(order)))
   for outcome, words in results.OUTCOMES.items():
     if found := order.of(outcome):
-      title = f'Ours {words}: {len(found)}'
+      title = f'Ours: {words} ({len(found)})'
       table = comparison_tables.pairs(found).as_html()
       parts.append(details(title, table, is_open=outcome in results.SETTLED))
   return section("Order of the rows, ours and the paper's", *parts)
