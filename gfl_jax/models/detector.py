@@ -21,8 +21,6 @@ from gfl_jax.models.resnet import ResNet
 from gfl_jax.models.scores import SCORES
 from gfl_jax.ops.points import Points, make_points
 
-Config = ml_collections.ConfigDict | Mapping[str, Any]
-
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 # Modules that turn an image into C2..C5, of strides 4 to 32, with parts named as in
 # stages.py; and the fields of `model.backbone` that each takes.
@@ -61,7 +59,7 @@ class Detector(nn.Module):
     return self.neck(self.backbone(images)[1:])
 
 
-def build_detector(config: Config) -> Detector:
+def build_detector(config: Any) -> Detector:
   """The detector that an experiment's config describes.
 
   Modules hold plain hashable values, so that equal configs give equal detectors
@@ -75,7 +73,7 @@ def build_detector(config: Config) -> Detector:
   Raises:
     ValueError: an unknown kind, here; a size that does not fit, at the first call.
   """
-  whole: Any = ml_collections.ConfigDict(config)
+  whole = as_config_dict(config)
   model = whole.model
   dtype = choose(_DTYPES, model.dtype, 'model.dtype')
   score = choose(SCORES, whole.score.kind, 'score.kind')
@@ -138,6 +136,11 @@ def frozen_mask(params: PyTree, frozen_stages: int) -> PyTree[bool]:
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[0].key == 'backbone' and path[1].key in frozen, params
   )
+
+
+def as_config_dict(config: Any) -> Any:
+  """A ConfigDict or nested dict as a ConfigDict."""
+  return ml_collections.ConfigDict(config)
 
 
 def canvas_points(config: Any, canvas: Sequence[int]) -> Points:

@@ -89,7 +89,7 @@ class Conv7Stem(nn.Module):
       self.width, (7, 7), 2, padding=3, conv_general_dilated=image_conv, name='conv'
     )(images)
     x = nn.relu(self.norm(name='norm')(x))
-    return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    return nn.pool(x, -jnp.inf, jax.lax.max, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 class Patch4Stem(nn.Module):

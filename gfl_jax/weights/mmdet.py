@@ -9,13 +9,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import traverse_util
 from jax.typing import ArrayLike
 
 from gfl_jax.errors import UserError
-from gfl_jax.models.detector import Config, build_detector
+from gfl_jax.models.detector import as_config_dict, build_detector
 from gfl_jax.models.resnet import ResNet
 from gfl_jax.weights.trees import variable_shapes
 
@@ -43,7 +42,7 @@ PROJECT_OF_MMDET_1 = 'bbox_head.distribution_project.project'
 _PROJECTS = ('bbox_head.integral.project', PROJECT_OF_MMDET_1)
 
 
-def from_mmdet(state_dict: Mapping[str, ArrayLike], config: Config) -> dict[str, Any]:
+def from_mmdet(state_dict: Mapping[str, ArrayLike], config: Any) -> dict[str, Any]:
   """The variables of a detector from the state dict of mmdet's GFL.
 
   Args:
@@ -60,7 +59,7 @@ def from_mmdet(state_dict: Mapping[str, ArrayLike], config: Config) -> dict[str,
     ValueError: names or shapes that differ, the first ten named; bin values that differ
       from those of the config's `box`.
   """
-  box: Any = ml_collections.ConfigDict(config).box
+  box = as_config_dict(config).box
   for name in state_dict.keys() & set(_PROJECTS):
     _check_bins(state_dict[name], np.linspace(box.start, box.stop, box.num_bins))
   return fill(build_detector(config), state_dict, _torch_name, ignored={*_PROJECTS})
