@@ -1,6 +1,6 @@
 """What the diagnostics are computed from: predictions beside the truth, as tables.
 
-`DiagnosticRows` keeps a few rows per image, whatever the number of anchors, so that
+`DiagnosticRows` keeps a few rows per image, however many anchors there are, so that
 memory is bounded; `diagnostics.summarize` computes the measures. The definitions of a
 true positive, a true negative and a matched detection are in diagnostics.py.
 

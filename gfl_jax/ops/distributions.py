@@ -1,7 +1,7 @@
 """Discrete distributions over a grid of bins: one box side is softmax(bin_logits).
 
 All functions take logits [*, n] and return one number [*] each, in the grid's unit and
-in float32 (float64 for float64 logits), whatever the matmul precision of the device.
+in float32 (float64 for float64 logits), with any default precision of the device.
 """
 
 import dataclasses

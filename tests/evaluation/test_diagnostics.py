@@ -308,7 +308,7 @@ def test_a_side_beyond_the_grid_costs_the_floor_and_is_counted():
     10,
     95,
     30,
-  )  # from (8, 8) its right side is 10.9 strides away, the grid ends at 8
+  )  # the right side is 10.9 strides from (8, 8), the grid ends at 8
   observed = observe(ground_truth([far]), detections([far], [0.9], anchors=[13]))
   scalars, _ = measure(observed)
   assert scalars['sides_at_floor'] == 0.5  # the top side is 0.25 strides before 0

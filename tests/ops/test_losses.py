@@ -279,12 +279,7 @@ def test_giou_loss_sees_boxes_that_do_not_overlap_and_iou_loss_does_not():
 # Invariances: elements know nothing of each other; targets take no gradient.
 
 
-@pytest.mark.parametrize(
-  'loss',
-  [
-    *PAIR_LOSSES,
-  ],
-)
+@pytest.mark.parametrize('loss', PAIR_LOSSES)
 def test_elements_are_independent_and_targets_take_no_gradient(loss):
   x, y = np.random.default_rng(0).uniform(size=(2, 3, 5, 4)).astype(np.float32)
   whole = loss(x, y)
