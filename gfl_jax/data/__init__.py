@@ -13,23 +13,23 @@ NAMES = ('coco/2017', 'coco_folder', 'ambiguous_shapes', 'file')
 
 
 def check_name(config: Any) -> None:
-  """Raises a ValueError if config.data names no data set, or a path not used by it."""
+  """Raises a ValueError for an unknown data set, or a path that it does not use."""
   if config.name not in NAMES:
     raise UserError(f'config.data.name={config.name!r} must be one of {NAMES}')
   if config.name == 'ambiguous_shapes' and config.path:
     raise UserError(
-      f"config.data.path={config.path!r}, but the scenes of 'ambiguous_shapes' are"
-      " drawn: a folder of photographs needs config.data.name='coco_folder', a file of"
-      " scripts/prepare_data.py 'file'"
+      f"config.data.path={config.path!r}, but 'ambiguous_shapes' draws its scenes: set"
+      " config.data.name='coco_folder' for a folder of photographs, 'file' for a file"
+      ' that scripts/prepare_data.py wrote'
     )
 
 
 def load(config: Any) -> Dataset:
-  """Opens a data set, preparing it first where it is ours to prepare.
+  """Opens a data set, preparing it first if needed.
 
-  Args: config: config.data. name 'file' reads one .npz (config.path) without
-    TensorFlow; the others go through TFDS below config.data_dir, streamed from its
-    records or, with config.cache, decoded once into memory.
+  Args: config: config.data. The name 'file' reads one .npz (config.path) without
+    TensorFlow. All others are TFDS records below config.data_dir, which are streamed
+    or, with config.cache, decoded once into memory.
   Raises: ValueError: an unknown name, and all that the data sets raise.
   """
   check_name(config)

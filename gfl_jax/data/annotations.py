@@ -78,7 +78,7 @@ class Annotations:
     """
     with np.errstate(invalid='ignore'):  # of nan
       # TFDS may give 1 px back as slightly more.
-      return (self.boxes[:, 2:] > 0).all(-1) & (self.boxes <= 1 + 1e-3).all(-1)
+      return np.all(self.boxes[:, 2:] > 0, -1) & np.all(self.boxes <= 1 + 1e-3, -1)
 
   def to_coco(
     self, class_names: tuple[str, ...], category_ids: tuple[int, ...]

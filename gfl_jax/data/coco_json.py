@@ -1,6 +1,7 @@
 """Checks of a COCO json and of its image files, and their form as TFDS examples."""
 
 import io
+import itertools
 import json
 import math
 import unicodedata
@@ -32,19 +33,58 @@ COCO_CATEGORY_IDS = tuple(
 )
 
 MAX_ID = 2**31 - 1  # batches hold int32
-MAX_ANNOTATION_ID = 2**63 - 1  # some of COCO's need more than 32 bits
 # Control characters, line and paragraph separators, surrogates.
 _NOT_IN_A_LINE = {'Cc', 'Zl', 'Zp', 'Cs'}
-# All other keys are dropped while the json is parsed: COCO's polygons take gigabytes.
-_KEYS = frozenset(
-  'images annotations categories id file_name width height name'
-  ' supercategory image_id category_id bbox area iscrowd'.split()
-)
-_REQUIRED_KEYS = {
-  'images': ('id', 'file_name'),
-  'annotations': ('image_id', 'category_id', 'bbox'),
-  'categories': ('id', 'name'),
+
+
+def _is_id(value: Any) -> bool:
+  return type(value) is int and 0 <= value <= MAX_ID  # excludes True, which is an int
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) is float or (type(value) is int and abs(value) <= MAX_ID)
+
+
+def _is_box(value: Any) -> bool:
+  return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_annotation_id(value: Any) -> bool:
+  return type(value) is int and 0 <= value < 2**63  # some of COCO's exceed 32 bits
+
+
+def _is_class_name(value: Any) -> bool:
+  """Whether TFDS can keep it, as a line of a text file."""
+  text = str(value).strip()
+  kinds = {unicodedata.category(character) for character in text}
+  return bool(text) and type(value) in (str, int, float) and not kinds & _NOT_IN_A_LINE
+
+
+_ID = _is_id, f'an integer in 0..{MAX_ID}'
+# What each entry of a list must hold, and what it must be.
+_REQUIRED = {
+  'images': {
+    'id': _ID,
+    'file_name': (lambda value: isinstance(value, str), 'a string'),
+  },
+  'annotations': {
+    'image_id': _ID,
+    'category_id': _ID,
+    'bbox': (_is_box, 'four numbers (x, y, w, h)'),
+  },
+  'categories': {
+    'id': _ID,
+    'name': (_is_class_name, 'one line of text without control characters'),
+  },
 }
+_OPTIONAL = {  # of annotations
+  'id': (_is_annotation_id, 'an integer'),
+  'area': (lambda value: value is None or _is_number(value), 'a number'),
+  'iscrowd': (lambda value: value in (None, 0, 1), '0 or 1'),
+}
+# All other keys are dropped while the json is parsed: COCO's polygons take gigabytes.
+_KEYS = {*_REQUIRED, *_OPTIONAL, *(key for keys in _REQUIRED.values() for key in keys)}
+_KEYS |= {'width', 'height', 'supercategory'}
 
 
 def parse(path: str, content: bytes, *, annotated: bool) -> dict[str, Any]:
@@ -65,46 +105,50 @@ def parse(path: str, content: bytes, *, annotated: bool) -> dict[str, Any]:
     raise UserError(f'{path} is not a json file: {error}') from error
   if isinstance(parsed, dict) and not annotated:
     parsed['annotations'] = []
-  for kind, keys in _REQUIRED_KEYS.items():
+  for kind in _REQUIRED:
     if not isinstance(parsed, dict) or not isinstance(parsed.get(kind), list):
       raise UserError(f'{path} has no list {kind!r}: it is not in COCO form')
     for number, entry in enumerate(parsed[kind]):
-      if not isinstance(entry, dict):
-        raise UserError(f'{path}: {kind}[{number}] is {entry!r}, not an object')
-      for key in keys:
-        if key not in entry:
-          raise UserError(f'{path}: {kind}[{number}] has no {key!r}')
-  image_ids, category_ids = (
-    _checked_ids(parsed[kind], f'{path}: {kind}') for kind in ('images', 'categories')
-  )
+      _check_entry(entry, kind, f'{path}: {kind}[{number}]')
+  known = {}
+  for kind in ('images', 'categories'):
+    ids = sorted(entry['id'] for entry in parsed[kind])
+    if not ids:
+      raise UserError(f'{path}: {kind} is empty')
+    if twice := [a for a, b in itertools.pairwise(ids) if a == b]:
+      raise UserError(f'{path}: {kind}: the id {twice[0]} occurs twice')
+    known[kind] = dict.fromkeys(ids)
   for number, image in enumerate(parsed['images']):
-    where = f'{path}: images[{number}]'
-    if not isinstance(image['file_name'], str):
-      raise UserError(f'{where}: file_name {image["file_name"]!r} must be a string')
     for side in ('width', 'height'):
-      image[side] = _side(image.get(side), f'{where}: {side}')
+      image[side] = _side(image.get(side), f'{path}: images[{number}]: {side}')
   for number, annotation in enumerate(parsed['annotations']):
+    image, category = annotation['image_id'], annotation['category_id']
     where = f'{path}: annotations[{number}]'
-    _check_annotation(annotation, where, image_ids, category_ids)
+    if image not in known['images']:
+      raise UserError(f'{where} has image_id {image}, which is not in images')
+    if category not in known['categories']:
+      raise UserError(
+        f'{where} has category_id {category}, the categories are'
+        f' {list(known["categories"])}'
+      )
   for category in parsed['categories']:
-    category['name'] = _class_name(category, path)
-  names = [category['name'] for category in parsed['categories']]
+    category['name'] = str(category['name']).strip()
+  names = sorted(category['name'] for category in parsed['categories'])
   if len(set(names)) < len(names):
-    raise UserError(f'{path}: two categories have the same name: {sorted(names)}')
+    raise UserError(f'{path}: two categories have the same name: {names}')
   return parsed
 
 
-def _class_name(category: dict[str, Any], path: str) -> str:
-  """The name as one line of a text file, where TFDS keeps it, without outer blanks."""
-  name = category['name']
-  text = str(name).strip()
-  kinds = {unicodedata.category(character) for character in text}
-  if type(name) not in (str, int, float) or not text or kinds & _NOT_IN_A_LINE:
-    raise UserError(
-      f'{path}: category {category["id"]} has the name {name!r}: it must be one line of'
-      ' text without control characters'
-    )
-  return text
+def _check_entry(entry: Any, kind: str, where: str) -> None:
+  if not isinstance(entry, dict):
+    raise UserError(f'{where} is {entry!r}, not an object')
+  for key in _REQUIRED[kind]:
+    if key not in entry:
+      raise UserError(f'{where} has no {key!r}')
+  checks = _REQUIRED[kind] | (_OPTIONAL if kind == 'annotations' else {})
+  for key, (is_valid, text) in checks.items():
+    if key in entry and not is_valid(entry[key]):
+      raise UserError(f'{where}: {key} {entry[key]!r} must be {text}')
 
 
 def _side(value: Any, where: str) -> int | None:
@@ -118,46 +162,6 @@ def _side(value: Any, where: str) -> int | None:
   except (TypeError, ValueError, OverflowError):
     pass
   raise UserError(f'{where} {value!r} must be a whole number of pixels, or left out')
-
-
-def _checked_ids(entries: list[dict[str, Any]], where: str) -> set[int]:
-  if not entries:
-    raise UserError(f'{where} is empty')
-  seen = set()
-  for i in (entry['id'] for entry in entries):
-    if not _is_integer(i, MAX_ID):
-      raise UserError(f'{where}: the id {i!r} must be an integer in 0..{MAX_ID}')
-    if i in seen:
-      raise UserError(f'{where}: the id {i} occurs twice')
-    seen.add(i)
-  return seen
-
-
-def _check_annotation(annotation, where: str, image_ids, category_ids) -> None:
-  image, category, box = (annotation[k] for k in ('image_id', 'category_id', 'bbox'))
-  if not _is_integer(image, MAX_ID) or image not in image_ids:
-    raise UserError(f'{where} has image_id {image!r}, which is not in images')
-  if not _is_integer(category, MAX_ID) or category not in category_ids:
-    raise UserError(
-      f'{where} has category_id {category!r}, the categories are {sorted(category_ids)}'
-    )
-  if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-    raise UserError(f'{where}: bbox {box!r} must be four numbers (x, y, w, h)')
-  if not _is_integer(annotation.get('id', 0), MAX_ANNOTATION_ID):
-    raise UserError(f'{where}: the id {annotation["id"]!r} must be an integer')
-  area = annotation.get('area')
-  if area is not None and not _is_number(area):
-    raise UserError(f'{where}: area {area!r} must be a number')
-  if annotation.get('iscrowd') not in (None, 0, 1):
-    raise UserError(f'{where}: iscrowd {annotation["iscrowd"]!r} must be 0 or 1')
-
-
-def _is_integer(value: Any, limit: int) -> bool:
-  return type(value) is int and 0 <= value <= limit  # excludes True, which is an int
-
-
-def _is_number(value: Any) -> bool:
-  return type(value) is float or (type(value) is int and abs(value) <= MAX_ID)
 
 
 class CheckedImage(NamedTuple):

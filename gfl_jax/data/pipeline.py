@@ -18,10 +18,9 @@ from gfl_jax.data import (
   transforms,
 )
 from gfl_jax.data.annotations import Annotations
-from gfl_jax.data.dataset import Dataset, Splits
+from gfl_jax.data.dataset import Dataset, PixelSource, Splits
 from gfl_jax.data.index import read_split
 from gfl_jax.data.memory import MemoryDataset, MemoryPixels
-from gfl_jax.data.records import RecordPixels
 from gfl_jax.errors import UserError, storage_errors
 
 with terminal.hold_back_stderr():  # TFDS would import it later
@@ -57,10 +56,11 @@ def prepare(config: Any) -> str:
 
 def load_in_memory(config: Any) -> MemoryDataset:
   """Decodes a whole data set, ready to be trained on or saved; see `load`."""
-  parts = vars(_open(config))
+  splits = _open(config)
+  parts = {'train': splits.train, 'validation': splits.validation}
   sizes = {
-    name: transforms.largest_sizes(parts[name][0].sizes, config)
-    for name in memory.SPLITS
+    name: transforms.largest_sizes(annotations.sizes, config)
+    for name, (annotations, _) in parts.items()
   }
   num_gib = sum(int(s.prod(-1).sum()) * 3 for s in sizes.values()) / 2**30
   memory_gib = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
@@ -71,11 +71,11 @@ def load_in_memory(config: Any) -> MemoryDataset:
     )
   num_images = sum(map(len, sizes.values()))
   _LOG.info('Decoding %d images into %.2f GiB of memory', num_images, num_gib)
-  decoded = {
-    name: (parts[name][0], _decode(*parts[name], sizes[name], config, name))
-    for name in memory.SPLITS
+  decoded: Any = {
+    name: (annotations, _decode(annotations, source, sizes[name], config, name))
+    for name, (annotations, source) in parts.items()
   }
-  return MemoryDataset(**(parts | decoded))
+  return MemoryDataset(**(vars(splits) | decoded))
 
 
 def _open(config) -> Splits:
@@ -89,7 +89,7 @@ def _open(config) -> Splits:
   if turned:
     _LOG.info('%d images are turned as their EXIF says.', turned)
   names = tuple(builder.info.features['objects']['label'].names)
-  return Splits(class_names=names, **splits, **prepared)
+  return Splits(names, prepared.pop('category_ids'), **splits, **prepared)
 
 
 def _builder(config) -> tuple[Any, dict[str, Any]]:
@@ -118,7 +118,7 @@ def _builder(config) -> tuple[Any, dict[str, Any]]:
 
 
 def _decode(
-  annotations: Annotations, source: RecordPixels, sizes: np.ndarray, config, name: str
+  annotations: Annotations, source: PixelSource, sizes: np.ndarray, config, name: str
 ) -> MemoryPixels:
   """Decodes every image once, resized to `sizes` [N, 2] (h, w)."""
   counts = sizes.prod(-1) * 3

@@ -1,12 +1,12 @@
-"""What an image file shows, as 8-bit RGB: one rule for training and for use.
+"""Image files as 8-bit RGB, in the same way for training and prediction.
 
-Plain files, JPEG and PNG of 8 bits without transparency, show what they hold. What is
-transparent is seen over white. Of 16 bits the upper 8 count, but of an image that uses
-no more than 8 or 12 of them the upper 8 of those; opacity is looked at by itself. Of
-several frames the first is taken. Colour profiles and gamma are not applied.
+Plain files are JPEG and PNG of 8 bits without transparency. In other files transparent
+parts are seen over white. Of 16 bits the upper 8 are kept; if an image uses only 8 or
+12 bits, the upper 8 of those. Opacity is reduced separately. Of several frames the
+first is taken. Colour profiles and gamma are not applied.
 
-EXIF's orientation says how the stored pixels are to be turned; it is a number from 1,
-for not at all, to 8.
+EXIF's orientation, a number in 1..8, says how the stored pixels are to be turned; 1
+means not at all.
 """
 
 import io
@@ -27,10 +27,10 @@ _RGB_TIFF = 2  # its photometric interpretation
 
 
 class ImageFile(NamedTuple):
-  """An image file that could be decoded.
+  """A decoded image file.
 
   Attributes:
-    image: its content, loaded. Pillow has made it upright if it is a TIFF.
+    image: its loaded content. Pillow turns a TIFF upright.
     encoded: the file.
     orientation: EXIF's, of the stored pixels.
   """
@@ -47,24 +47,24 @@ class ImageFile(NamedTuple):
 
 
 def open_file(encoded: bytes) -> ImageFile:
-  """Decodes a file whole, so that a damaged one is found.
+  """Decodes a whole file, so that damage is found.
 
   Raises:
-    Exception: as Pillow has them, of many kinds, for what is no image, damaged, or too
-      large to be meant.
+    Exception: Pillow's, of many kinds, for a file that is no image, damaged, or far too
+      large.
   """
   with warnings.catch_warnings():
-    # Large photographs are welcome; from twice Pillow's limit on it is an error.
+    # Pillow warns of large photographs; above twice its limit it raises.
     warnings.simplefilter('ignore', Image.DecompressionBombWarning)
     image = Image.open(io.BytesIO(encoded))
-    # Loading turns a TIFF; the EXIF of a PNG may only be known once it is loaded.
+    # Loading turns a TIFF, and may be needed to know the EXIF of a PNG.
     orientation = orientation_of(image) if image.format == 'TIFF' else None
     image.load()
   return ImageFile(image, encoded, orientation or orientation_of(image))
 
 
 def is_plain(file: ImageFile) -> bool:
-  """Whether `decode` gives of the file's bytes what `file_to_rgb` does."""
+  """Whether `decode` and `file_to_rgb` give the same pixels."""
   image = file.image
   if image.format in ('JPEG', 'MPO'):
     return image.mode in ('RGB', 'L')
@@ -78,13 +78,13 @@ def file_to_rgb(file: ImageFile) -> UInt8[np.ndarray, 'h w 3']:
   """The stored pixels of an image file, not turned.
 
   Raises:
-    ValueError: pixels whose range is not known.
+    ValueError: the range of the pixels is unknown.
   """
   image = file.image
   if _is_deep(image, file.encoded):
     image = _deep_to_8_bits(image, file.encoded)
   elif image.format == 'PNG' and image.mode == 'L' and 'transparency' in image.info:
-    # Pillow spreads grey of 2 or 4 bits over 0..255, but not the transparent value.
+    # Pillow scales grey of 2 or 4 bits to 0..255, but not the transparent value.
     image = image.copy()
     image.info['transparency'] *= 255 // (2 ** file.encoded[24] - 1)
   rgb = to_rgb(image)
@@ -98,11 +98,11 @@ def image_to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
   """The pixels of a Pillow image, upright.
 
   Raises:
-    ValueError: pixels whose range is not known.
-    Exception: what Pillow raises for a file that it cannot decode.
+    ValueError: the range of the pixels is unknown.
+    Exception: Pillow's, if it cannot decode the file.
   """
-  # Once loaded, it lacks the lower 8 bits of colours of 16, and what a PNG's
-  # transparent value is meant for.
+  # A loaded image lacks the lower 8 of 16 bits, and a PNG's transparent value is
+  # ambiguous: where possible, read the file itself.
   source = getattr(image, 'fp', None) if getattr(image, 'tile', None) else None
   if source is not None and image.format in ('PNG', 'TIFF') and image.tell() == 0:
     position = source.tell()
@@ -112,16 +112,16 @@ def image_to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
     if _is_deep(image, encoded) or 'transparency' in image.info:
       file = open_file(encoded)
       return turn(file_to_rgb(file), file.orientation)
-  # A TIFF is turned, and its orientation gone, once it is loaded.
+  # Loading turns a TIFF and removes its orientation, so the order matters here.
   rgb = to_rgb(image)
   return turn(rgb, orientation_of(image))
 
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
-  """The pixels of a Pillow image, not turned but by Pillow itself.
+  """The pixels of a Pillow image, not turned, except a TIFF by Pillow itself.
 
   Raises:
-    ValueError: pixels whose range is not known.
+    ValueError: the range of the pixels is unknown.
   """
   if image.mode == 'I' or image.mode.startswith('I;16'):
     values, key = np.asarray(image), image.info.get('transparency')
@@ -129,7 +129,7 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
     if key is not None:
       image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
   elif image.mode == 'F':
-    raise UserError('its pixels are floats, of unknown range: save it with 8 bits')
+    raise UserError('its pixels are floats of unknown range: save it with 8 bits')
   if image.has_transparency_data:
     image = image.convert('RGBA')
     image = Image.alpha_composite(Image.new('RGBA', image.size, _WHITE), image)
@@ -137,11 +137,11 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
 
 
 def decode(encoded: bytes, orientation: int = 1) -> UInt8[np.ndarray, 'h w 3']:
-  """The pixels of a plain file, by OpenCV, turned.
+  """The pixels of a plain file, decoded by OpenCV and turned.
 
   Args:
     encoded: the file.
-    orientation: to be applied, whatever the file's own says.
+    orientation: the turn to be applied; the file's own EXIF is not read.
 
   Raises:
     ValueError: OpenCV cannot decode it.
@@ -154,7 +154,7 @@ def decode(encoded: bytes, orientation: int = 1) -> UInt8[np.ndarray, 'h w 3']:
 
 
 def orientation_of(image: Image.Image) -> int:
-  """EXIF's orientation of an image; 1 where it has none, or one that does not exist."""
+  """EXIF's orientation of an image; 1 if it has none or an invalid one."""
   try:
     orientation: Any = image.getexif().get(ExifTags.Base.Orientation, 1)
   except Exception:  # of many kinds, for damaged EXIF
@@ -163,7 +163,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-  """(width, height), or (height, width), once turned."""
+  """(width, height) after the turn."""
   return (size[1], size[0]) if orientation in _SWAPPED else size
 
 
@@ -177,33 +177,32 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _is_deep(image: Image.Image, encoded: bytes) -> bool:
-  """Whether it is a file with colours of 16 bits, of which Pillow keeps the upper 8."""
+  """Whether it has colours of 16 bits, of which Pillow keeps the upper 8."""
   if image.format == 'TIFF':
     tags = _tags(image)
     is_rgb = tags.get(ExifTags.Base.PhotometricInterpretation) == _RGB_TIFF
     return is_rgb and 16 in tags.get(ExifTags.Base.BitsPerSample, ())
-  # The first chunk of a PNG has its bits.
+  # Byte 24 of a PNG holds its bits per channel.
   return image.format == 'PNG' and encoded[24] == 16 and not image.mode.startswith('I')
 
 
 def _tags(image: Any) -> Any:
-  """Those of a TIFF."""
+  """The tags of a TIFF."""
   return image.tag_v2
 
 
 def _deep_to_8_bits(image: Image.Image, encoded: bytes) -> Image.Image:
-  """A loaded image of `_is_deep` with the upper 8 of the bits that it uses."""
-  if (
-    image.format == 'TIFF' and _tags(image).get(ExifTags.Base.PlanarConfiguration) == 2
-  ):
-    raise UserError('its colours of 16 bits lie in planes: save it with 8')  # misread
-  # Pillow up to 10 gives the fourth channel of RGBX, too, which is no opacity.
+  """An image of `_is_deep` with the upper 8 of the bits that it uses."""
+  planes = ExifTags.Base.PlanarConfiguration
+  if image.format == 'TIFF' and _tags(image).get(planes) == 2:  # Pillow misreads it
+    raise UserError('its colours of 16 bits lie in separate planes: save it with 8')
+  # Pillow up to 10 also gives the fourth channel of RGBX, which is no opacity.
   upper = np.asarray(image)[..., : 4 if image.mode == 'RGBA' else 3]
   key = image.info.get('transparency')
   largest = min(upper[..., :3].max(), upper[..., -1].max())
   if key is None and largest >= 2**4:  # colours and opacity use more than 12 bits
     return image
-  # OpenCV makes a TIFF upright, as Pillow does, and leaves a PNG as it is stored.
+  # OpenCV turns a TIFF upright, as Pillow does, and leaves a PNG as stored.
   values: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
   if values is not None and values.ndim == 3 and values.shape[2] >= upper.shape[2]:
     values = values[..., [2, 1, 0, 3][: upper.shape[2]]]
@@ -217,9 +216,9 @@ def _deep_to_8_bits(image: Image.Image, encoded: bytes) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray) -> UInt8[np.ndarray, '...']:
-  """Whole numbers of up to 16 bits as 8: the upper ones of those that are used."""
+  """Integers of up to 16 bits reduced to the upper 8 of the bits in use."""
   if values.size and not (values.min() >= 0 and values.max() < 2**16):
-    raise UserError('its pixels are beyond 16 bits: save it with 8')
+    raise UserError('its pixels exceed 16 bits: save it with 8')
   highest = int(values.max(initial=0))
   used = next(bits for bits in _USED_BITS if highest < 2**bits)
   return (values >> (used - 8)).astype(np.uint8)

@@ -1,19 +1,20 @@
-"""Draws scenes whose box sides have a known uncertainty; numpy alone.
+"""Draws scenes whose box sides have a known uncertainty; needs only numpy.
 
-A scene is 1 to 6 textured shapes before a 1/f background with distractors. Each side of
-a shape is of one kind:
+A scene is 1 to 6 textured shapes on a 1/f background with distractors. Each side of a
+shape is of one kind:
 
-* sharp: the annotation is within SHARP_SIGMA pixels.
-* blurred: the outline gets softer towards this side, over 4 sigma at the side itself.
+* sharp: sigma is SHARP_SIGMA pixels.
+* blurred: the outline gets softer towards this side; there the ramp is 4 sigma wide.
 * faded: the shape reaches past the side and fades out over 4 sigma around it.
-* occluded: a bar of clutter, 4 sigma thick, covers the side, which is its middle line.
+* occluded: a bar of clutter, 4 sigma thick, is centred on the side.
 
-The annotated side is normal around the true one with the standard deviation sigma. As
-the visible ramp or bar is always 4 sigma wide and centred on the true side, an image
-shows all that can be known: the right answer for a side is that normal distribution.
+The annotated side is drawn from a normal distribution around the true side, with the
+standard deviation sigma. The visible ramp or bar is always 4 sigma wide and centred on
+the true side, so an image shows all that can be known, and the right prediction for a
+side is that normal distribution.
 
-A detector that knew every true side would not reach an AP of 1 against such
-annotations; `pytest -s tests/data/test_scenes.py -k perfect` prints what it would.
+Against such annotations even the true sides do not reach an AP of 1;
+`pytest -s tests/data/test_scenes.py -k perfect` prints what they reach.
 """
 
 import functools
@@ -28,12 +29,13 @@ AMBIGUOUS_SHARE = 0.3  # of the sides
 AMBIGUOUS_SIGMA = (0.04, 0.10)  # of the object's extent across the side
 VISIBLE_SIGMAS = 4.0  # width of a ramp or bar, in sigmas
 MAX_OBJECTS = 6
-# (share, smallest, largest): geometric mean of width and height in a 128 px scene, over
-# COCO's small (< 32), medium and large (> 96).
+# (share, smallest, largest) for COCO's small (< 32), medium and large (> 96): the
+# geometric mean of width and height, in pixels of a 128 px scene.
 SIZES = ((0.42, 12.0, 30.0), (0.46, 34.0, 80.0), (0.12, 97.0, 104.0))
 BORDER = 2.0  # pixels between a true side and the image's border
-CROSS_ARM = 0.36  # half width of the cross's arms, and
-RING_HOLE = 0.5  # radius of the ring's hole, as shares of the half extent
+# As shares of half the extent:
+CROSS_ARM = 0.36  # half width of the cross's arms
+RING_HOLE = 0.5  # radius of the ring's hole
 
 
 class Scene(NamedTuple):
@@ -42,7 +44,7 @@ class Scene(NamedTuple):
   Attributes:
     image: [size, size, 3] uint8.
     boxes: [n, 4] float64 annotated sides xyxy in pixels.
-    true_boxes: [n, 4] float64 sides that the annotations scatter around.
+    true_boxes: [n, 4] float64 true sides, xyxy in pixels.
     labels: [n] int, index into CLASS_NAMES.
     edge_sigma: [n, 4] float64 (l, t, r, b) in pixels.
     edge_kind: [n, 4] int, index into EDGE_KINDS.
@@ -57,9 +59,10 @@ class Scene(NamedTuple):
 
 
 def draw_scene(key: tuple[int, ...], size: int = 128) -> Scene:
-  """Draws the scene of a key, e.g. (seed, split, index); the same on every call.
+  """Draws a scene; the same key always gives the same scene.
 
-  Args: key: non-negative ints; size: side of the image in pixels, at least 32.
+  Args: key: non-negative ints, as (seed, split, index); size: side of the image in
+    pixels, at least 32.
   """
   rng = np.random.default_rng(key)
   true_boxes = _place(rng, size)
@@ -81,7 +84,7 @@ def draw_scene(key: tuple[int, ...], size: int = 128) -> Scene:
 
 
 def _place(rng, size: int) -> np.ndarray:
-  """[n, 4] true boxes that hardly cover each other; at least one."""
+  """[n, 4] true boxes with gaps between them; at least one."""
   boxes = np.zeros((0, 4))
   shares, low, high = np.array(SIZES).T
   for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
@@ -95,7 +98,7 @@ def _place(rng, size: int) -> np.ndarray:
       y = rng.uniform(BORDER, size - BORDER - height)
       box = np.array([x, y, x + width, y + height])
       overlap = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-      # Bars and ramps reach outside their boxes: keep a gap.
+      # The gaps are for bars and ramps, which reach outside their boxes.
       if not (overlap > -0.03 * size).all(-1).any():
         boxes = np.concatenate([boxes, box[None]])
         break
@@ -106,7 +109,7 @@ def _edges(rng, boxes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
   """Kind [n, 4] and sigma [n, 4] of each side."""
   extents = (boxes[:, 2:] - boxes[:, :2])[:, [0, 1, 0, 1]]
   room = np.abs(boxes - np.array([0, 0, size, size]))
-  # Ramps and annotations stay within the image.
+  # Keep ramps and annotations within the image.
   sigma = np.minimum(rng.uniform(*AMBIGUOUS_SIGMA, boxes.shape) * extents, room / 2.5)
   kinds = rng.integers(1, len(EDGE_KINDS), boxes.shape)
   sharp = rng.random(boxes.shape) >= AMBIGUOUS_SHARE
@@ -115,11 +118,10 @@ def _edges(rng, boxes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _noise(rng, size: int) -> np.ndarray:
-  """[size, size, 3] float32 1/f noise of three channels, mean 0, deviation 1."""
+  """[size, size, 3] float32 1/f noise of three channels, mean 0, std about 1."""
   damping = _damping(size)
-  spectrum = (
-    rng.standard_normal((3, *damping.shape, 2), np.float32) * damping[..., None]
-  )
+  spectrum = rng.standard_normal((3, *damping.shape, 2), np.float32)
+  spectrum = spectrum * damping[..., None]
   noise = np.fft.irfft2(spectrum.view(np.complex64)[..., 0], (size, size))
   noise = noise / noise.std(axis=(1, 2), keepdims=True)
   # Natural images vary more in brightness than in colour.
@@ -149,14 +151,12 @@ def _distractor_line(image, rng, noise, size):
   distance = np.cos(angle) * (at[None] - rng.uniform(0, size))
   distance = distance + np.sin(angle) * (at[:, None] - rng.uniform(0, size))
   alpha = 0.7 * np.clip(width + 0.5 - np.abs(distance), 0, 1)
-  on = np.nonzero(alpha)
-  image[on] += alpha[on][:, None] * (
-    rng.uniform(0, 1, 3).astype(np.float32) - image[on]
-  )
+  on, color = np.nonzero(alpha), rng.uniform(0, 1, 3).astype(np.float32)
+  image[on] += alpha[on][:, None] * (color - image[on])
 
 
 def _distractor_bar(image, rng, noise, size):
-  """A bar like those that hide a side, hiding nothing: bars are no clue to objects."""
+  """A bar that hides no side, so that bars do not show where objects are."""
   extent = np.array([rng.uniform(3, 0.12 * size), rng.uniform(0.15, 0.6) * size])
   center, half = rng.uniform(0, size, 2), rng.permutation(extent) / 2
   _draw_bar(image, rng, noise, np.concatenate([center - half, center + half]))
@@ -187,7 +187,7 @@ def _draw_object(image, rng, box, label, kind, sigma):
 
 
 def _signed_distance(label, x, y, box) -> np.ndarray:
-  """About the distance to a shape's outline in pixels, positive inside."""
+  """Approximate distance to a shape's outline in pixels, positive inside."""
   x0, y0, x1, y1 = box
   a, b = (x1 - x0) / 2, (y1 - y0) / 2
   u, v = (x - (x0 + x1) / 2) / a, (y - (y0 + y1) / 2) / b
@@ -254,6 +254,6 @@ def _draw_bar(image, rng, noise, bar):
 
 
 def _window(box, size):
-  """Whole pixels that a box touches, within the image."""
+  """Corners of the whole pixels that a box touches within the image."""
   low = np.clip(np.floor(box[:2]), 0, size).astype(int)
   return low, np.clip(np.ceil(box[2:]), 0, size).astype(int)

@@ -1,4 +1,4 @@
-r"""Prepares and reads a data set of COCO's size, made of a few photographs.
+r"""COCO-scale dry run: prepares and reads a data set of COCO's size.
 
   python -m scripts.benchmarks.coco_scale --photographs=FOLDER --folder=EMPTY_FOLDER
 
