@@ -126,15 +126,14 @@ def _prepare_2017(config: Any) -> Any:
   found = _files_of_2017(root)
   if done.exists():
     builder = tfds.builder_from_directory(done)
-    digests = {
-      split: hashlib.sha256(annotations.read(json)).hexdigest()
-      for split, (annotations, json, _) in found.items()
-    }
   else:
     splits = _read_2017(found, root)
-    digests = {name: split.sha256 for name, split in splits.items()}
-    # Another process may have prepared other annotations meanwhile.
     builder = coco_records.write(('coco', '2017', COCO_VERSION), splits, config)
+  digests = {
+    split: hashlib.sha256(annotations.read(json)).hexdigest()
+    for split, (annotations, json, _) in found.items()
+  }
+  # Another process may have prepared other annotations meanwhile.
   _check_source(builder, digests, root)
   return builder
 

@@ -251,14 +251,6 @@ def is_far_outside(box: list, size: tuple[int, int]) -> bool:
   )
 
 
-def annotations_of(content: dict[str, Any]) -> dict[int, list]:
-  """The annotations of each image id."""
-  per_image: dict[int, list] = {image['id']: [] for image in content['images']}
-  for annotation in content['annotations']:
-    per_image[annotation['image_id']].append(annotation)
-  return per_image
-
-
 def file_problem(error: Exception) -> str:
   """What is wrong with an image file, for messages that begin with its path."""
   if isinstance(error, FileNotFoundError):

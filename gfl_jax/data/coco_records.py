@@ -4,6 +4,7 @@ All of the json files and every image are checked on the way. `shards` says what
 interrupted preparation leaves behind.
 """
 
+import collections
 import functools
 import hashlib
 import logging
@@ -83,30 +84,30 @@ def write(identity: tuple[str, str, str], splits: dict[str, Split], config: Any)
   info = _dataset_info(identity, categories, config.data_dir)
   metadata: Any = info.metadata
   metadata['annotations_sha256'] = {name: s.sha256 for name, s in splits.items()}
+  metadata |= {'degenerate_boxes': {}, 'boxes_outside': {}}
 
-  def check(facts: dict[str, list[shards.Facts]]) -> None:
-    bad = sorted(problem for shard in facts['train'] for problem in shard.problems)
+  def check(written: dict[str, list[shards.Shard]]) -> None:
+    for split, done in written.items():
+      notes = [note for shard in done for note in shard.notes]
+      outside = [note['outside'] for note in notes if 'outside' in note]
+      metadata['degenerate_boxes'][split] = sum(n.get('degenerate', 0) for n in notes)
+      metadata['boxes_outside'][split] = {
+        'count': sum(count for count, _ in outside),
+        'example': outside[0][1] if outside else '',
+      }
+      if split == 'train':
+        metadata['bad_images'] = sorted(n['bad'] for n in notes if 'bad' in n)
+    bad = metadata['bad_images']
     check_count(bad, config.max_bad_images)
     if len(bad) == len(splits['train'].content['images']):
       raise UserError(f'{source}: no training image can be read: {"; ".join(bad)}')
-    metadata['bad_images'] = bad
-    metadata['degenerate_boxes'] = {
-      split: sum(shard.degenerate_boxes for shard in done)
-      for split, done in facts.items()
-    }
-    metadata['boxes_outside'] = {
-      split: {
-        'count': sum(shard.outside_boxes for shard in done),
-        'example': next(filter(None, (shard.outside_example for shard in done)), ''),
-      }
-      for split, done in facts.items()
-    }
 
   if not epath.Path(info.data_dir).exists():
     labels = {c['id']: label for label, c in enumerate(categories)}
-    annotations = {
-      name: coco_json.annotations_of(split.content) for name, split in splits.items()
-    }
+    annotations = {name: collections.defaultdict(list) for name in splits}
+    for name, split in splits.items():
+      for annotation in split.content['annotations']:
+        annotations[name][annotation['image_id']].append(annotation)
     mark = hashlib.sha256(b''.join(split.mark for split in splits.values())).hexdigest()
     shards.prepare(
       info,
@@ -157,20 +158,23 @@ def _common_categories(splits: dict[str, Split], source: str) -> list[dict[str, 
   return [category for category in categories if category not in roots]
 
 
-def _make(splits, annotations, labels, name: str, image: dict[str, Any]) -> shards.Made:
-  """An image's example; a bad image of the training split is left out."""
+def _make(splits, annotations, labels, name: str, image: dict[str, Any]):
+  """An image's example and note; a bad image of the training split is left out."""
   try:
     read = _read_image(splits[name].images, image)
   except ValueError as error:
     if name != 'train':
       raise UserError(f'evaluation needs every image: {error}') from error
-    return shards.Made(None, str(error))
+    return None, {'bad': str(error)}
   of_image = annotations[name][image['id']]
   example, degenerate = coco_json.make_example(image, of_image, read, labels)
+  note: shards.Note = {'degenerate': degenerate} if degenerate else {}
   boxes = [a['bbox'] for a in of_image]
   outside = [box for box in boxes if coco_json.is_far_outside(box, read.size)]
-  text = f'{outside[0]} of {image["file_name"]}, {read.size} (w, h)' if outside else ''
-  return shards.Made(example, '', degenerate, len(outside), text)
+  if outside:
+    text = f'{outside[0]} of {image["file_name"]}, {read.size} (w, h)'
+    note['outside'] = len(outside), text
+  return example, note
 
 
 def _read_image(files: Files, image: dict[str, Any]) -> coco_json.CheckedImage:

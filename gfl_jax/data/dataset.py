@@ -86,9 +86,7 @@ class Dataset:
     for name, split in (('training', self._train), ('evaluation', self._eval)):
       if not len(split):
         raise UserError(f'no image is left for {name}; counters: {self.counters}')
-      turned = self._turned(split)
-      canvases = np.array([config.canvas, config.canvas[::-1]])[turned.astype(int)]
-      transforms.check_fit(split.sizes, split.image_ids, canvases, config)
+      transforms.check_fit(split.sizes, split.image_ids, config)
     self._train_usable, self._eval_usable = map(_usable, (self._train, self._eval))
     self._check_boxes()
 
@@ -107,13 +105,12 @@ class Dataset:
 
     It is the mean over images and over the range of the short side, without zoom.
     """
-    low, high = self._config.short_side
-    sizes, longest = self._train.sizes, self._config.max_long_side
+    c, (low, high) = self._config, self._config.short_side
     pixels = [
-      transforms.resized_sizes(sizes, short_side, longest).prod(-1)
+      transforms.resized_sizes(self._train.sizes, short_side, c.max_long_side).prod(-1)
       for short_side in np.linspace(low, high, 9 if high > low else 1)
     ]
-    return float(np.mean(pixels) / np.prod(self._config.canvas))
+    return float(np.mean(pixels) / np.prod(c.canvas))
 
   @functools.cached_property
   def checksum(self) -> int:

@@ -48,11 +48,6 @@ class MemoryPixels:
   starts: np.ndarray
   sizes: np.ndarray
 
-  def image(self, row: int) -> np.ndarray:
-    """[h, w, 3] uint8, a view."""
-    shape = (*self.sizes[row].tolist(), 3)
-    return np.ndarray(shape, np.uint8, self.pixels, int(self.starts[row]))
-
   def select(self, keep: np.ndarray) -> 'MemoryPixels':
     """Only the images at `keep`; the pixels are shared."""
     return MemoryPixels(self.pixels, self.starts[keep], self.sizes[keep])
@@ -63,8 +58,10 @@ class MemoryPixels:
       batch = np.zeros((len(plan.rows), *plan.canvas, 3), np.uint8)
       for i, row in enumerate(plan.rows):
         if row >= 0:
+          shape = (*self.sizes[row].tolist(), 3)
+          image = np.ndarray(shape, np.uint8, self.pixels, int(self.starts[row]))
           height, width = plan.image_sizes[i]
-          place(self.image(row), plan, i, batch[i, :height, :width])
+          place(image, plan, i, batch[i, :height, :width])
       yield batch
 
 

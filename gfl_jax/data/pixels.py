@@ -68,10 +68,10 @@ def is_plain(file: ImageFile) -> bool:
   image = file.image
   if image.format in ('JPEG', 'MPO'):
     return image.mode in ('RGB', 'L')
-  of_one_frame = getattr(image, 'n_frames', 1) == 1
-  opaque = not image.has_transparency_data
+  one_frame = getattr(image, 'n_frames', 1) == 1
   shallow = image.mode in ('RGB', 'L', 'P', '1') and not _is_deep(image, file.encoded)
-  return image.format == 'PNG' and of_one_frame and opaque and shallow
+  opaque = not image.has_transparency_data
+  return image.format == 'PNG' and one_frame and opaque and shallow
 
 
 def file_to_rgb(file: ImageFile) -> UInt8[np.ndarray, 'h w 3']:
@@ -176,25 +176,19 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
   return image if code is None else cv2.flip(image, code)
 
 
-def _is_deep(image: Image.Image, encoded: bytes) -> bool:
+def _is_deep(image: Any, encoded: bytes) -> bool:
   """Whether it has colours of 16 bits, of which Pillow keeps the upper 8."""
   if image.format == 'TIFF':
-    tags = _tags(image)
-    is_rgb = tags.get(ExifTags.Base.PhotometricInterpretation) == _RGB_TIFF
-    return is_rgb and 16 in tags.get(ExifTags.Base.BitsPerSample, ())
+    is_rgb = image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == _RGB_TIFF
+    return is_rgb and 16 in image.tag_v2.get(ExifTags.Base.BitsPerSample, ())
   # Byte 24 of a PNG holds its bits per channel.
   return image.format == 'PNG' and encoded[24] == 16 and not image.mode.startswith('I')
 
 
-def _tags(image: Any) -> Any:
-  """The tags of a TIFF."""
-  return image.tag_v2
-
-
-def _deep_to_8_bits(image: Image.Image, encoded: bytes) -> Image.Image:
+def _deep_to_8_bits(image: Any, encoded: bytes) -> Image.Image:
   """An image of `_is_deep` with the upper 8 of the bits that it uses."""
   planes = ExifTags.Base.PlanarConfiguration
-  if image.format == 'TIFF' and _tags(image).get(planes) == 2:  # Pillow misreads it
+  if image.format == 'TIFF' and image.tag_v2.get(planes) == 2:  # Pillow misreads it
     raise UserError('its colours of 16 bits lie in separate planes: save it with 8')
   # Pillow up to 10 also gives the fourth channel of RGBX, which is no opacity.
   upper = np.asarray(image)[..., : 4 if image.mode == 'RGBA' else 3]

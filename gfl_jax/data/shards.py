@@ -36,44 +36,26 @@ IMAGES_PER_SHARD = 1024  # some 170 MB of COCO
 SUMS = 'SHA256SUMS'
 
 
-class Made(NamedTuple):
-  """The result for one image.
-
-  Attributes:
-    example: for the builder's features; None if the image is left out.
-    problem: why it is left out.
-    degenerate_boxes: how many of its boxes are left out.
-    outside_boxes: how many boxes reach far outside the image.
-    outside_example: one of them, for messages; empty if there is none.
-  """
-
-  example: dict[str, Any] | None
-  problem: str = ''
-  degenerate_boxes: int = 0
-  outside_boxes: int = 0
-  outside_example: str = ''
+Note = dict[str, Any]  # what is to be known of an image, as json; mostly empty
 
 
-class Facts(NamedTuple):
-  """What is kept of a finished shard; see `Made`."""
+class Shard(NamedTuple):
+  """The facts of a finished shard; notes: those of its images that are not empty."""
 
   name: str
   num_examples: int
   num_bytes: int
-  degenerate_boxes: int
-  outside_boxes: int
-  outside_example: str
-  problems: list[str]
   sha256: str
+  notes: list[Note]
 
 
 def prepare(
   info: Any,
   splits: Mapping[str, Sequence[Any]],
-  make: Callable[[str, Any], Made],
+  make: Callable[[str, Any], tuple[dict[str, Any] | None, Note]],
   *,
   mark: str,
-  check: Callable[[dict[str, list[Facts]]], None],
+  check: Callable[[dict[str, list[Shard]]], None],
 ) -> None:
   """Writes a data set to `info.data_dir`, unless it is there already.
 
@@ -83,16 +65,21 @@ def prepare(
   Args:
     info: TFDS's DatasetInfo, to be completed.
     splits: an entry for each image of each split; the order of the records is drawn.
-    make: called in threads with the split's name and an entry; makes its example.
+    make: called in threads with the split's name and an entry; gives its example, or
+      None to leave it out, and a note.
     mark: differs for different input: only shards with the same mark are kept.
-    check: called after each shard with the facts of each split's shards so far; may
-      raise to end the preparation, and may complete info.
+    check: called after each shard with each split's shards so far; may raise to end the
+      preparation, and may complete info.
 
   Raises:
     ValueError: bad input, from make and check.
     OSError: it cannot be written.
   """
-  final = _local_path(info.data_dir)
+  if '://' in info.data_dir:
+    raise UserError(
+      f'{info.data_dir}: prepare the data on a local disk, then copy the folder there'
+    )
+  final = pathlib.Path(info.data_dir)
   final.parent.mkdir(parents=True, exist_ok=True)
   folder = final.with_name(f'.{final.name}.incomplete-{mark[:16]}')
   with _locked(final.with_name(f'.{final.name}.lock')):
@@ -136,14 +123,6 @@ def verify(folder: Any) -> int:
   return len(lines)
 
 
-def _local_path(path: str) -> pathlib.Path:
-  if '://' in path:
-    raise UserError(
-      f'{path}: prepare the data on a local disk, then copy the folder there'
-    )
-  return pathlib.Path(path)
-
-
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from preparing the same."""
@@ -154,10 +133,10 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def _write_shards(info, splits, make, folder, check) -> dict[str, list[Facts]]:
+def _write_shards(info, splits, make, folder, check) -> dict[str, list[Shard]]:
   for part in ('data', 'facts'):
     (folder / part).mkdir(parents=True, exist_ok=True)
-  facts: dict[str, list[Facts]] = {split: [] for split in splits}
+  facts: dict[str, list[Shard]] = {split: [] for split in splits}
   total = sum(len(entries) for entries in splits.values())
   with (
     terminal.progress_bar(total, 'preparing', 'image') as progress,
@@ -182,55 +161,47 @@ def _write_shards(info, splits, make, folder, check) -> dict[str, list[Facts]]:
   return facts
 
 
-def _serialize(features, make, split: str, entry) -> tuple[bytes | None, Made]:
-  made = make(split, entry)
-  if made.example is None:
-    return None, made
-  record = features.serialize_example(made.example)
+def _serialize(features, make, split: str, entry) -> tuple[bytes | None, Note]:
+  example, note = make(split, entry)
+  if example is None:
+    return None, note
+  record = features.serialize_example(example)
   # Serialize it again: only here is the order of its features fixed.
-  example = tf.train.Example.FromString(record)
-  return example.SerializeToString(deterministic=True), made
+  parsed = tf.train.Example.FromString(record)
+  return parsed.SerializeToString(deterministic=True), note
 
 
-def _write_shard(folder: pathlib.Path, name: str, made, progress) -> Facts:
+def _write_shard(folder: pathlib.Path, name: str, made, progress) -> Shard:
   path, part = folder / 'data' / name, folder / 'facts' / f'{name}.part'
-  results: list[Made] = []
+  count, notes = 0, []
   try:
     with tf.io.TFRecordWriter(str(part)) as writer:
-      for record, one in made:
+      for record, note in made:
         if record is not None:
           writer.write(record)
-        results.append(one._replace(example=None))
+          count += 1
+        if note:
+          notes.append(note)
         progress.update()
   except tf.errors.OpError as error:
     raise StorageError(f'{part} cannot be written: {error.message}') from error
-  problems = [one.problem for one in results if one.problem]
-  facts = Facts(
-    name=name,
-    num_examples=len(results) - len(problems),
-    num_bytes=part.stat().st_size,
-    degenerate_boxes=sum(one.degenerate_boxes for one in results),
-    outside_boxes=sum(one.outside_boxes for one in results),
-    outside_example=next((t for one in results if (t := one.outside_example)), ''),
-    problems=problems,
-    sha256=_sha256(part),
-  )
+  shard = Shard(name, count, part.stat().st_size, _sha256(part), notes)
   part.replace(path)
-  files.atomic_write(folder / 'facts' / f'{name}.json', json.dumps(facts._asdict()))
-  return facts
+  files.atomic_write(folder / 'facts' / f'{name}.json', json.dumps(shard._asdict()))
+  return shard
 
 
-def _known(folder: pathlib.Path, name: str) -> Facts | None:
+def _known(folder: pathlib.Path, name: str) -> Shard | None:
   """The facts of a shard, if it is finished and unchanged."""
   path = folder / 'data' / name
   try:
-    facts = Facts(**json.loads((folder / 'facts' / f'{name}.json').read_bytes()))
-    return facts if _sha256(path) == facts.sha256 else None
+    shard = Shard(**json.loads((folder / 'facts' / f'{name}.json').read_bytes()))
+    return shard if _sha256(path) == shard.sha256 else None
   except (OSError, ValueError, TypeError):
     return None
 
 
-def _complete(info, facts: dict[str, list[Facts]], data: pathlib.Path) -> None:
+def _complete(info, facts: dict[str, list[Shard]], data: pathlib.Path) -> None:
   """Writes the files that TFDS needs beside the records, and the checksums."""
   written = {shard.name for shards in facts.values() for shard in shards}
   for path in data.iterdir():

@@ -108,12 +108,14 @@ def plan_evaluation(rows: np.ndarray, sizes: np.ndarray, canvas, config) -> Plan
   return Plan(rows, resized, np.zeros_like(resized), mirrored, tuple(canvas))
 
 
-def check_fit(sizes: np.ndarray, image_ids: np.ndarray, canvases: np.ndarray, config):
+def check_fit(sizes: np.ndarray, image_ids: np.ndarray, config) -> None:
   """Checks that every image, resized without zoom, fits its canvas.
 
-  Args: sizes [n, 2] and canvases [n, 2], (h, w); image_ids [n]; config: config.data.
+  Args: sizes: [n, 2] (h, w); image_ids: [n]; config: config.data.
   Raises: ValueError naming the first image that does not fit.
   """
+  turned = is_turned(sizes, config.canvas)
+  canvases = np.array([config.canvas, config.canvas[::-1]])[turned.astype(int)]
   resized = largest_sizes(sizes, config)
   too_large = np.flatnonzero((resized > canvases).any(-1))
   if too_large.size:
