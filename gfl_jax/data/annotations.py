@@ -90,8 +90,8 @@ class Annotations:
     where they are known.
 
     Args:
-      class_names: of each label.
-      category_ids: of each label.
+      class_names: the name of each label.
+      category_ids: the id of each label.
     """
     annotations = []
     for row, owner in enumerate(self.owner):

@@ -184,7 +184,7 @@ def _check_source(builder: Any, digests: dict[str, str], root: pathlib.Path) -> 
   only get a warning. A split that only one of the two has, as test, is not compared.
 
   Args:
-    builder: of the records.
+    builder: the builder of the records.
     digests: SHA-256 of the json of each split in root.
     root: for messages.
   """

@@ -91,7 +91,7 @@ def parse(path: str, content: bytes, *, annotated: bool) -> dict[str, Any]:
   """The content of a COCO json: images, annotations and categories.
 
   Args:
-    path: of the json, for messages.
+    path: the path of the json, for messages.
     content: its bytes.
     annotated: False for COCO's image_info_test2017.json, which has no annotations.
 
@@ -179,7 +179,7 @@ class CheckedImage(NamedTuple):
 
 
 def checked_image(encoded: bytes, entry: dict[str, Any], where: str) -> CheckedImage:
-  """Checks an image file; see `pixels` for what is plain.
+  """Checks an image file; `pixels` says which files are plain.
 
   The picture is turned upright, unless the json gives the size of the stored picture
   and not that of the upright one.
@@ -222,7 +222,7 @@ def make_example(
     image: entry of the json.
     annotations: the json's annotations of that image.
     read: the image.
-    labels: of each category id.
+    labels: the label of each category id.
   """
   objects = [_example_object(a, read.size, labels) for a in annotations]
   kept = [o for o in objects if o is not None]

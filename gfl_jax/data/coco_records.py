@@ -26,9 +26,9 @@ class Split(NamedTuple):
   """The source of a split.
 
   Attributes:
-    content: of its json, checked.
+    content: the checked content of its json.
     images: the files that the json names.
-    sha256: of its json.
+    sha256: the digest of its json.
     mark: differs if the json or an image differs.
   """
 
@@ -44,7 +44,7 @@ def features(
   """The features of TFDS's coco/2017.
 
   Args:
-    class_names: of each label.
+    class_names: the name of each label.
     image: the feature of the image, if it is not any JPEG or PNG.
     object_features: more features of each object.
   """
@@ -72,7 +72,7 @@ def write(identity: tuple[str, str, str], splits: dict[str, Split], config: Any)
 
   Args:
     identity: TFDS's name, config and version.
-    splits: of `identity`, 'train' among them.
+    splits: the source of each split, 'train' among them.
     config: config.data.
 
   Raises:

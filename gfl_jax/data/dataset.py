@@ -61,7 +61,7 @@ class Dataset:
   """Training and evaluation split of one data set.
 
   Attributes:
-    class_names, category_ids: as in `Splits`.
+    class_names, category_ids: see `Splits`.
     num_train, num_eval: number of images in use.
     counters: dict of ints for the log: what was left out of training and why.
   """
@@ -150,7 +150,7 @@ class Dataset:
 
     Args:
       batch_size: images of all shards together.
-      seed: of the order and, together with the epoch, of all random transforms.
+      seed: decides, with the epoch, the order and all random transforms.
       start_step: the batches equal those of an uninterrupted run from this step on;
         starting late costs nothing.
       shard: (index, count): gives the index-th of `count` equal parts of each batch.

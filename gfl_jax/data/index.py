@@ -50,7 +50,7 @@ def read_split(builder: Any, split: str) -> tuple[Annotations, records.RecordPix
   """Annotations and pixels of a split; writes its index if there is none that fits.
 
   Args:
-    builder: of a prepared TFDS data set in TFRecord files.
+    builder: the builder of a prepared TFDS data set in TFRecord files.
     split: its name.
   """
   info = builder.info.splits[split]

@@ -70,7 +70,7 @@ def place(image: np.ndarray, plan: Plan, i: int, target: np.ndarray) -> None:
 
   Args:
     image: [h, w, 3] uint8 of any size.
-    plan: of a batch.
+    plan: the plan of a batch.
     i: position in that batch.
     target: [*plan.image_sizes[i], 3] uint8, the covered part of the canvas, to be
       written to.

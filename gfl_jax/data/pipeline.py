@@ -44,7 +44,7 @@ def load(config: Any) -> Dataset:
 
 
 def prepare(config: Any) -> str:
-  """Prepares a data set, or compares what is prepared with its checksums.
+  """Prepares a data set, or compares the prepared files with their checksums.
 
   Returns: its folder, and how many of its files were compared; 0 if `shards` did not
     write it.

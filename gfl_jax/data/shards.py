@@ -36,11 +36,11 @@ IMAGES_PER_SHARD = 1024  # some 170 MB of COCO
 SUMS = 'SHA256SUMS'
 
 
-Note = dict[str, Any]  # what is to be known of an image, as json; mostly empty
+Note = dict[str, Any]  # json about one image; empty for most
 
 
 class Shard(NamedTuple):
-  """The facts of a finished shard; notes: those of its images that are not empty."""
+  """The facts of a finished shard; notes: the notes that are not empty."""
 
   name: str
   num_examples: int
@@ -101,7 +101,7 @@ def verify(folder: Any) -> int:
   """Compares the files of a prepared data set with its SHA256SUMS.
 
   Args:
-    folder: of pathlib or epath.
+    folder: a path of pathlib or epath.
 
   Returns:
     The number of files; 0 if `prepare` did not write the data set.

@@ -156,7 +156,7 @@ def boxes_on_canvas(
     boxes: [n, 4] float xyxy in original pixels, none degenerate.
     owner: [n] the box's image, an index into the plan's batch.
     sizes: [b, 2] original (h, w) of the batch's images.
-    plan: of that batch.
+    plan: the plan of that batch.
   Returns: boxes [n, 4] float32 xyxy in pixels of the canvas, cut at the image's
     border, and [n] bool: False if the crop left less than half of the area.
   """
