@@ -16,10 +16,11 @@ _PACKAGE = Path(__file__).parents[1]
 _NO_NUMBERS = frozenset(
   (
     *('reports', 'multihost', 'checkpointing', 'studies', 'export', 'inference'),
-    *('__init__.py', 'errors.py', 'files.py', 'launch.py', 'data/terminal.py'),
+    *('__init__.py', 'errors.py', 'files.py', 'launch.py', 'private_apis.py'),
     *('training/config_checks.py', 'training/evaluate.py', 'training/extension.py'),
-    *('training/environment.py', 'training/importing.py', 'training/metrics_log.py'),
-    *('training/run_folder.py', 'weights/trained.py', 'weights/trees.py'),
+    *('data/terminal.py', 'training/environment.py', 'training/importing.py'),
+    *('training/metrics_log.py', 'training/run_folder.py', 'weights/trained.py'),
+    'weights/trees.py',
   )
 )
 Code = Mapping[str, str] | str  # str: one digest of all files, in older records

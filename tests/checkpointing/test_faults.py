@@ -108,9 +108,7 @@ def test_a_full_disk_fails_only_the_save(tmp_path, caplog):
     jax.tree.map(np.testing.assert_array_equal, restored, big_state(1))
     checkpoints.save(3, big_state(3))
     checkpoints.wait()
-    assert 'Saves that failed before: steps [2]; the newest stored step is 3' in (
-      caplog.text
-    )
+    assert 'failed before: steps [2]; the newest stored step is 3' in caplog.text
     assert 'Traceback' not in caplog.text
     assert checkpoints.steps == [1, 3]
   assert sorted(x.name for x in tmp_path.iterdir()) == ['1', '3']
@@ -139,24 +137,13 @@ def test_a_save_whose_folder_cannot_be_made_leaves_nothing_behind(
   )
 
 
-@pytest.mark.parametrize(
-  'error, reason',
-  [
-    (
-      OSError(errno.ENOSPC, 'No space left on device', '/runs'),
-      'No space left on device',
-    ),
-    (ValueError("file 4: File too large [os_error_code='27']"), 'File too large'),
-    (
-      ValueError("x: too large [spec='{true}']) [os_error_code='27'] [source='a:1']"),
-      'File too large',
-    ),
-    (ValueError('one\ntwo'), 'one'),
-    (KeyError(), 'KeyError()'),
-  ],
-)
-def test_the_reason_of_a_failed_save_is_the_error_of_the_system(error, reason):
-  assert save_errors.reason(error) == reason
+def test_the_reason_of_a_failed_save_is_the_error_of_the_system():
+  no_space = OSError(errno.ENOSPC, 'No space left on device', '/runs')
+  assert save_errors.reason(no_space) == 'No space left on device'
+  for text in ('File too large', "[spec='{true}'])", ''):
+    error = ValueError(f"writing: file 4: {text} [os_error_code='27'] [source='a:1']")
+    assert save_errors.reason(error) == 'File too large'
+  assert save_errors.reason(ValueError('one\ntwo')) == 'one'
 
 
 def test_the_last_save_is_tried_once_more(tmp_path):

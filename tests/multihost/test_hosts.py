@@ -146,7 +146,7 @@ def test_two_processes_do_what_one_does(folder, alone, tmp_path):
   assert [text, code] == other and code == 128 + signal.SIGTERM
   with Checkpoints(mine / 'stopped' / 'checkpoints', read_only=True) as checkpoints:
     step = checkpoints.steps[-1]
-  assert f'Stopped at step {step}: the same command' in text
+  assert f' step {step}:' in text
   shutil.copytree(mine / 'stopped', tmp_path / 'run')
   loop.train(host_worker.config(folder), tmp_path / 'run')
   assert_close(final_state(folder, tmp_path / 'run'), wanted)
@@ -173,6 +173,13 @@ def running_group(folder, count, scenario='run_until_ended', **arguments):
   )
 
 
+def assert_error(group, number, *facts):
+  """One line of a process is an error with these facts."""
+  lines = group.text(number).splitlines()
+  lines = [line for line in lines if line.startswith(f'process {number}: error: ')]
+  assert any(all(x in line for x in facts) for line in lines), group.report()
+
+
 def test_a_late_process_is_waited_for_and_a_killed_one_named(tmp_path):
   with running_group(tmp_path, 3, later=[1]) as group:
     group.wait_for_text(0, 'waiting for 3 processes', LIMIT_SECONDS)
@@ -185,10 +192,8 @@ def test_a_late_process_is_waited_for_and_a_killed_one_named(tmp_path):
     assert group.wait(LIMIT_SECONDS) == statuses, group.report()
     for number in (0, 2):
       assert group.seconds[number] - start < 30
-      assert f'process {number}: error: no heartbeat for' in group.text(
-        number
-      ) and 'from process 1: killed or stopped' in group.text(number), group.report()
-      assert 'Start all processes again' in group.text(number)
+      assert_error(group, number, 'no heartbeat', 'from process 1')
+      assert hosts.START_AGAIN in group.text(number)
 
 
 def test_without_the_coordinator_a_line_says_what_to_do(tmp_path):
@@ -196,14 +201,11 @@ def test_without_the_coordinator_a_line_says_what_to_do(tmp_path):
     group.wait_for_text(1, 'under way', LIMIT_SECONDS)
     start = time.monotonic()
     group.signal(0, signal.SIGKILL)
-    # Jax aborts it.
+    # jax aborts process 1.
     assert group.wait(LIMIT_SECONDS) == [-signal.SIGKILL, -signal.SIGABRT]
     assert group.seconds[1] - start < 30
-    words = 'by jax: process 0, the coordinator, has ended. Start all processes again'
-    limit = time.monotonic() + 30
-    while words not in group.text(1).splitlines()[-1]:  # a shell says it, just after
-      assert time.monotonic() < limit, group.report()
-      time.sleep(0.1)
+    group.wait_for_text(1, hosts.START_AGAIN, 30)  # by the exit reporter
+    assert_error(group, 1, 'process 0')
 
 
 def test_a_signal_before_the_first_step_stops_all_after_it(tmp_path):
@@ -213,7 +215,7 @@ def test_a_signal_before_the_first_step_stops_all_after_it(tmp_path):
       assert (tmp_path / f'stopped_{number}').read_text() == '1', group.report()
 
 
-def test_a_line_says_that_the_processes_do_not_meet():
+def test_a_line_names_the_address_where_not_all_joined():
   at = f'127.0.0.1:{process_group.free_port()}'
   code = (
     'from gfl_jax.multihost import hosts\n'
@@ -224,13 +226,13 @@ def test_a_line_says_that_the_processes_do_not_meet():
     [sys.executable, '-c', code], env=os.environ | ENVIRONMENT, stderr=subprocess.PIPE
   )
   said = done.stderr.decode(errors='replace').splitlines()[-1]
-  assert f'process 0: error: not all processes joined at {at} within 3 s' in said
+  assert said.startswith('process 0: error: ') and f'at {at} within 3 s' in said
 
 
 def test_a_port_that_is_taken_is_named():
   with socket.create_server(('', 0)) as taken:
     port = taken.getsockname()[1]
-    with pytest.raises(ValueError, match=f'{port}.: this host cannot listen there'):
+    with pytest.raises(ValueError, match=f':{port}.*cannot listen'):
       hosts.connect(f'127.0.0.1:{port}', 2, 0)
 
 
@@ -242,27 +244,24 @@ def test_a_stuck_process_is_named(tmp_path):
     # By this status keep_training.sh starts the process again.
     assert group.wait(LIMIT_SECONDS, [0])[0] == EXIT_RETRYABLE
     assert group.seconds[0] - start < 30
-    words = 'process 0: error: no progress for 20 s from process 1: running, but stuck'
-    assert words in group.text(0), group.report()
+    assert_error(group, 0, '20 s from process 1')
 
 
-def test_what_one_refuses_all_say_even_while_tensorflow_starts(tmp_path):
+def test_all_show_the_error_of_one_even_while_tensorflow_starts(tmp_path):
   with running_group(tmp_path, 2, 'refused_while_starting') as group:
     assert group.wait(LIMIT_SECONDS) == [1, 1], group.report()
     error = 'error: not this config. They differ in:'
     assert f'process 1: {error}\n  seed: 1, 2\n(GFL' in group.text(1), group.report()
-    words = f'process 0: error: process 1 has ended: {error} seed: 1, 2.\n'
-    assert words in group.text(0), group.report()
-    assert not any('Start all' in group.text(number) for number in range(2))
+    assert_error(group, 0, f'process 1 has ended: {error} seed: 1, 2.')
+    assert not any(hosts.START_AGAIN in group.text(number) for number in range(2))
 
 
 def test_a_process_that_hangs_before_the_first_step_is_named(tmp_path):
   with running_group(tmp_path, 2, 'hanging_before_the_first_step') as group:
     group.wait(LIMIT_SECONDS, [1])
     assert 'process 1: Waiting for process 0, at most' in group.text(1), group.report()
-    words = 'from process 0: running, but stuck while opening files'
-    assert words in group.text(1), group.report()
-    assert 'Start all processes again' in group.text(1)
+    assert_error(group, 1, 'from process 0')
+    assert hosts.START_AGAIN in group.text(1)
 
 
 def test_hosts_with_different_configs_or_folders_are_refused(tmp_path, monkeypatch):
@@ -272,10 +271,10 @@ def test_hosts_with_different_configs_or_folders_are_refused(tmp_path, monkeypat
   monkeypatch.setattr(jax, 'process_index', lambda: 3)
   monkeypatch.setattr(hosts, 'from_first', lambda read: first)
   run_folder.open_run(tmp_path / 'run', c)
-  with pytest.raises(ValueError, match='process 3 does not see .*--workdir'):
+  with pytest.raises(ValueError, match='process 3 .*--workdir'):
     run_folder.open_run(tmp_path / 'elsewhere', c)
   c.class_loss.beta = 1.0
-  with pytest.raises(ValueError, match='process 3 was started with another') as error:
+  with pytest.raises(ValueError, match='process 3') as error:
     run_folder.open_run(tmp_path / 'run', c)
   assert 'class_loss.beta: stored 2.0, given 1.0' in str(error.value)
 
@@ -329,7 +328,7 @@ def test_slurm_neither_joins_processes_nor_hides_gpus(monkeypatch):
 
 
 def test_a_bucket_is_no_folder_of_a_run():
-  with pytest.raises(ValueError, match='workdir=gs://x/run is not a folder: give a'):
+  with pytest.raises(ValueError, match='workdir=gs://x/run'):
     loop.train(tiny.config(), 'gs://x/run')
 
 
