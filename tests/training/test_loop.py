@@ -293,7 +293,7 @@ def test_a_finished_run_is_evaluated_again_not_trained(straight, data_file, caps
 
 
 def test_a_stored_step_is_asked_for_by_name(straight):
-  with pytest.raises(ValueError, match=r'step=5 is not stored in .*; stored: \[4, 6\]'):
+  with pytest.raises(ValueError, match=r'step=5: .*stored: \[4, 6\]'):
     evaluate_run(straight[0], '5')
 
 
