@@ -1,6 +1,7 @@
 """HTML and Markdown: a page that loads nothing, its parts, tables and their values."""
 
 import html
+import importlib.resources
 import math
 import re
 from collections.abc import Mapping
@@ -12,50 +13,15 @@ DASH = '–'  # for an unknown value
 _HTML_ALIGNMENT = {'l': '', 'r': ' class="number"'}
 _MARKDOWN_ALIGNMENT = {'l': '---', 'r': '--:'}
 NOT_EVALUATED = 'Not evaluated yet.'
-_STYLE = """
-:root { --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --accent: #2563eb; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f6f7f9; color: var(--ink); line-height: 1.5;
-  font-family: system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 1.7rem; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 0 0 12px; }
-h3 { font-size: .95rem; margin: 18px 0 8px; }
-p { margin: 0 0 14px; color: var(--soft); }
-header p { margin: 4px 0 16px; } header p.question { color: var(--ink);
-  font-size: 1.05rem; }
-section { background: white; border: 1px solid var(--line); border-radius: 12px;
-  padding: 20px 22px; margin-top: 20px; }
-section > :last-child { margin-bottom: 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr));
-  gap: 12px; }
-.tile { background: white; border: 1px solid var(--line); border-radius: 12px;
-  padding: 12px 16px; }
-.tile b { display: block; font-size: 1.45rem; font-weight: 650; line-height: 1.3; }
-.tile span { color: var(--soft); font-size: .85rem; }
-.finding { border-left: 4px solid var(--accent); }
-.finding p { color: var(--ink); margin-bottom: 8px; }
-.finding p.scope { font-weight: 600; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 5px 18px 5px 0; vertical-align: top;
-  border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
-th { font-weight: 600; }
-th.number, td.number { text-align: right; white-space: nowrap; }
-.wide { overflow-x: auto; margin-bottom: 16px; font-size: .92rem; }
-.wide td:first-child { min-width: 9em; }
-pre { background: #f6f7f9; border-radius: 8px; padding: 14px; overflow-x: auto;
-  font-size: .82rem; margin: 0 0 14px; }
-details { margin-bottom: 14px; }
-summary { cursor: pointer; font-weight: 600; margin-bottom: 8px; }
-"""
 
 
-def page(title: str, body: str, *, style: str = '') -> str:
-  """A whole page of a plain-text title, an HTML body and additional CSS."""
+def page(title: str, body: str) -> str:
+  """A whole page of a plain-text title and an HTML body, with page.css in it."""
+  style = importlib.resources.files('gfl_jax.reports').joinpath('page.css').read_text()
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f'<title>{html.escape(title)}</title><style>{_STYLE}{style}</style></head>\n'
+    f'<title>{html.escape(title)}</title><style>{style}</style></head>\n'
     f'<body><main>{body}</main></body></html>\n'
   )
 

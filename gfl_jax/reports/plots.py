@@ -8,9 +8,8 @@ import base64
 import io
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,29 +18,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 INK = '#1f2937'
 SERIES = ('#2563eb', '#dc2626', '#059669', '#d97706', '#7c3aed', '#0891b2', '#be185d')
 TRUTH = '#111827'  # the colour of true boxes, dashed
-_STYLE: dict[Any, Any] = {
-  'font.size': 10,
-  'axes.edgecolor': '#d1d5db',
-  'axes.labelcolor': INK,
-  'axes.titlecolor': INK,
-  'axes.titlesize': 11,
-  'axes.titleweight': 'bold',
-  'axes.titlelocation': 'left',
-  'axes.spines.top': False,
-  'axes.spines.right': False,
-  'xtick.color': '#6b7280',
-  'ytick.color': '#6b7280',
-  'legend.frameon': False,
-  'legend.fontsize': 9,
-  'svg.hashsalt': 'gfl_jax',  # the same run gives the same file
-}
 _DASHES = (0, (4, 3))
 _SIDES = {'left': '#2563eb', 'top': '#7c3aed', 'right': '#dc2626', 'bottom': '#c2570c'}
 
 
 def style():
   """A context for making figures; outside it matplotlib's settings are as before."""
-  return matplotlib.rc_context(_STYLE)
+  return matplotlib.style.context('gfl_jax.reports.figures')
 
 
 def svg(figure: Figure) -> str:

@@ -20,28 +20,6 @@ _LABELS = {
   'positive_iou': ('IoU with the true box', '0.84 ± 0.14'),
   'positive_centerness': ('centerness', '0.64 ± 0.18'),
 }
-_STYLE = """
-.tile:first-child b { color: var(--accent); }
-.wide svg { width: 100%; min-width: 680px; height: auto; display: block; }
-.classes { columns: 320px; column-gap: 36px; }
-.class { display: grid; grid-template-columns: 9.5em 1fr 3em; gap: 10px;
-  align-items: center; break-inside: avoid; font-size: .9rem; padding: 2px 0; }
-.class span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.class i { display: block; height: 10px; border-radius: 3px;
-  background: var(--accent); }
-.class div { background: #eef0f3; border-radius: 3px; }
-.class b { font-weight: 500; text-align: right; font-variant-numeric: tabular-nums; }
-.photos { columns: 320px; column-gap: 18px; }
-.photos figure { break-inside: avoid; padding-bottom: 18px; }
-.sides { display: grid; gap: 18px;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
-figure { margin: 0; } figure svg, figure img { width: 100%; height: auto;
-  display: block; border-radius: 6px; }
-figure svg text { font-family: inherit; font-weight: 600; }
-figcaption { color: var(--soft); font-size: .85rem; padding-top: 6px;
-  overflow-wrap: anywhere; }
-.sides figure { border: 1px solid var(--line); border-radius: 8px; padding: 10px; }
-"""
 
 
 def write_report(
@@ -90,7 +68,7 @@ def write_report(
     ),
   ]
   path = (measured if evaluation else workdir) / 'report.html'
-  files.atomic_write(path, markup.page(name, ''.join(body), style=_STYLE))
+  files.atomic_write(path, markup.page(name, ''.join(body)))
   return path
 
 

@@ -13,10 +13,6 @@ from gfl_jax.reports.study import statistics
 from gfl_jax.reports.study.comparison_tables import with_interval
 from gfl_jax.reports.study.results import Row, Study
 
-STYLE = """
-.diagnostics td:last-child { min-width: 24em; color: var(--soft); }
-.good { color: #047857; font-weight: 650; } .bad { color: #b91c1c; font-weight: 650; }
-"""
 LEGEND = (
   '✓ and ✗: better or worse than the baseline of the row, by the column “good is”: the '
   'paired 95 % interval excludes 0. There is no correction: about one comparison in '

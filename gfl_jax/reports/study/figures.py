@@ -13,19 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from gfl_jax.reports import markup
 from gfl_jax.reports.study.statistics import Estimate
 
-STYLE = """
-.strips { width: 100%; min-width: 860px; }
-.strips td, .strips th { padding: 9px 14px 9px 0; vertical-align: middle; }
-.strips .title { width: 20%; min-width: 150px; }
-.strips .strip { position: relative; height: 46px; padding: 0; }
-.strips .strip > svg { position: absolute; inset: 0; width: 100%; height: 100%;
-  overflow: visible; }
-.strips .axis .strip { height: 22px; } .strips .axis td { border-bottom: 0; }
-.strips text { font-size: 11px; fill: var(--soft); text-anchor: middle; }
-.strips td.number, .strips th.number { padding-left: 14px; width: 1%; }
-.strips .head { font-weight: 600; padding-left: 6px; }
-.strips small { color: var(--soft); }
-"""
 COLORS = {
   'baseline': '#1f2937',
   'plain': '#2563eb',

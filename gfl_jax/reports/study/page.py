@@ -128,8 +128,7 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
       'Machine, versions and cost', comparison_tables.environment(study).as_html()
     ),
   ]
-  style = figures.STYLE + diagnostic_tables.STYLE
-  return markup.page(sentences.heading(study), ''.join(body), style=style)
+  return markup.page(sentences.heading(study), ''.join(body))
 
 
 def _headline(study: Study, order: Order) -> str:
