@@ -45,6 +45,10 @@ class Checkpoints:
   """A run's checkpoints; as a context manager it finishes the last save.
 
   All hosts of a run call all methods, on a folder that they share.
+
+  Attributes:
+    aps: AP of each evaluated step, by which the best step is known; the caller adds
+      those of new evaluations. None is the AP of data without boxes.
   """
 
   def __init__(
@@ -58,13 +62,12 @@ class Checkpoints:
 
     Args:
       folder: of the checkpoints.
-      aps: AP of each evaluated step, from `run_folder.evaluated_aps`, to know the best
-        step. None is the AP of data without boxes.
+      aps: of earlier evaluations, from `run_folder.evaluated_aps`.
       read_only: nothing is made, moved or removed, so that the folder of a run that
         trains at this moment can be read.
     """
     self._folder = pathlib.Path(folder).absolute()
-    self._aps = dict(aps or {})
+    self.aps = dict(aps or {})
     self._read_only = read_only
     self._running: _Save | None = None
     self._refused: _Save | None = None  # the last save, if it failed
@@ -124,16 +127,8 @@ class Checkpoints:
   @property
   def best_step(self) -> int | None:
     """The stored step with the highest AP; None before the first evaluation."""
-    aps = [(ap, step) for step in self.steps if (ap := self._aps.get(step)) is not None]
+    aps = [(ap, step) for step in self.steps if (ap := self.aps.get(step)) is not None]
     return max(aps)[1] if aps else None
-
-  def is_evaluated(self, step: int) -> bool:
-    """Whether the AP of a step is known."""
-    return step in self._aps
-
-  def evaluated(self, step: int, ap: float | None) -> None:
-    """Takes note of the AP of a step, as `aps` of the constructor."""
-    self._aps[step] = ap
 
   def find(self, which: str | int) -> int:
     """The stored step that is 'newest', 'best' (highest AP) or a number of steps.
@@ -395,7 +390,7 @@ class Checkpoints:
       _LOG.warning('Damaged checkpoint, continuing from step %d: %s', last, error)
       if not self._read_only:
         self._put_aside(step)
-    self._aps = {step: ap for step, ap in self._aps.items() if step <= last}
+    self.aps = {step: ap for step, ap in self.aps.items() if step <= last}
     return restored
 
   def _put_aside(self, step: int) -> None:

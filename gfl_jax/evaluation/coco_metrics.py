@@ -1,5 +1,6 @@
 """COCO's average precision and recall, and detections in COCO's result form."""
 
+import math
 from collections import Counter
 
 import hotcoco
@@ -34,8 +35,7 @@ def evaluate_detections(ground_truth: dict, detections: list[dict]) -> dict:
   Source: github.com/cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py; computed by
   the library hotcoco, with equal results.
   """
-  _check_ground_truth(ground_truth)
-  _check_detections(ground_truth, detections)
+  _check(ground_truth, detections)
   truth = hotcoco.COCO(ground_truth)
   evaluation = hotcoco.COCOeval(truth, truth.load_res(detections), 'bbox')
   evaluation.evaluate()
@@ -60,33 +60,24 @@ def _or_none(value) -> float | None:
   return None if value < 0 else float(value)
 
 
-def _check_ground_truth(ground_truth: dict) -> None:
+def _check(ground_truth: dict, detections: list[dict]) -> None:
   for annotation in ground_truth['annotations']:
     for field in ('area', 'iscrowd'):
       if field not in annotation:
         raise UserError(f'annotation {annotation["id"]} has no {field!r}: add it')
   counts = Counter(category['name'] for category in ground_truth['categories'])
-  repeated = [name for name, count in counts.items() if count > 1]
-  if repeated:
+  if repeated := [name for name, count in counts.items() if count > 1]:
     raise UserError(f'categories share a name: {repeated}; give each its own')
-
-
-def _check_detections(ground_truth: dict, detections: list[dict]) -> None:
-  known = {
-    'image_id': {image['id'] for image in ground_truth['images']},
-    'category_id': {category['id'] for category in ground_truth['categories']},
-  }
-  for field, ids in known.items():
-    unknown = sorted({detection[field] for detection in detections} - ids)
-    if unknown:
+  for field, known in ('image_id', 'images'), ('category_id', 'categories'):
+    ids = {entry['id'] for entry in ground_truth[known]}
+    if unknown := sorted({detection[field] for detection in detections} - ids):
       raise UserError(
         f'detections have an unknown {field}: {unknown[:10]} ({len(unknown)} in all); '
         'evaluate them with the ground truth of their own data set'
       )
-  numbers = np.array([(*d['bbox'], d['score']) for d in detections]).reshape(-1, 5)
-  finite = np.isfinite(numbers).all(axis=1)
-  if not finite.all():
-    raise UserError(f'a detection is not finite: {detections[finite.argmin()]}')
+  for detection in detections:
+    if not all(map(math.isfinite, (*detection['bbox'], detection['score']))):
+      raise UserError(f'a detection is not finite: {detection}')
 
 
 def to_coco_results(detections: Detections, image_ids, category_ids) -> list[dict]:

@@ -24,14 +24,12 @@ MIN_SCORE = 0.05  # of a detection whose sides are measured
 _SAMPLES_PER_IMAGE = 10
 Rows = dict[str, np.ndarray]
 # The shape of a row of each column, and what it holds.
-_IMAGE_COLUMNS = {
+_COLUMNS = {
   'pairs': (3,),  # outranking ones by final score and by class score, and all
   'positives': (4,),  # class score, final score, IoU, centerness
   'negatives': (2,),  # number in an image, and number of those above a positive
   'sample': (5,),  # class score, quality, final score, IoU, is positive
   'detections': (2,),  # score, IoU
-}
-_SIDE_COLUMNS = {
   'side_error': (4,),  # annotated - predicted distance, strides
   'side_std': (4,),  # strides
   'side_cdf': (4,),
@@ -66,16 +64,6 @@ class _Truth(NamedTuple):
   crowds: np.ndarray  # [k, 4] xyxy
 
 
-class _Matches(NamedTuple):
-  """The matched detections of a batch, and their true boxes."""
-
-  image: np.ndarray  # [k] row of the batch
-  index: np.ndarray  # [k] the detection
-  boxes: np.ndarray  # [k, 4] true, original px
-  edge_sigma: np.ndarray  # [k, 4]
-  edge_kind: np.ndarray  # [k, 4]
-
-
 class DiagnosticRows:
   """Collects what the measures need, batch by batch.
 
@@ -88,10 +76,8 @@ class DiagnosticRows:
   def __init__(self, ground_truth: Mapping, config: Any):
     self._config = config
     annotations = ground_truth['annotations']
-    named = {kind for a in annotations for kind in a.get('edge_kind', ())}
-    self.edge_kinds = sorted(named)
+    self.edge_kinds = sorted({k for a in annotations for k in a.get('edge_kind', ())})
     self._truths = _read_truths(ground_truth, self.edge_kinds)
-    self._points: dict[tuple, Any] = {}
     self._rows: list[Rows] = []
 
   def add(
@@ -109,28 +95,25 @@ class DiagnosticRows:
       candidates: [B, `NUM_CANDIDATES` or all, ...].
       sides: [B, N, ...], of the detections.
     """
-    canvas, scales = batch['images'].shape[1:3], batch['scales']
-    if canvas not in self._points:
-      self._points[canvas] = canvas_points(self._config, canvas)
-    points, inputs = self._points[canvas], (detections, candidates)
-    rows, matched = [], []
+    points = canvas_points(self._config, batch['images'].shape[1:3])
     for i, image_id in enumerate(batch['image_ids'].tolist()):
       if image_id == -1:
         continue
-      of_image = lambda tree, i=i: jax.tree.map(lambda values: values[i], tree)
-      truth, found, proposed = self._truths[image_id], *map(of_image, inputs)
+      truth, scale = self._truths[image_id], batch['scales'][i]
+      found, proposed, predicted = jax.tree.map(
+        lambda values, i=i: values[i], (detections, candidates, sides)
+      )
       iou, _ = overlaps(found.boxes, truth.boxes)
-      index, true = match(found, iou, truth.classes).T
-      sides_of_truth = truth.boxes[true], truth.edge_sigma[true], truth.edge_kind[true]
-      matched.append(_Matches(np.full(len(index), i), index, *sides_of_truth))
-      centers = points.centers[proposed.anchor_index] / scales[i]
-      detected = _detection_rows(found, iou, truth)
-      rows.append(_candidate_rows(proposed, centers, truth, image_id) | detected)
-    if rows:
-      matches = _Matches(*map(np.concatenate, zip(*matched, strict=True)))
-      box = self._config.box
-      table = join(rows) | _side_rows(detections, sides, matches, points, scales, box)
-      self._rows.append({k: v.astype(np.float32) for k, v in table.items()})
+      centers = points.centers[proposed.anchor_index] / scale
+      matches = match(found, iou, truth.classes)
+      best_iou = _at_class(iou, found.classes, truth).max(-1)
+      measured = found.valid & _counts(found.boxes, truth)
+      rows = {
+        **_candidate_rows(proposed, centers, truth, image_id),
+        'detections': np.stack([found.scores, best_iou], -1)[measured],
+        **_side_rows(found, predicted, truth, matches, points, scale, self._config.box),
+      }
+      self._rows.append({k: v.astype(np.float32) for k, v in rows.items()})
 
   def rows(self) -> Rows:
     """The rows of all batches; `join` adds those of other processes."""
@@ -144,8 +127,7 @@ def join(parts: Sequence[Rows]) -> Rows:
 
 def no_rows() -> Rows:
   """An empty table with all columns, for a process without images."""
-  columns = _IMAGE_COLUMNS | _SIDE_COLUMNS
-  return {name: np.zeros((0, *shape), np.float32) for name, shape in columns.items()}
+  return {name: np.zeros((0, *shape), np.float32) for name, shape in _COLUMNS.items()}
 
 
 def _read_truths(ground_truth: Mapping, kinds: Sequence[str]) -> dict[int, _Truth]:
@@ -225,10 +207,8 @@ def _centerness(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 def _counts(boxes, truth: _Truth):
   """[n] bool: the box has an area and is not on a crowd."""
-  has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)
-  if not len(truth.crowds):
-    return has_area
-  return has_area & ~(overlaps(boxes, truth.crowds)[1] > 0.5).any(-1)
+  _, on_crowd = overlaps(boxes, truth.crowds)
+  return (boxes[:, 2:] > boxes[:, :2]).all(-1) & ~(on_crowd > 0.5).any(-1)
 
 
 def _candidate_rows(found, points: np.ndarray, truth: _Truth, image_id: int) -> Rows:
@@ -272,21 +252,22 @@ def exceeding_pairs(below: np.ndarray, above: np.ndarray) -> float:
   return float(np.sum(ranks)) / 2
 
 
-def _detection_rows(found, iou: np.ndarray, truth: _Truth) -> Rows:
-  table = np.stack([found.scores, _at_class(iou, found.classes, truth).max(-1)], -1)
-  return {'detections': table[found.valid & _counts(found.boxes, truth)]}
-
-
-def _side_rows(found, sides: Sides, matches: _Matches, points, scales, box) -> Rows:
-  """Rows of a batch's matched detections."""
-  at = matches.image, matches.index
-  anchors, scale = found.anchor_index[at], np.tile(scales[matches.image], 2)
+def _side_rows(
+  found, sides: Sides, truth: _Truth, matches: np.ndarray, points, scale, box
+) -> Rows:
+  """Rows of an image's matched detections, given as `match` returns them."""
+  index, true = matches.T
+  anchors, scale = found.anchor_index[index], np.tile(scale, 2)
   strides, center = points.strides[anchors][:, None], points.centers[anchors]
-  true_boxes = matches.boxes * scale
+  boxes = truth.boxes[true]
+  true_boxes = boxes * scale
   before, after = center - true_boxes[:, :2], true_boxes[:, 2:] - center
   targets = np.concatenate([before, after], axis=-1) / strides
-  errors, std = targets - sides.distance[at], found.edge_std[at] * scale / strides
-  fit = side_distributions.FITS[box.kind](sides.outputs[at], errors, std, targets, box)
+  errors = targets - sides.distance[index]
+  std = found.edge_std[index] * scale / strides
+  fit = side_distributions.FITS[box.kind](
+    sides.outputs[index], errors, std, targets, box
+  )
   return {
     'side_error': errors,
     'side_std': std,
@@ -294,7 +275,7 @@ def _side_rows(found, sides: Sides, matches: _Matches, points, scales, box) -> R
     'side_density': fit.density,
     'side_crps': fit.crps,
     'side_px': strides / scale,
-    'side_sigma': matches.edge_sigma,
-    'side_kind': matches.edge_kind,
-    'side_extent': np.tile(matches.boxes[:, 2:] - matches.boxes[:, :2], 2),
+    'side_sigma': truth.edge_sigma[true],
+    'side_kind': truth.edge_kind[true],
+    'side_extent': np.tile(boxes[:, 2:] - boxes[:, :2], 2),
   }

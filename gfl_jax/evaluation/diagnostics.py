@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from gfl_jax.evaluation import calibration, side_distributions
+from gfl_jax.evaluation import side_distributions
 from gfl_jax.evaluation.diagnostic_rows import Rows
 
 LEVELS = (50, 80, 95)  # per cent, of central intervals
@@ -69,7 +69,7 @@ def summarize(rows: Rows, box_kind: str, edge_kinds: list[str]) -> tuple[Scalars
       sides_at_floor: share of the sides whose density is below `DENSITY_FLOOR`.
       constant_std: strides; of Dirac, the one std of all its errors.
     Arrays: `sample` [n, 5] (class score, quality or nan, final score, IoU, 1 if
-      positive), `reliability` (see `calibration.reliability`), `edge_kinds` [K], by
+      positive), `reliability` (see `reliability`), `edge_kinds` [K], by
       rising true std, `kind_table` [K, 6] (count, mean predicted and mean true std,
       coverage at `LEVELS`), `spread_sample` [n, 3] (true and predicted std in px, index
       of the kind).
@@ -84,7 +84,7 @@ def _inconsistency(rows: Rows) -> tuple[Scalars, Rows]:
   class_score, score, iou, centerness = rows['positives'].T
   num_negatives, num_above = rows['negatives'].sum(0, np.float64)
   detection_score, detection_iou = rows['detections'].T
-  table = calibration.reliability(detection_score, detection_iou, NUM_BINS)
+  table = reliability(detection_score, detection_iou, NUM_BINS)
   scalars = {
     'true_positives': float(len(iou)),
     'true_negatives': float(num_negatives),
@@ -94,7 +94,7 @@ def _inconsistency(rows: Rows) -> tuple[Scalars, Rows]:
     'score_iou_correlation': _spearman(score, iou),
     'class_score_iou_correlation': _spearman(class_score, iou),
     'detection_score_iou_correlation': _spearman(detection_score, detection_iou),
-    'calibration_error': calibration.calibration_error(table),
+    'calibration_error': calibration_error(table),
     'positive_iou_mean': _mean(iou),
     'positive_iou_std': _std(iou),
     'positive_centerness_mean': _mean(centerness),
@@ -155,6 +155,27 @@ def _flexibility(rows: Rows, box_kind: str, edge_kinds) -> tuple[Scalars, Rows]:
     'kind_table': table[order],
     'spread_sample': _some(sides[known]),
   }
+
+
+def reliability(scores: np.ndarray, outcomes: np.ndarray, num_bins: int) -> np.ndarray:
+  """[num_bins, 3]: for each of equal bins of [0, 1], the number of scores in it, their
+  mean and the mean of their outcomes; NaN in an empty bin. 1 is in the last bin."""
+  bins = np.clip((scores * num_bins).astype(int), 0, num_bins - 1)
+  counts = np.bincount(bins, minlength=num_bins)
+  sums = [np.bincount(bins, x, num_bins) for x in (scores, outcomes)]
+  means = [np.where(counts, total / np.maximum(counts, 1), np.nan) for total in sums]
+  return np.stack([counts, *means], -1)
+
+
+def calibration_error(table: np.ndarray) -> float | None:
+  """Expected calibration error of a `reliability` table: the mean over all scores of
+  |mean score - mean outcome| of their bin; None without scores.
+
+  Source: Guo et al., arXiv:1706.04599, eq. 3.
+  """
+  counts, scores, outcomes = table[table[:, 0] > 0].T
+  gaps = np.abs(scores - outcomes)
+  return float(np.average(gaps, weights=counts)) if len(gaps) else None
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:

@@ -1,9 +1,11 @@
 """One pass over an evaluation set: detections, metrics, and the files of a run."""
 
 import io
+import itertools
 import json
 import logging
 import os
+import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -172,14 +174,9 @@ def evaluate(
 
 def _one_ahead(predict, variables, batches) -> Iterator[tuple[dict, Output]]:
   """Yields each result after the next batch is sent, so that the device never waits."""
-  before = None
-  for batch in batches:
-    sent = (batch, predict(variables, batch))
-    if before is not None:
-      yield before
-    before = sent
-  if before is not None:
-    yield before
+  sent = ((batch, predict(variables, batch)) for batch in batches)
+  for earlier, _ in itertools.pairwise(itertools.chain(sent, [None])):
+    yield earlier
 
 
 def _local_rows(array: jax.Array) -> np.ndarray:
@@ -196,16 +193,10 @@ def _gather_processes(
   """The three tables of all processes, joined in the order of the processes."""
   if jax.process_count() == 1:
     return results, image_ids, rows
-  lists = [json.loads(b) for b in _gather(json.dumps([results, image_ids]).encode())]
-  tables = []
-  for content in _gather(_npz(rows)):
-    with np.load(io.BytesIO(content)) as arrays:
-      tables.append(dict(arrays))
-  return (
-    [r for part, _ in lists for r in part],
-    [i for _, part in lists for i in part],
-    diagnostic_rows.join(tables),
-  )
+  parts = map(pickle.loads, _gather(pickle.dumps((results, image_ids, rows))))
+  all_results, all_ids, tables = zip(*parts, strict=True)
+  flat = itertools.chain.from_iterable
+  return list(flat(all_results)), list(flat(all_ids)), diagnostic_rows.join(tables)
 
 
 def _gather(mine: bytes) -> list[bytes]:
@@ -225,16 +216,17 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 
 
 def _check_complete(image_ids: list[int], ground_truth: dict) -> None:
-  expected = {image['id'] for image in ground_truth['images']}
-  twice = sorted(i for i, count in Counter(image_ids).items() if count > 1)
-  if twice:
+  expected, counts = (
+    {image['id'] for image in ground_truth['images']},
+    Counter(image_ids),
+  )
+  problems = {
+    'twice': [i for i, count in counts.items() if count > 1],
+    'missing': expected - counts.keys(),
+    'unknown': counts.keys() - expected,
+  }
+  found = [f'{len(x)} {name} {sorted(x)[:10]}' for name, x in problems.items() if x]
+  if found:
     raise UserError(
-      f'the batches hold images twice: {twice[:10]} ({len(twice)} in all)'
-    )
-  if set(image_ids) != expected:
-    missing = sorted(expected - set(image_ids))
-    unknown = sorted(set(image_ids) - expected)
-    raise UserError(
-      f'the batches must hold the images of the ground truth: {len(missing)} missing '
-      f'{missing[:10]}, {len(unknown)} unknown {unknown[:10]}'
+      'the batches must hold each image of the ground truth once: ' + ', '.join(found)
     )

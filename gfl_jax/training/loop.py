@@ -89,10 +89,10 @@ def _train(
     def evaluate(state: TrainState, step: int) -> dict[str, Any]:
       metrics = run.evaluate(state, pathlib.Path(workdir) / 'eval', step)
       monitor.evaluated(step, metrics)
-      checkpoints.evaluated(step, metrics['AP'])
+      checkpoints.aps[step] = metrics['AP']
       return metrics
 
-    if run.evaluation_due(start) and not checkpoints.is_evaluated(start):
+    if run.evaluation_due(start) and start not in checkpoints.aps:
       metrics = evaluate(state, start)
     for step, image_ids, batch in run.train_batches(start):
       state, scalars = run.update(state, batch)

@@ -95,11 +95,11 @@ def test_stored_steps_survive_a_kill_during_a_save(tmp_path):
 def test_a_full_disk_fails_only_the_save(tmp_path, caplog):
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, big_state(1))
-    checkpoints.evaluated(1, 0.5)
+    checkpoints.aps[1] = 0.5
     checkpoints.wait()
     with no_space():
       checkpoints.save(2, big_state(2))
-      checkpoints.evaluated(2, 0.9)
+      checkpoints.aps[2] = 0.9
       wait_until(lambda: checkpoints.poll() or 'Step 2 could not' in caplog.text)
     assert '(File too large); the newest stored step is 1' in caplog.text
     assert checkpoints.steps == [1] and checkpoints.best_step == 1

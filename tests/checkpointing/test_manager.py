@@ -33,7 +33,7 @@ def save(folder, aps):
     for step, ap in enumerate(aps):
       ckpt.save(step, state(step))
       if ap is not None:
-        ckpt.evaluated(step, ap)
+        ckpt.aps[step] = ap
 
 
 def known(aps):
@@ -73,11 +73,11 @@ def test_the_best_step_of_an_earlier_start_is_kept(tmp_path):
       ckpt.save(step, state(step))
     ckpt.wait()
     assert ckpt.steps == [0, 3, 4] and ckpt.find('best') == 0
-    ckpt.evaluated(4, 0.5)
+    ckpt.aps[4] = 0.5
     ckpt.save(5, state(5))
     ckpt.wait()
     assert ckpt.steps == [4, 5] and ckpt.find('best') == 4
-    assert not ckpt.is_evaluated(5)
+    assert 5 not in ckpt.aps
 
 
 def test_aps_after_the_restored_step_are_forgotten(tmp_path):
@@ -87,12 +87,12 @@ def test_aps_after_the_restored_step_are_forgotten(tmp_path):
     file.write_bytes(b'')
   with Checkpoints(folder, {1: 0.25, 2: 0.5, 3: 0.75}) as ckpt:
     assert ckpt.restore_newest(state(0))[1] == 1
-    assert [ckpt.is_evaluated(step) for step in (1, 2, 3)] == [True, False, False]
+    assert [step in ckpt.aps for step in (1, 2, 3)] == [True, False, False]
     ckpt.save(2, state(2))
     ckpt.wait()
     assert ckpt.best_step == 1
   with Checkpoints(tmp_path / 'new', {2: 0.5}) as ckpt:
-    assert ckpt.restore_newest(state(0)) is None and not ckpt.is_evaluated(2)
+    assert ckpt.restore_newest(state(0)) is None and 2 not in ckpt.aps
 
 
 def test_a_restored_state_is_the_saved_one(tmp_path):

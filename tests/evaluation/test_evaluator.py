@@ -183,7 +183,7 @@ def test_images_must_come_once(tmp_path):
   first, *rest = batches(14, 4)
   with pytest.raises(ValueError, match=r'4 missing \[100, 101, 102, 103\]'):
     evaluate(tmp_path, rest, 14)
-  with pytest.raises(ValueError, match=r'twice: \[100, 101, 102, 103\]'):
+  with pytest.raises(ValueError, match=r'4 twice \[100, 101, 102, 103\]'):
     evaluate(tmp_path, [first, first, *rest], 14)
   assert not (tmp_path / 'eval').exists()
 
