@@ -1,5 +1,6 @@
 """The targets of a batch: which anchor learns which box, and from what."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -197,9 +198,11 @@ def make_targets(predictions, batch, points, config) -> Targets:
 
 
 def _heatmap(matched, batch, points, num_classes, config):
-  min_overlap = config.class_loss.min_overlap
-  draw = lambda *image: assignment.center_heatmap(
-    *image, points, num_classes, min_overlap=min_overlap
+  draw = functools.partial(
+    assignment.center_heatmap,
+    points=points,
+    num_classes=num_classes,
+    min_overlap=config.class_loss.min_overlap,
   )
   return jax.vmap(draw)(batch['boxes'], batch['labels'], batch['valid'], matched)
 
