@@ -178,11 +178,13 @@ class Checkpoints:
       OSError: it failed again, or its state has been donated.
     """
     self._finish()
-    if self._refused is not None and not _is_donated(self._refused.state):
-      _LOG.warning('Trying once more to save step %d.', self._refused.step)
-      self._start(self._refused)
-      self._finish()
-    if self._refused is not None:
+    if self._refused:
+      leaves = jax.tree.leaves(self._refused.state)
+      if not any(isinstance(x, jax.Array) and x.is_deleted() for x in leaves):
+        _LOG.warning('Trying once more to save step %d.', self._refused.step)
+        self._start(self._refused)
+        self._finish()
+    if self._refused:
       raise StorageError(
         f'step {self._refused.step} could not be saved; {self._newest()}. Make space in'
         f' {self._folder} and start the same command: it continues from that step'
@@ -437,7 +439,3 @@ def _on_all_hosts(text: str) -> list[str]:
   content = text.encode()[:_MAX_BYTES].ljust(_MAX_BYTES, b'\0')
   rows = multihost_utils.process_allgather(np.frombuffer(content, np.uint8))
   return [row.tobytes().rstrip(b'\0').decode(errors='ignore') for row in rows]
-
-
-def _is_donated(tree: Any) -> bool:
-  return any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(tree))

@@ -265,9 +265,8 @@ def _side_rows(
   targets = np.concatenate([before, after], axis=-1) / strides
   errors = targets - sides.distance[index]
   std = found.edge_std[index] * scale / strides
-  fit = side_distributions.FITS[box.kind](
-    sides.outputs[index], errors, std, targets, box
-  )
+  outputs, fit_kind = sides.outputs[index], side_distributions.FITS[box.kind]
+  fit = fit_kind(outputs, errors, std, targets, box)
   return {
     'side_error': errors,
     'side_std': std,

@@ -216,10 +216,8 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 
 
 def _check_complete(image_ids: list[int], ground_truth: dict) -> None:
-  expected, counts = (
-    {image['id'] for image in ground_truth['images']},
-    Counter(image_ids),
-  )
+  expected = {image['id'] for image in ground_truth['images']}
+  counts = Counter(image_ids)
   problems = {
     'twice': [i for i, count in counts.items() if count > 1],
     'missing': expected - counts.keys(),

@@ -1,10 +1,11 @@
 """A few images of an evaluation, with what the report draws on them."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from gfl_jax.evaluation.decode import Detections
 from gfl_jax.evaluation.diagnostic_rows import Sides
@@ -49,7 +50,7 @@ def collect_samples(
     anchors = found.anchor_index[i][kept]
     strides, centers = points.strides[anchors], points.centers[anchors]
     edge_std = found.edge_std[i][kept] * scale
-    distances, heights = _CURVES[config.box.kind](
+    distances, heights = _distribution(
       sides.distance[i][kept],
       edge_std / strides[:, None],
       sides.outputs[i][kept],
@@ -77,37 +78,27 @@ def collect_samples(
 
 def sample_arrays(samples: list[dict], class_names: list[str]) -> dict[str, Any]:
   """What samples.npz holds: 'NUMBER/FIELD' arrays, `num_samples`, `class_names`."""
-  arrays = {
-    f'{number}/{field}': value
-    for number, sample in enumerate(samples)
-    for field, value in sample.items()
-  }
-  return arrays | {
+  numbered = {str(number): sample for number, sample in enumerate(samples)}
+  return {
+    **traverse_util.flatten_dict(numbered, sep='/'),
     'num_samples': len(samples),
     'class_names': np.array(class_names, np.str_),
   }
 
 
-def _dirac(distance, std, outputs, box_config):
-  return distance[..., None], np.ones_like(distance)[..., None]
+def _distribution(
+  distance: np.ndarray, std: np.ndarray, outputs: np.ndarray, box_config: Any
+) -> tuple[np.ndarray, np.ndarray]:
+  """What is drawn of sides [n, 4]: distances in strides and heights, [n, 4, m].
 
-
-def _gaussian(distance, std, outputs, box_config):
-  std = np.maximum(std, _NARROWEST)[..., None]
-  z = np.linspace(-_CURVE_SIGMAS, _CURVE_SIGMAS, _CURVE_POINTS)
-  heights = np.exp(-0.5 * np.square(z)) / (std * math.sqrt(2 * math.pi))
-  return distance[..., None] + std * z, heights
-
-
-def _general(distance, std, outputs, box_config):
+  Distance and std are in strides, the outputs [n, 4, k] those of the head.
+  """
+  if box_config.kind == 'dirac':
+    return distance[..., None], np.ones_like(distance)[..., None]
+  if box_config.kind == 'gaussian':
+    std = np.maximum(std, _NARROWEST)[..., None]
+    z = np.linspace(-_CURVE_SIGMAS, _CURVE_SIGMAS, _CURVE_POINTS)
+    heights = np.exp(-0.5 * np.square(z)) / (std * math.sqrt(2 * math.pi))
+    return distance[..., None] + std * z, heights
   positions = np.broadcast_to(bin_grid(box_config).values, outputs.shape)
   return positions, bin_probabilities(outputs).astype(np.float32)
-
-
-# box.kind -> f(distance and std [n, 4] in strides, outputs, config.box) -> distances in
-# strides and heights, [n, 4, m].
-_CURVES: dict[str, Callable] = {
-  'dirac': _dirac,
-  'gaussian': _gaussian,
-  'general': _general,
-}

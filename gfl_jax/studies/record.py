@@ -28,14 +28,18 @@ def write(study: Study, asked: Runs) -> None:
   """
   with lock(study.folder / '.lock', wait=True):
     runs = {**finished_runs(study, asked), **asked}
-    names = [name for name in study.module.ROWS if any(name == row for row, _ in runs)]
+    names = [name for name in study.module.ROWS if name in {row for row, _ in runs}]
+    flags = [f'--seeds={options.format_seeds(sorted({seed for _, seed in runs}))}']
+    if len(names) < len(study.module.ROWS):
+      flags.append(f'--rows={",".join(names)}')
     baseline = study.module.BASELINE
     content = {
       'study': study.name,
       **{name.lower(): getattr(study.module, name) for name in _TEXTS},
       'base': study.base,
       'overrides': list(study.overrides),
-      'command': _command(study, names, {seed for _, seed in runs}),
+      # The one command that makes all of it, which several may have made.
+      'command': f'{study.command} {shlex.join(flags)}',
       'baseline': baseline if baseline in names else names[0],
       'rows': [_row(study, name, runs) for name in names],
     }
@@ -49,9 +53,8 @@ def finished_runs(study: Study, asked: Runs) -> dict[tuple[str, int], Run]:
     ValueError: the file is of another base, other overrides, or rows that have changed
       since.
   """
-  if not _file(study).exists():
+  if not (content := read_json(_file(study))):
     return {}
-  content = read(study.folder)
   _check_same(study, content)
   found = {}
   for name, entry in _entries(content):
@@ -192,11 +195,3 @@ def _totals(folders: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
     'compiling': sum(record.get('compiling', 0.0) for record in records),
     'seconds': sum(record.get('seconds', 0.0) for record in records),
   }
-
-
-def _command(study: Study, names: list[str], seeds: set[int]) -> str:
-  """The one command that makes all of study.json, which several may have made."""
-  flags = [f'--seeds={options.format_seeds(sorted(seeds))}']
-  if len(names) < len(study.module.ROWS):
-    flags.append(f'--rows={",".join(names)}')
-  return f'{study.command} {shlex.join(flags)}'

@@ -31,7 +31,7 @@ RECORD = 'study_run.json'
 def check_code(root: Path) -> None:
   """Raises a ValueError if other code than the present made a run below `root`."""
   for file in sorted(root.glob(f'runs/*/{RECORD}')):
-    if differing := source_digests.difference(json.loads(file.read_text())['code']):
+    if differing := source_digests.difference(read_json(file)['code']):
       raise UserError(
         f'{file.parent} was made by other code, and a study does not mix runs of'
         f' different code: {differing}. Give another --root, or check out the code that'
