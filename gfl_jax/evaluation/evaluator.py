@@ -133,7 +133,9 @@ def evaluate(
   total, is_first = len(all_ids), jax.process_index() == 0
   options = {'desc': 'evaluate', 'unit': 'image', 'disable': not is_first}
   with tqdm.tqdm(total=total, **options) as progress:
-    for batch, output in _one_ahead(predict, variables, batches):
+    sent: Iterator[Any] = ((batch, predict(variables, batch)) for batch in batches)
+    # A result is read after the next batch is sent, so that the device never waits.
+    for (batch, output), _ in itertools.pairwise(itertools.chain(sent, [None])):
       found, sides, candidates = jax.tree.map(_local_rows, output)
       results += coco_metrics.to_coco_results(found, batch['image_ids'], category_ids)
       seen = [int(i) for i in batch['image_ids'] if i != -1]
@@ -170,13 +172,6 @@ def evaluate(
     except OSError as error:  # a full disk must not end a training
       _LOG.warning('Files of the evaluation of step %d not written: %s', step, error)
   return metrics
-
-
-def _one_ahead(predict, variables, batches) -> Iterator[tuple[dict, Output]]:
-  """Yields each result after the next batch is sent, so that the device never waits."""
-  sent = ((batch, predict(variables, batch)) for batch in batches)
-  for earlier, _ in itertools.pairwise(itertools.chain(sent, [None])):
-    yield earlier
 
 
 def _local_rows(array: jax.Array) -> np.ndarray:

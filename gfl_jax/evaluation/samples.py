@@ -86,9 +86,7 @@ def sample_arrays(samples: list[dict], class_names: list[str]) -> dict[str, Any]
   }
 
 
-def _distribution(
-  distance: np.ndarray, std: np.ndarray, outputs: np.ndarray, box_config: Any
-) -> tuple[np.ndarray, np.ndarray]:
+def _distribution(distance, std, outputs, box_config) -> tuple[np.ndarray, np.ndarray]:
   """What is drawn of sides [n, 4]: distances in strides and heights, [n, 4, m].
 
   Distance and std are in strides, the outputs [n, 4, k] those of the head.

@@ -56,14 +56,9 @@ class Run:
   @functools.cached_property
   def key(self) -> str:
     """A name of the config, 'seed3-0123abcd'; the same if all numbers are the same."""
-    return self._key()
+    return self._digest()
 
-  @functools.cached_property
-  def training_key(self) -> str:
-    """As `key`, but the same for configs that differ in their decoding alone."""
-    return self._key('decode')
-
-  def _key(self, *without: str) -> str:
+  def _digest(self, *without: str) -> str:
     values = json.loads(self.config.to_json())
     for name in (*run_folder.bookkeeping(values), *without):
       del values[name]
@@ -92,9 +87,10 @@ class Run:
     Copies that run's last checkpoint and training log, unless this run already has
     checkpoints. Returns the name of that run's folder.
     """
+    trained_alike = self._digest('decode')
     for file in sorted(self.root.glob(f'runs/*-seed{self.config.seed}-*/{RECORD}')):
       other, record = file.parent, read_json(file)
-      alike = record.get('training') == self.training_key and other != self.folder
+      alike = record.get('training') == trained_alike and other != self.folder
       if alike and _final_metrics(other):
         if not run_folder.has_checkpoints(self.folder):
           self._copy_training(other, str(record['step']))
@@ -121,7 +117,7 @@ class Run:
     self.folder.mkdir(parents=True, exist_ok=True)
     record = {
       'code': source_digests.current(),
-      'training': self.training_key,
+      'training': self._digest('decode'),  # alike if only the decoding differs
       'trained_in': before.get('trained_in'),  # the run whose network it took, if any
       'status': 'running',
       'seconds': before.get('seconds', 0.0),
