@@ -1,4 +1,4 @@
-"""GFL, ResNet-50, 12 epochs, COCO 2017: exactly the authors' recipe.
+"""GFL, ResNet-50, 12 epochs, COCO 2017: the authors' recipe.
 
   python scripts/train.py --config=configs/gfl_r50_fpn_1x_coco.py \
     --workdir=runs/r50_1x --config.model.backbone.pretrained=resnet50.pth
@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     num_train=0,  # scenes to draw, for ambiguous_shapes only
     num_validation=0,  # the same for evaluation
     canvas=(800, 1344),  # height, width; for portrait images (1344, 800)
-    short_side=(800, 800),  # least and largest length; training draws one of them
+    short_side=(800, 800),  # range of its length; training draws a whole number of it
     max_long_side=1333,
     zoom=(1.0, 1.0),  # range of a random factor on the size; the excess is cropped
     flip=0.5,  # probability of mirroring a training image
@@ -80,8 +80,8 @@ def get_config() -> ml_collections.ConfigDict:
     kind='giou',  # or 'iou'
     weight=2.0,
     weighting='class_score',  # of positives; or 'centerness', 'iou', 'uniform'
-    min_weight_sum=1.0,  # least sum of the weights; the authors' is 8 on 8 GPUs
-    max_positives_per_image=1024,  # the mean over the images of a device
+    min_weight_sum=1.0,  # least sum of the weights; on 8 GPUs the authors' is 8
+    max_positives_per_image=1024,  # room for them in a batch of one image
   )
 
   # In strides: from a cell's corner to its point, and the side of its anchor.

@@ -28,7 +28,7 @@ def choose(choices: Mapping[Kind, T], kind: Kind, field: str) -> T:
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-  """A stored config in today's form: fields younger than it are set to what it did.
+  """A stored config with the fields added since, set to the behavior of its time.
 
   Args:
     values: an experiment's config as JSON kept it.

@@ -57,7 +57,9 @@ _REPORT = flags.DEFINE_bool(
 _SUMMARY = flags.DEFINE_string(
   'summary', None, 'Run nothing; print tables of all studies below this folder.'
 )
-_LIST = flags.DEFINE_bool('list', False, 'Print the studies and their rows.')
+_LIST = flags.DEFINE_bool(
+  'list', False, 'Print the rows of --study, or of all studies.'
+)
 
 
 def main(argv: list[str]) -> int:
@@ -134,10 +136,10 @@ def _command() -> str:
 def _print_studies() -> None:
   from configs.ablations import table
 
-  for name in table.studies():
+  for name in [_STUDY.value] if _STUDY.value else table.studies():
     module = table.load_study(name)
     where = f'table {module.TABLE} of the paper' if module.TABLE else 'our own'
-    print(f'{name}: {module.TITLE} ({where})\n  {module.QUESTION}')
+    print(f'{table.stem(name)}: {module.TITLE} ({where})\n  {module.QUESTION}')
     for row, about in module.ROWS.items():
       paper = f"paper's AP {about.paper[0]}" if about.paper else ''
       is_baseline = row in (module.BASELINE, about.baseline)

@@ -20,13 +20,13 @@ class Score(NamedTuple):
   """One kind of score.
 
   Attributes:
-    label: what measures the quality of a positive anchor: 'centerness' of its point in
-      the true box, 'iou' of its decoded box with the true box, or None.
+    quality: of a positive anchor: 'centerness' of its point in the true box, 'iou' of
+      its decoded box with the true box, or None.
     use: 'none', 'branch' (learned by quality_logits), 'weight' (of the positive's class
       loss) or 'target' (of the class score).
   """
 
-  label: str | None
+  quality: str | None
   use: str
 
 

@@ -3,7 +3,7 @@
 Shapes must be equal: nothing is broadcast, and a difference is a ValueError while
 tracing. No gradient flows into targets. Values and gradients are finite at logits of
 +-100. The factors in front of the cross-entropies are differentiated, too. Arithmetic
-and results are float32 for inputs of any narrower type, float64 if an input is.
+and results are float32, or float64 if any input is float64.
 
 Exponents are Python numbers, 0 or at least 1; another one is a ValueError, because
 between 0 and 1 the slope at a perfect prediction is infinite.

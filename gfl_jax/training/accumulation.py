@@ -21,8 +21,6 @@ def sum_over_micro_batches(
   """
   parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
   first = jax.tree.map(lambda x: x[0], parts)
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first)
-  )
+  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, first))
   add = lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None)
   return jax.lax.scan(add, zeros, parts)[0]

@@ -34,8 +34,8 @@ def train(
     ValueError: a config that cannot run, another run's folder, or one in which another
       process trains.
     NonFiniteLossError: the loss became nan or infinite.
-    Preempted: a Ctrl-C or SIGTERM came; the step it came in is saved. If that step was
-      to be evaluated, the next start does it.
+    Preempted: the run was interrupted, after saving the step. If that step was to be
+      evaluated, the next start does it.
   """
   check_config(config)
   with run_folder.hold(workdir):
@@ -65,7 +65,7 @@ def _first_state(run: Experiment, workdir, checkpoints) -> tuple[TrainState, int
   _LOG.info('%s', run.description(state))
   run.warn_of_unreachable_sides()
   state, step = checkpoints.restore_newest(state) or (state, 0)
-  # The folder is written to only now, when it is known that this start is right.
+  # Files of an existing run change only now, when data and checkpoint are known to fit.
   run_folder.write_start(workdir, run.config, run.dataset)
   if step:
     _LOG.info('Continuing from step %d of %d.', step, run.num_steps)

@@ -81,10 +81,12 @@ EDGE_LOSSES = {
 }
 # Weight of a positive in the box and edge terms; no gradient flows through it.
 BOX_WEIGHTS = {
-  'class_score': lambda class_logits, labels: jax.nn.sigmoid(class_logits.max(axis=-1)),
-  'centerness': lambda class_logits, labels: labels['centerness'],
-  'iou': lambda class_logits, labels: labels['iou'],
-  'uniform': lambda class_logits, labels: jnp.ones_like(labels['iou']),
+  'class_score': lambda class_logits, qualities: jax.nn.sigmoid(
+    class_logits.max(axis=-1)
+  ),
+  'centerness': lambda class_logits, qualities: qualities['centerness'],
+  'iou': lambda class_logits, qualities: qualities['iou'],
+  'uniform': lambda class_logits, qualities: jnp.ones_like(qualities['iou']),
 }
 ASSIGNERS = {
   'atss': lambda config: functools.partial(assignment.atss, top_k=config.top_k),

@@ -1,7 +1,7 @@
 """The training objective: the only place that divides a loss by anything.
 
 Every divisor is a sum over the whole batch of all devices, so a batch gives the same
-loss and the same gradients however it is split.
+loss and the same gradients however it is split, if no positive is dropped.
 """
 
 from collections.abc import Mapping
@@ -120,7 +120,7 @@ def loss_and_sums(
   }
   score = SCORES[config.score.kind]
   if score.use == 'branch':
-    quality_sum = _quality_term(predictions.quality_logits, targets, score.label)
+    quality_sum = _quality_term(predictions.quality_logits, targets, score.quality)
     scale = config.score.weight / normalizers.class_divisor
     sums['loss_quality'] = scale * quality_sum
   loss = sum(sums.values(), start=jnp.zeros((), jnp.float32))
@@ -152,16 +152,16 @@ def _class_term(logits, targets, config):
     return jnp.where(trained[..., None], loss(logits, targets.heatmap), 0.0).sum()
   score = SCORES[config.score.kind]
   ones = jnp.ones_like(targets.weights)
-  target = targets.labels[score.label] if score.use == 'target' else ones
-  weight = targets.labels[score.label] if score.use == 'weight' else ones
-  rows, classes = targets.positives.rows, targets.positives.labels
+  target = targets.qualities[score.quality] if score.use == 'target' else ones
+  weight = targets.qualities[score.quality] if score.use == 'weight' else ones
+  rows, classes = targets.positives.rows, targets.positives.classes
   return class_loss_sum(loss, logits, trained, rows, classes, target, weight)
 
 
-def _quality_term(quality_logits, targets, label):
+def _quality_term(quality_logits, targets, quality):
   """Sum over the positives of the quality branch's cross-entropy."""
   logits = rows_of(quality_logits, targets.positives)[:, 0]
-  per_row = losses.binary_cross_entropy(logits, targets.labels[label])
+  per_row = losses.binary_cross_entropy(logits, targets.qualities[quality])
   return jnp.where(targets.positives.used, per_row, 0.0).sum()
 
 

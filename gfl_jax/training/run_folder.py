@@ -182,7 +182,7 @@ def check_dataset(workdir: str | os.PathLike, dataset: Any) -> None:
     raise UserError(
       f'these are not the images and annotations that {workdir} was trained with (their'
       f' checksum is not that of {file}): give those, or another --workdir. Delete'
-      f' {file} to continue with the new data all the same'
+      f' {file} to continue with the new data anyway'
     )
 
 

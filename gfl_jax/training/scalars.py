@@ -12,7 +12,7 @@ from gfl_jax.training.targets import Targets
 
 
 def counts(targets: Targets, batch: Mapping[str, Any], box_config) -> dict[str, Any]:
-  """Sums over one part of a batch; over all parts they add up.
+  """Counts of one part of a batch; they add up over its parts.
 
   Args:
     targets: of the part.
@@ -26,9 +26,9 @@ def counts(targets: Targets, batch: Mapping[str, Any], box_config) -> dict[str, 
     'dropped_positives': targets.num_dropped,
     'dropped_boxes': batch['dropped_boxes'].sum() if 'dropped_boxes' in batch else 0,
   }
-  for name, label in targets.labels.items():
-    sums[f'positive_{name}'] = label.sum()
-    sums[f'positive_{name}_squared'] = jnp.square(label).sum()
+  for name, quality in targets.qualities.items():
+    sums[f'positive_{name}'] = quality.sum()
+    sums[f'positive_{name}_squared'] = jnp.square(quality).sum()
   return sums
 
 
@@ -36,7 +36,7 @@ def summary(sums: Mapping[str, Float[Array, '']]) -> dict[str, Float[Array, '']]
   """Named scalars of a whole batch, from the loss terms and `counts` of all its parts.
 
   `loss` and its terms; `positives_per_box`; `positive_iou` and `positive_centerness`,
-  means over the positives of the two labels of quality, and `..._std`, their standard
+  means over the positives of the two qualities, and `..._std`, their standard
   deviations (the paper's figure 12); `clamped_targets`, share of the positives' sides
   beyond the bin grid; `dropped_positives` and `dropped_boxes`, beyond the fixed
   capacities.

@@ -14,7 +14,7 @@ from gfl_jax.training import objective, scalars
 from gfl_jax.training import optimizer as optimizers
 from gfl_jax.training.accumulation import sum_over_micro_batches
 
-AXIS = 'data'  # the mapped axis that parallel.py lays the devices along
+AXIS = 'data'  # name of the mapped axis of devices
 
 
 @struct.dataclass
@@ -45,9 +45,9 @@ def create_state(variables: Mapping[str, Any], config) -> TrainState:
   """State at step 0 of a detector's variables."""
   params = variables['params']
   frozen = models.frozen_mask(params, config.model.backbone.frozen_stages)
-  schedule = optax.constant_schedule(0.0)  # it is no part of the state
+  schedule = optax.constant_schedule(0.0)  # not part of the state
   optimizer = optimizers.make_optimizer(config, schedule, frozen)
-  # Jitted: one small program instead of one for each shape of a parameter.
+  # The average is a copy: a step donates its state, whose arrays must be distinct.
   init = lambda params: (
     optimizer.init(params),
     jax.tree.map(jnp.copy, params) if config.ema_decay > 0 else {},
@@ -84,11 +84,11 @@ def make_train_step(detector, config, *, steps_per_epoch: int) -> Callable:
     arguments = state.params, state.batch_stats
     if config.accumulate == 1:
       return gradient(*arguments, batch, axis_name=AXIS)
-    count = partial(forward, objective.local_normalizers, *arguments)
-    normalizers = sum_over_micro_batches(count, batch, config.accumulate)
+    local = partial(forward, objective.local_normalizers, *arguments)
+    normalizers = sum_over_micro_batches(local, batch, config.accumulate)
     normalizers = jax.lax.psum(normalizers, AXIS)
-    part = partial(gradient, *arguments, normalizers=normalizers)
-    return sum_over_micro_batches(part, batch, config.accumulate)
+    of_part = partial(gradient, *arguments, normalizers=normalizers)
+    return sum_over_micro_batches(of_part, batch, config.accumulate)
 
   def train_step(state, batch):
     grads, sums = jax.lax.psum(gradient_and_sums(state, batch), AXIS)
@@ -110,7 +110,7 @@ def make_train_step(detector, config, *, steps_per_epoch: int) -> Callable:
 def _average(ema, params, step, decay):
   """The running average of the parameters after `step` + 1 steps.
 
-  The average forgets its random start at first: (1 + t) / (10 + t) < decay.
+  Its decay rises from 0.1 to `decay`, so that it soon forgets the initial parameters.
   """
   done = step.astype(jnp.float32)
   decay = jnp.minimum(decay, (1 + done) / (10 + done))

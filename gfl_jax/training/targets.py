@@ -22,14 +22,14 @@ class Positives(NamedTuple):
   Attributes:
     rows: [K] anchor in the flattened [B * A] list; B * A in unused rows.
     used: [K] whether the row holds a positive.
-    labels: [K] class of the matched box.
+    classes: [K] of the matched box.
     centers: [K, 2] anchor centre (x, y), in strides.
     boxes: [K, 4] matched box xyxy, in strides.
   """
 
   rows: Int[Array, ' k']
   used: Bool[Array, ' k']
-  labels: Int[Array, ' k']
+  classes: Int[Array, ' k']
   centers: Float[Array, 'k 2']
   boxes: Float[Array, 'k 4']
 
@@ -124,7 +124,7 @@ def gather_positives(
   return Positives(
     rows=rows,
     used=used,
-    labels=jnp.asarray(batch['labels'])[image, box_index],
+    classes=jnp.asarray(batch['labels'])[image, box_index],
     centers=jnp.asarray(points.centers)[anchor] / strides,
     boxes=jnp.where(
       used[:, None],
@@ -144,7 +144,7 @@ class Targets(NamedTuple):
     outputs: [K, 4, n] of the box sides.
     decoded: [K, 4] predicted boxes xyxy, in strides.
     distances: [K, 4] true distances, in strides.
-    labels: the qualities 'iou' and 'centerness', [K], no gradient; 0 in unused rows.
+    qualities: 'iou' and 'centerness', [K] each, no gradient; 0 in unused rows.
     weights: [K] in the box terms, no gradient; 0 in unused rows.
     heatmap: [B, A, C], if the class loss takes one.
   """
@@ -155,7 +155,7 @@ class Targets(NamedTuple):
   outputs: Array
   decoded: Array
   distances: Array
-  labels: dict[str, Array]
+  qualities: dict[str, Array]
   weights: Array
   heatmap: Array | None
 
@@ -171,19 +171,19 @@ def make_targets(predictions, batch, points, config) -> Targets:
   )
   distances = boxes.boxes_to_distances(positives.centers, positives.boxes)
 
-  fixed = lambda x: jax.lax.stop_gradient(jnp.where(positives.used, x, 0.0))
-  labels = {
-    'iou': fixed(boxes.iou(decoded, positives.boxes)),
-    'centerness': fixed(boxes.centerness(distances)),
+  detached = lambda x: jax.lax.stop_gradient(jnp.where(positives.used, x, 0.0))
+  qualities = {
+    'iou': detached(boxes.iou(decoded, positives.boxes)),
+    'centerness': detached(boxes.centerness(distances)),
   }
   weigh = choose(BOX_WEIGHTS, config.box_loss.weighting, 'box_loss.weighting')
-  weights = weigh(rows_of(predictions.class_logits, positives), labels)
+  weights = weigh(rows_of(predictions.class_logits, positives), qualities)
   class_loss = choose(CLASS_LOSSES, config.class_loss.kind, 'class_loss.kind')
   heatmap = None
   if class_loss.targets == 'heatmap':
     num_classes = predictions.class_logits.shape[-1]
     heatmap = _heatmap(matched, batch, points, num_classes, config)
-  weights = fixed(weights)
+  weights = detached(weights)
   return Targets(
     matched,
     num_dropped,
@@ -191,7 +191,7 @@ def make_targets(predictions, batch, points, config) -> Targets:
     outputs,
     decoded,
     distances,
-    labels,
+    qualities,
     weights,
     heatmap,
   )

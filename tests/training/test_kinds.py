@@ -312,7 +312,7 @@ def test_labels_of_positives_have_their_means_and_deviations():
   predictions, anchors = predictions_of(config), canvas_points(config, (64, 64))
   (_, scalars), _ = loss_of('atss')(predictions, batch)
   match = make_targets(predictions, batch, anchors, config)
-  for name, label in match.labels.items():
+  for name, label in match.qualities.items():
     used = np.asarray(label)[np.asarray(match.positives.used)]
     np.testing.assert_allclose(scalars[f'positive_{name}'], used.mean(), rtol=1e-5)
     deviation = scalars[f'positive_{name}_std']
