@@ -63,10 +63,11 @@ def read(folder: pathlib.Path) -> dict[str, int]:
   return dict(json.loads((folder / 'checksums' / _FILE).read_text()))
 
 
-def wrong(arrays: Mapping[str, np.ndarray], expected: Mapping[str, int]) -> list[str]:
-  """Names of the arrays whose checksum is not as expected."""
-  found = crc32(arrays)
-  return [name for name in found if found[name] != expected.get(name)]
+def check(tree: Any, expected: Mapping[str, int]) -> None:
+  """Raises a ValueError if the checksum of a leaf is not as expected; names ten."""
+  found = crc32(on_host(tree))
+  if wrong := [name for name in found if found[name] != expected.get(name)]:
+    raise ValueError(f'wrong checksum of {wrong[:10]}')
 
 
 def on_host(tree: Any) -> dict[str, np.ndarray]:

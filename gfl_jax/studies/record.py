@@ -77,16 +77,15 @@ def refresh(study: Study) -> None:
   """Writes study.json again from the folders of its runs, whatever code made them.
 
   Titles and notes stay as they are; the baseline of each row is the table's. If the
-  folder of a finished run is missing, the numbers of all runs stay as they are.
+  folder of a finished run is missing, the numbers of all runs stay as they are. The
+  caller holds the lock of the study's folder.
 
   Raises:
     ValueError: there is no study.json, or it is of another base or other overrides.
   """
-  read(study.folder)  # an error before the lock makes the folder
-  with lock(study.folder / '.lock', wait=True):
-    content = read(study.folder)
-    _check_same(study, content)
-    _save(study, content)
+  content = read(study.folder)
+  _check_same(study, content)
+  _save(study, content)
 
 
 def read(folder: Path) -> dict[str, Any]:

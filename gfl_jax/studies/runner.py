@@ -88,8 +88,9 @@ def write_report(study: Study) -> Path:
   Raises:
     ValueError: there is no study.json, or it is of another base or other overrides.
   """
-  record.refresh(study)
+  record.read(study.folder)  # an error before the lock makes the folder
   with files.lock(study.folder / '.lock', wait=True):
+    record.refresh(study)
     return page.write_study_report(study.folder)
 
 
