@@ -421,7 +421,7 @@ def _as_damage(step: int) -> Iterator[None]:
       raise
     failed = error
   if any(_on_all_hosts('failed' if failed else '')):
-    reason = str(failed)[:300] if failed else 'another host finds it damaged'
+    reason = str(failed)[:300] if failed else 'another host cannot read it as saved'
     raise DamagedCheckpointError(f'step {step}: {reason}') from failed
 
 
