@@ -55,12 +55,12 @@ _WEIGHTS = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> None:
   """Finds the images, predicts and writes the results."""
-  from gfl_jax.inference import image_files, predictor, results
+  from gfl_jax.inference import image_files, loading, predictor, results
 
   out = pathlib.Path(_OUT.value)
   results.check_out(out)
   sources = image_files.find(argv[1:], leave_out=out)
-  launch.use_compilation_cache(predictor.root_of(_MODEL.value))
+  launch.use_compilation_cache(loading.root_of(_MODEL.value))
   detector = predictor.load(_MODEL.value, step=_STEP.value, weights=_WEIGHTS.value)
   writer = results.Results(out, sources, detector, min_score=_MIN_SCORE.value)
   problems: dict[int, str] = {}

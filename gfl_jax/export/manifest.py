@@ -74,10 +74,7 @@ class Manifest:
 
   Attributes:
     format: one of FORMATS.
-    class_names: of class 0, 1, ...
-    category_ids: the data set's own id of each class.
-    config: the experiment's config, a locked ConfigDict.
-    origin: where the parameters are from, as in `Trained`.
+    class_names, category_ids, config, origin: as in `Trained`.
     programs: each with its `file`, `canvas` (height, width) and `batch`, 'any' for any
       number of images; empty if the export has only parameters.
     files: SHA-256 of each file by its name.
@@ -107,7 +104,6 @@ def write(
   trained: Trained,
   *,
   format: str,
-  names: Sequence[str],
   programs: Sequence[Mapping[str, Any]] = (),
 ) -> None:
   """Writes the manifest of a folder whose other files are there already.
@@ -116,10 +112,10 @@ def write(
     folder: of the export.
     trained: what was exported.
     format: one of FORMATS.
-    names: names of the folder's other files.
     programs: as in `Manifest`.
   """
   folder = pathlib.Path(folder)
+  others = (path for path in folder.iterdir() if path.is_file() and path.name != NAME)
   content = {
     **head(),
     'format': format,
@@ -130,7 +126,7 @@ def write(
     'slots': trained.config.decode.max_detections,
     'preprocessing': _preprocessing(trained.config),
     'programs': list(programs),
-    'files': {name: sha256(folder / name) for name in names},
+    'files': {path.name: sha256(path) for path in sorted(others)},
     'origin': dict(trained.origin),
     'verification': {},
     'config': json.loads(trained.config.to_json()),

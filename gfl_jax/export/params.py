@@ -26,7 +26,7 @@ FILE = 'weights.safetensors'
 def write(trained: Trained, folder: str | os.PathLike) -> None:
   """Writes `weights.safetensors` and the manifest into an empty folder."""
   write_weights(trained, folder)
-  manifest.write(folder, trained, format='params', names=[FILE])
+  manifest.write(folder, trained, format='params')
 
 
 def load(folder: str | os.PathLike, described: manifest.Manifest) -> Trained:

@@ -1,11 +1,10 @@
 """Detectors as programs: the exported function, and one file for each canvas."""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gfl_jax.errors import UserError
@@ -13,7 +12,7 @@ from gfl_jax.evaluation import evaluator
 from gfl_jax.evaluation.decode import Detections
 from gfl_jax.export import manifest
 from gfl_jax.models import build_detector
-from gfl_jax.weights.trained import Program, Trained
+from gfl_jax.weights.trained import Program, Trained, batch_shapes
 
 
 def make_function(config: Any) -> Callable[..., dict[str, Any]]:
@@ -36,14 +35,11 @@ def jitted(trained: Trained) -> Program:
   return lambda batch: Detections(**jax.device_get(detect(variables, dict(batch))))
 
 
-def batch_shapes(canvas: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a batch of any size on a canvas (height, width)."""
-  (size,) = jax.export.symbolic_shape('batch')
-  return {
-    'images': jax.ShapeDtypeStruct((size, *canvas, 3), jnp.uint8),
-    'image_sizes': jax.ShapeDtypeStruct((size, 2), jnp.int32),
-    'scales': jax.ShapeDtypeStruct((size, 2), jnp.float32),
-  }
+def one_image(found: Detections, row: int) -> dict[str, np.ndarray]:
+  """The fields of the detections in one image of a batch, without unused slots."""
+  valid = np.asarray(found.valid)[row]
+  names = ('boxes', 'scores', 'classes', 'edge_std')
+  return {name: np.asarray(getattr(found, name))[row][valid] for name in names}
 
 
 def write(
@@ -52,7 +48,6 @@ def write(
   serialize: Callable[[dict[str, jax.ShapeDtypeStruct]], bytes],
   *,
   format: str,
-  files: Sequence[str] = (),
 ) -> None:
   """Writes a program for each canvas, and the manifest.
 
@@ -61,21 +56,21 @@ def write(
     trained: the detector.
     serialize: returns the content of a program's file for a batch of such shapes.
     format: one of `manifest.FORMATS`.
-    files: names of other files of the export, which are there already.
   """
+  (any_size,) = jax.export.symbolic_shape('batch')
   described = []
   for height, width in manifest.canvases(trained.config):
     name = f'detect_{height}x{width}.{format}'
-    (folder / name).write_bytes(serialize(batch_shapes((height, width))))
+    (folder / name).write_bytes(serialize(batch_shapes(any_size, (height, width))))
     described.append({'file': name, 'canvas': [height, width], 'batch': 'any'})
-  names = [*files, *(program['file'] for program in described)]
-  manifest.write(folder, trained, format=format, names=names, programs=described)
+  manifest.write(folder, trained, format=format, programs=described)
 
 
 def by_canvas(
   folder: pathlib.Path,
   described: manifest.Manifest,
   load_file: Callable[[pathlib.Path], Callable],
+  reader: str,
 ) -> Program:
   """The programs of an export as one; a file is loaded at the first batch for it.
 
@@ -83,6 +78,7 @@ def by_canvas(
     folder: of the export.
     described: its manifest.
     load_file: returns the function of a program's file: batch -> outputs by name.
+    reader: the package that reads the file, for errors.
   """
   files = {tuple(p['canvas']): folder / p['file'] for p in described.programs}
   loaded: dict[tuple[int, ...], Callable] = {}
@@ -95,7 +91,10 @@ def by_canvas(
         f' have {sorted(files)}'
       )
     if canvas not in loaded:
-      loaded[canvas] = load_file(files[canvas])
+      try:
+        loaded[canvas] = load_file(files[canvas])
+      except Exception as error:  # the readers raise many types
+        raise UserError(f'{reader} cannot read {files[canvas]}: {error}') from error
     found = loaded[canvas]({name: batch[name] for name in manifest.INPUTS})
     return Detections(**{name: np.asarray(found[name]) for name in manifest.OUTPUTS})
 

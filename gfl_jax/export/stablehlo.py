@@ -11,7 +11,6 @@ import pathlib
 import jax
 from safetensors.numpy import load_file
 
-from gfl_jax.errors import UserError
 from gfl_jax.export import manifest, params, programs
 from gfl_jax.weights.trained import Program, Trained
 
@@ -36,7 +35,6 @@ def write(trained: Trained, folder: str | os.PathLike) -> None:
     trained,
     lambda batch: bytes(export(shapes, batch).serialize()),
     format='stablehlo',
-    files=[params.FILE],
   )
 
 
@@ -52,10 +50,8 @@ def load(folder: str | os.PathLike, described: manifest.Manifest) -> Program:
   weights = jax.device_put(load_file(folder / params.FILE))
 
   def load_program(path: pathlib.Path):
-    try:
-      call = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
-    except Exception as error:  # flatbuffers and MLIR raise errors of many types
-      raise UserError(f'jax {jax.__version__} cannot read {path}: {error}') from error
+    call = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
     return lambda batch: jax.device_get(call(weights, batch))
 
-  return programs.by_canvas(folder, described, load_program)
+  reader = f'jax {jax.__version__}'
+  return programs.by_canvas(folder, described, load_program, reader)

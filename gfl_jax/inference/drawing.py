@@ -1,6 +1,5 @@
 """Detections drawn on their image: box, class, score and the spread of each side."""
 
-import colorsys
 import functools
 import importlib.util
 import math
@@ -8,7 +7,7 @@ import pathlib
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from gfl_jax.inference.predictor import ImageDetections
 
@@ -63,33 +62,26 @@ def draw(image: UInt8[np.ndarray, 'h w 3'], found: ImageDetections) -> Image.Ima
 
 def class_color(index: int) -> tuple[int, int, int]:
   """RGB of a class; neighbouring classes are far apart on the colour wheel."""
-  hue = (210 + 137.508 * index) % 360 / 360  # as in a run's report
-  red, green, blue = colorsys.hls_to_rgb(hue, 0.42, 0.75)
-  return round(255 * red), round(255 * green), round(255 * blue)
+  hue = (210 + 137.508 * index) % 360  # as in a run's report
+  return ImageColor.getrgb(f'hsl({hue:.3f}, 75%, 42%)')[:3]
 
 
 def _draw_band(picture: Image.Image, box, spread, color) -> None:
   """Shades `spread` px (left, top, right, bottom) to either side of a box's sides."""
-  left, top, right, bottom = box
-  sides = (
-    (left - spread[0], top, left + spread[0], bottom),
-    (left, top - spread[1], right, top + spread[1]),
-    (right - spread[2], top, right + spread[2], bottom),
-    (left, bottom - spread[3], right, bottom + spread[3]),
-  )
-  x0 = max(math.floor(min(side[0] for side in sides)), 0)
-  y0 = max(math.floor(min(side[1] for side in sides)), 0)
-  x1 = min(math.ceil(max(side[2] for side in sides)), picture.width)
-  y1 = min(math.ceil(max(side[3] for side in sides)), picture.height)
+  sides = np.tile(box, (4, 1))
+  for side, axis in enumerate((0, 1, 0, 1)):
+    sides[side, [axis, axis + 2]] = box[side] - spread[side], box[side] + spread[side]
+  x0, y0 = np.maximum(np.floor(sides.min(0)[:2]), 0).astype(int).tolist()
+  x1, y1 = np.minimum(np.ceil(sides.max(0)[2:]), picture.size).astype(int).tolist()
   if x1 <= x0 or y1 <= y0:
     return
   # One mask for all four sides, so that the shade is equal where two bands cross.
   mask = Image.new('L', (x1 - x0, y1 - y0))
   shade = ImageDraw.Draw(mask)
   for side in sides:
-    if side[2] - side[0] > 0 and side[3] - side[1] > 0:
-      moved = (side[0] - x0, side[1] - y0, side[2] - x0 - 1, side[3] - y0 - 1)
-      shade.rectangle(_ordered(moved), fill=_BAND_OPACITY)
+    if (side[2:] > side[:2]).all():
+      moved = side - (x0, y0, x0 + 1, y0 + 1)
+      shade.rectangle(_ordered(moved.tolist()), fill=_BAND_OPACITY)
   picture.paste(color, (x0, y0), mask)
 
 
@@ -108,7 +100,7 @@ def _draw_label(drawing, size, box, text, color, font, taken) -> None:
     return
   taken.append(spot)
   drawing.rounded_rectangle(spot, radius=pad, fill=color)
-  brightness = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+  brightness = np.dot(color, (0.299, 0.587, 0.114))
   ink = 'white' if brightness < _BRIGHT else 'black'
   drawing.text((spot[0] + pad, spot[1] + pad / 2), text, font=font, fill=ink)
 

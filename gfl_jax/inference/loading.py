@@ -3,10 +3,8 @@
 import os
 import pathlib
 
-from gfl_jax.errors import MissingFileError
+from gfl_jax.errors import MissingFileError, UserError
 from gfl_jax.export import manifest, params
-from gfl_jax.inference.predictor import root_of
-from gfl_jax.training import run_folder
 from gfl_jax.weights.trained import Trained, check_trained
 
 
@@ -30,6 +28,9 @@ def load_run(
       the config's detector; a config of another version.
     DamagedCheckpointError: the step is stored, but cannot be read.
   """
+  # Not imported for an export, which needs neither training nor orbax.
+  from gfl_jax.training import run_folder
+
   config = run_folder.load_config(path)
   names, category_ids = run_folder.load_classes(path)
   if not (pathlib.Path(path) / 'checkpoints').is_dir():
@@ -59,3 +60,33 @@ def load_trained(
   if (root / manifest.NAME).is_file():
     return params.load(root, manifest.read(root))
   return load_run(root, step, weights)
+
+
+def root_of(
+  path: str | os.PathLike, *, step: str | int | None = None, weights: str | None = None
+) -> pathlib.Path:
+  """What is read of a path: the folder of a run or of an export, or a single file.
+
+  Args and errors are those of `predictor.load`.
+  """
+  root = path = pathlib.Path(path)
+  if not path.exists():
+    raise MissingFileError(f'{path} does not exist')
+  if path.is_file() and (path.parent / manifest.NAME).is_file():
+    root = path.parent
+  elif path.is_file() and path.suffix != '.safetensors':
+    raise MissingFileError(
+      f'{path} is no file of an export: no {manifest.NAME} beside it'
+    )
+  is_export = root.is_file() or (root / manifest.NAME).is_file()
+  if not is_export and not (root / 'config.json').is_file():
+    raise MissingFileError(
+      f'{path} is neither the folder of a run (no config.json) nor of an export (no'
+      f' {manifest.NAME})'
+    )
+  if is_export and (step, weights) != (None, None):
+    raise UserError(
+      f'{root} is an export of one step, so {step=} and {weights=} cannot be chosen:'
+      ' leave them out, or give the folder of a run'
+    )
+  return root

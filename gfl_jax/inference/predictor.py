@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import itertools
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -13,9 +12,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from gfl_jax.data import prefetch
-from gfl_jax.errors import MissingFileError, UserError
+from gfl_jax.errors import UserError
 from gfl_jax.export import manifest, programs
-from gfl_jax.inference import preprocessing
+from gfl_jax.inference import loading, preprocessing
 from gfl_jax.inference.preprocessing import Placed, Source
 from gfl_jax.weights.trained import Program, Trained
 
@@ -161,14 +160,11 @@ class Predictor:
 
   def _detect(self, group, batch_size):
     placed = [placed for _, _, placed in group]
-    found = self._program(preprocessing.batch_of(placed, batch_size))
+    batch = self._program(preprocessing.batch_of(placed, batch_size))
     for row, (index, rgb, _) in enumerate(group):
-      boxes, scores, classes, edge_std = (
-        np.asarray(field)[row][np.asarray(found.valid)[row]]
-        for field in (found.boxes, found.scores, found.classes, found.edge_std)
-      )
-      names = tuple(self.class_names[i] for i in classes)
-      yield index, rgb, ImageDetections(boxes, scores, classes, names, edge_std)
+      found = programs.one_image(batch, row)
+      names = tuple(self.class_names[i] for i in found['classes'])
+      yield index, rgb, ImageDetections(**found, names=names)
 
 
 def load(
@@ -189,47 +185,13 @@ def load(
     ValueError: its files are damaged or do not fit together; `step` or `weights` of an
       export, which holds one step.
   """
-  root = root_of(path, step=step, weights=weights)
+  root = loading.root_of(path, step=step, weights=weights)
   if (root / manifest.NAME).is_file():
     source = manifest.read(root)
     # A format's packages are imported when it is loaded: onnx needs an extra.
     module = importlib.import_module(f'gfl_jax.export.{source.format}')
     loaded = module.load(root, source)
   else:
-    # Not imported for an export, which needs neither training nor orbax.
-    from gfl_jax.inference import loading
-
     source = loaded = loading.load_trained(root, step=step, weights=weights)
   program = programs.jitted(loaded) if isinstance(loaded, Trained) else loaded
   return Predictor(program, source.config, source.class_names, source.category_ids)
-
-
-def root_of(
-  path: str | os.PathLike, *, step: str | int | None = None, weights: str | None = None
-) -> pathlib.Path:
-  """What `load` reads: the folder of a run or of an export, or a single file.
-
-  Args and errors are those of `load`.
-  """
-  root = path = pathlib.Path(path)
-  if not path.exists():
-    raise MissingFileError(f'{path} does not exist')
-  if path.is_file() and (path.parent / manifest.NAME).is_file():
-    root = path.parent
-  elif path.is_file() and path.suffix != '.safetensors':
-    raise MissingFileError(
-      f'{path} is no file of an export: no {manifest.NAME} beside it'
-    )
-  is_run = (root / 'config.json').is_file()
-  is_export = root.is_file() or (root / manifest.NAME).is_file()
-  if not is_run and not is_export:
-    raise MissingFileError(
-      f'{path} is neither the folder of a run (no config.json) nor of an export (no'
-      f' {manifest.NAME})'
-    )
-  if is_export and (step, weights) != (None, None):
-    raise UserError(
-      f'{root} is an export of one step, so {step=} and {weights=} cannot be chosen:'
-      ' leave them out, or give the folder of a run'
-    )
-  return root

@@ -90,16 +90,12 @@ def batch_of(placed: Sequence[Placed], batch_size: int) -> dict[str, np.ndarray]
     placed: 1 to batch_size images on canvases of one shape.
     batch_size: images of size (0, 0) fill the batch up to it.
   """
-  batch = {
-    'images': np.zeros((batch_size, *placed[0].canvas.shape), np.uint8),
-    'image_sizes': np.zeros((batch_size, 2), np.int32),
-    'scales': np.ones((batch_size, 2), np.float32),
-  }
-  for row, image in enumerate(placed):
-    batch['images'][row] = image.canvas
-    batch['image_sizes'][row] = image.size
-    batch['scales'][row] = image.scale
-  return batch
+  blank = Placed(
+    np.zeros_like(placed[0].canvas), np.zeros(2, np.int32), np.ones(2, np.float32)
+  )
+  rows = [*placed, *[blank] * (batch_size - len(placed))]
+  images, sizes, scales = (np.stack(field) for field in zip(*rows, strict=True))
+  return {'images': images, 'image_sizes': sizes, 'scales': scales}
 
 
 def _array_to_rgb(array: np.ndarray) -> np.ndarray:

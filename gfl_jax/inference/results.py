@@ -52,8 +52,7 @@ class Results:
     self._out = pathlib.Path(out)
     self._image_files, self._detector = image_files, detector
     self._min_score = min_score
-    self._images: dict[int, dict] = {}
-    self._detections: dict[int, list[dict]] = {}
+    self._added: dict[int, tuple[dict, list[dict]]] = {}
     self._num_drawn = 0
     with storage_errors(self._out):
       self._out.mkdir(parents=True, exist_ok=True)
@@ -79,14 +78,15 @@ class Results:
       picture.save(path, quality=92, subsampling=0)
     # After the picture is written: the JSON names no other.
     self._num_drawn += len(shown)
-    self._images[index] = {
+    height, width = image.shape[:2]
+    entry = {
       'id': index + 1,
       'file_name': str(source),
-      'width': image.shape[1],
-      'height': image.shape[0],
-      'picture': picture_name,
+      'width': width,
+      'height': height,
     }
-    self._detections[index] = self._coco_results(index + 1, found)
+    entry['picture'] = picture_name
+    self._added[index] = entry, self._coco_results(index + 1, found)
 
   def finish(self) -> str:
     """Writes `detections.json` and `images.json` of all images added so far.
@@ -95,22 +95,21 @@ class Results:
       A line for the user, with the number of other pictures in the folder.
     """
     ids = zip(self._detector.category_ids, self._detector.class_names, strict=True)
+    added = [self._added[index] for index in sorted(self._added)]
     data_set = {
-      'images': [self._images[index] for index in sorted(self._images)],
+      'images': [image for image, _ in added],
       'annotations': [],
       'categories': [{'id': id, 'name': name} for id, name in ids],
     }
-    detections = [
-      one for index in sorted(self._detections) for one in self._detections[index]
-    ]
+    detections = [one for _, found in added for one in found]
     with storage_errors(self._out):
       files.atomic_write(self._out / 'images.json', json.dumps(data_set, indent=1))
       files.atomic_write(self._out / 'detections.json', json.dumps(detections))
     pictures = (self._out / 'pictures').rglob(f'*{PICTURE_SUFFIX}')
-    num_others = sum(path.is_file() for path in pictures) - len(self._images)
+    num_others = sum(path.is_file() for path in pictures) - len(added)
     others = f'; {num_others} other pictures were there before' if num_others else ''
     return (
-      f'{self._out}: {len(self._images)} pictures with {self._num_drawn} boxes of score'
+      f'{self._out}: {len(added)} pictures with {self._num_drawn} boxes of score'
       f' {self._min_score:g} or more; detections.json has all {len(detections)}{others}'
     )
 

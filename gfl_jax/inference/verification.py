@@ -4,7 +4,7 @@ import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -108,111 +108,108 @@ def compare(
       TPUs a jitted function does so only on request.
 
   Returns:
-    `Comparison.result`, and the device.
+    What `comparison` returns, and the device.
 
   Raises:
-    ValueError: what `Comparison.result` raises.
+    ValueError: what `comparison` raises.
   """
-  comparison = Comparison(trained.config.decode.score_threshold)
   reference = programs.jitted(trained)
-  batches = list(batches_on_each_canvas(trained.config, placed))
+  batches = tqdm.tqdm(
+    list(batches_on_each_canvas(trained.config, placed)), desc='compare', unit='batch'
+  )
   with jax.default_matmul_precision('highest' if precise else 'default'):
-    for batch in tqdm.tqdm(batches, desc='compare', unit='batch'):
-      comparison.add(batch, reference(batch), program(batch))
-  return comparison.result() | {'device': jax.devices()[0].device_kind}
+    found = ((batch, reference(batch), program(batch)) for batch in batches)
+    result = comparison(found, trained.config.decode.score_threshold)
+  return result | {'device': jax.devices()[0].device_kind}
 
 
-class Comparison:
-  """How much two programs differ, batch after batch."""
+def comparison(
+  found: Iterable[tuple[Mapping[str, np.ndarray], Detections, Detections]],
+  score_threshold: float,
+) -> dict[str, Any]:
+  """How much two programs differ.
 
-  def __init__(self, score_threshold: float):
-    """Args: score_threshold: of the programs. Only one of them may find a detection
-    whose score is within the tolerance of it."""
-    self._threshold = score_threshold
-    self._images: Counter[str] = Counter()
-    self._detections: Counter[str] = Counter()
-    self._largest = {'scores': 0.0, 'boxes': 0.0, 'edge_std': 0.0}
+  Equal scores have no order, so the order does not count: each detection of one program
+  is compared with the nearest of its class of the other, both ways.
 
-  def add(
-    self, batch: Mapping[str, np.ndarray], expected: Detections, actual: Detections
-  ):
-    """Compares the detections of one batch one by one.
+  Args:
+    found: batches, each with the detections expected and those of the other program.
+    score_threshold: of the programs. Only one of them may find a detection whose score
+      is within the tolerance of it.
 
-    Equal scores have no order, so the order does not count: each detection of one
-    program is compared with the nearest of its class of the other, both ways.
-    """
+  Returns:
+    For the manifest: images and detections on each canvas, largest differences.
+
+  Raises:
+    ValueError: a difference above the tolerance, or a canvas without a detection.
+  """
+  images, detections = Counter(), Counter()
+  largest = {'scores': 0.0, 'boxes': 0.0, 'edge_std': 0.0}
+  for batch, *both in found:
     height, width = batch['images'].shape[1:3]
     canvas = f'{height}x{width}'
-    self._images[canvas] += int(batch['image_sizes'].all(-1).sum())
-    self._detections[canvas] += int(expected.valid.sum())
+    images[canvas] += int(batch['image_sizes'].all(-1).sum())
+    detections[canvas] += int(both[0].valid.sum())
     for row in range(len(batch['images'])):
       side = (batch['image_sizes'][row][::-1] / batch['scales'][row]).max()
-      pair = [_of_image(found, row, side) for found in (expected, actual)]
-      lowest = [
-        float(found.scores[row].min())
-        for found in (expected, actual)
-        if found.valid[row].all()  # no free slot: weaker detections were left out
-      ]
-      floor = max([self._threshold, *lowest]) + TOLERANCE
-      self._add_nearest(pair[0], pair[1], floor)
-      self._add_nearest(pair[1], pair[0], floor)
-
-  def result(self) -> dict[str, Any]:
-    """For the manifest: images and detections on each canvas, largest differences.
-
-    Raises:
-      ValueError: a difference above the tolerance, or a canvas without a detection.
-    """
-    differing = {k: v for k, v in self._largest.items() if not v <= TOLERANCE}
-    if differing:
-      raise UserError(
-        'the exported program does not find what the run finds: largest differences'
-        f' {differing}, allowed {TOLERANCE} ({_UNITS})'
-      )
-    empty = [canvas for canvas, count in self._detections.items() if not count]
-    if empty:
-      raise UserError(
-        f'the detector finds nothing in the images on canvas {", ".join(empty)}, so an'
-        ' export cannot be compared with it: give --images of what it was trained for,'
-        ' or train it longer'
-      )
-    return {
-      'images': dict(self._images),
-      'detections': dict(self._detections),
-      'largest_differences': self._largest,
-      'tolerance': TOLERANCE,
-      'units': _UNITS,
-    }
-
-  def _add_nearest(self, these, others, floor: float) -> None:
-    """Adds the differences of those of `these` with a score above `floor`."""
-    these = {name: values[these['scores'] > floor] for name, values in these.items()}
-    if not len(these['scores']):
-      return
-    apart = lambda name: np.abs(these[name][:, None] - others[name][None])
-    differences = {
-      'scores': apart('scores'),
-      'boxes': apart('boxes').max(-1),
-      'edge_std': apart('edge_std').max(-1),
-    }
-    total = np.where(apart('classes') != 0, np.inf, sum(differences.values()))
-    if not total.size or np.isinf(total.min(-1)).any():
-      self._largest['scores'] = max(self._largest['scores'], 1.0)
-      return
-    nearest = total.argmin(-1)[:, None]
-    for name, values in differences.items():
-      largest = float(np.take_along_axis(values, nearest, axis=1).max())
-      # Not max(): a nan must stay.
-      if not largest <= self._largest[name]:
-        self._largest[name] = largest
-
-
-def _of_image(found: Detections, row: int, side: float) -> dict[str, np.ndarray]:
-  """The detections of one image; px as shares of its longer side."""
-  take = lambda field: np.asarray(field)[row][np.asarray(found.valid)[row]]
+      one, other = (_in_shares(x, row, side) for x in both)
+      # Where no slot is free, weaker detections were left out.
+      lowest = [float(x.scores[row].min()) for x in both if x.valid[row].all()]
+      floor = max([score_threshold, *lowest]) + TOLERANCE
+      for pair in ((one, other), (other, one)):
+        for name, value in _to_nearest(*pair, floor).items():
+          # Unlike max(), it keeps a nan.
+          largest[name] = float(np.maximum(largest[name], value))
+  _check(largest, detections)
   return {
-    'scores': take(found.scores),
-    'classes': take(found.classes),
-    'boxes': take(found.boxes) / max(side, 1),
-    'edge_std': take(found.edge_std) / max(side, 1),
+    'images': dict(images),
+    'detections': dict(detections),
+    'largest_differences': largest,
+    'tolerance': TOLERANCE,
+    'units': _UNITS,
+  }
+
+
+def _check(largest: Mapping[str, float], detections: Mapping[str, int]) -> None:
+  differing = {k: v for k, v in largest.items() if not v <= TOLERANCE}
+  if differing:
+    raise UserError(
+      'the exported program does not find what the run finds: largest differences'
+      f' {differing}, allowed {TOLERANCE} ({_UNITS})'
+    )
+  empty = [canvas for canvas, count in detections.items() if not count]
+  if empty:
+    raise UserError(
+      f'the detector finds nothing in the images on canvas {", ".join(empty)}, so an'
+      ' export cannot be compared with it: give --images of what it was trained for,'
+      ' or train it longer'
+    )
+
+
+def _to_nearest(these, others, floor: float) -> dict[str, float]:
+  """Largest differences of those of `these` with a score above `floor`."""
+  above = these['scores'][:, 0] > floor
+  apart = {
+    name: np.abs(these[name][above, None] - others[name]).max(-1) for name in these
+  }
+  other_class = apart.pop('classes') != 0
+  if other_class.all(-1).any():  # one has no counterpart
+    return {'scores': 1.0}
+  if not above.any():
+    return {}
+  nearest = np.where(other_class, np.inf, sum(apart.values())).argmin(-1)[:, None]
+  return {
+    name: np.take_along_axis(values, nearest, axis=1).max()
+    for name, values in apart.items()
+  }
+
+
+def _in_shares(found: Detections, row: int, side: float) -> dict[str, np.ndarray]:
+  """The detections of an image, each field [n, k]; px as shares of its longer side."""
+  fields = programs.one_image(found, row)
+  return {
+    'scores': fields['scores'][:, None],
+    'classes': fields['classes'][:, None],
+    'boxes': fields['boxes'] / max(side, 1),
+    'edge_std': fields['edge_std'] / max(side, 1),
   }

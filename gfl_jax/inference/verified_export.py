@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
 from gfl_jax.errors import UserError, storage_errors
 from gfl_jax.export import manifest
 from gfl_jax.inference import verification
 from gfl_jax.weights.trained import Trained
+from gfl_jax.weights.trees import named_leaves
 
 
 def write(
@@ -94,12 +94,9 @@ def _check_out(out: pathlib.Path) -> None:
 
 
 def _compare_params(trained: Trained, loaded: Trained) -> dict[str, Any]:
-  content = lambda leaf: (leaf.dtype, leaf.shape, leaf.tobytes())
+  content = lambda leaf: (leaf.dtype, leaf.shape, np.asarray(leaf).tobytes())
   expected, actual = (
-    {
-      name: content(np.asarray(leaf))
-      for name, leaf in traverse_util.flatten_dict(x.variables).items()
-    }
+    {name: content(leaf) for name, leaf in named_leaves(x.variables).items()}
     for x in (trained, loaded)
   )
   if expected != actual or loaded.config.to_json() != trained.config.to_json():

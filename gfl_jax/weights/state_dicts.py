@@ -1,16 +1,17 @@
 """Files of parameters that other frameworks wrote, read as numpy arrays by name."""
 
-import contextlib
 import dataclasses
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file
 
 from gfl_jax.errors import MissingFileError, UserError
 from gfl_jax.weights import torch_files
@@ -78,31 +79,32 @@ def read_state_dict(path: str | os.PathLike, weights: str = 'ema') -> StateDict:
   return StateDict(path, chosen, class_names, bool(second) and weights == 'ema')
 
 
-def _read_npz(path: pathlib.Path) -> Content:
-  with (
-    _readable(path, 'a numpy archive'),
-    np.load(path, allow_pickle=False) as arrays,
-  ):
-    return dict(arrays), {}, ()
-
-
-def _read_safetensors(path: pathlib.Path) -> Content:
-  from safetensors.numpy import load_file
-
-  with _readable(path, 'a safetensors file'):
-    return load_file(path), {}, ()
+def _read_arrays(path: pathlib.Path) -> Content:
+  kind = 'numpy archive' if path.suffix == '.npz' else 'safetensors file'
+  try:
+    if path.suffix == '.safetensors':
+      return load_file(path), {}, ()
+    with np.load(path, allow_pickle=False) as arrays:
+      return dict(arrays), {}, ()
+  except (MemoryError, PermissionError):
+    raise
+  except Exception as error:  # the readers raise many types
+    raise UserError(
+      f'weights file {path} cannot be read as a {kind}; is it cut off, or another kind'
+      f' of file? ({type(error).__name__}: {error})'
+    ) from error
 
 
 def _read_torch(path: pathlib.Path) -> Content:
   with tempfile.TemporaryDirectory(prefix='gfl_jax_') as folder:
-    target = pathlib.Path(folder) / 'arrays.safetensors'
+    target = pathlib.Path(folder) / 'arrays.pickle'
     # -P: the modules beside torch_files.py must not hide torch's own.
     command = [sys.executable, '-P', torch_files.__file__, str(path), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
       reason = done.stderr.strip() or f'reading it ended with code {done.returncode}'
       raise UserError(reason if str(path) in reason else f'{path}: {reason}')
-    return torch_files.unpack(target)
+    return pickle.loads(target.read_bytes())
 
 
 def _without_prefix(arrays: _Arrays) -> _Arrays:
@@ -120,23 +122,9 @@ def _split_buffers(arrays: _Arrays) -> tuple[_Arrays, _Arrays]:
   return {name: x for name, x in arrays.items() if name not in buffers}, second
 
 
-@contextlib.contextmanager
-def _readable(path: pathlib.Path, kind: str) -> Iterator[None]:
-  """Turns any error of a reader, which raises many types, into a UserError."""
-  try:
-    yield
-  except (MemoryError, PermissionError):
-    raise
-  except Exception as error:
-    raise UserError(
-      f'weights file {path} cannot be read as {kind}; is it cut off, or another kind of'
-      f' file? ({type(error).__name__}: {error})'
-    ) from error
-
-
 _READERS: dict[str, Callable[[pathlib.Path], Content]] = {
-  '.npz': _read_npz,
-  '.safetensors': _read_safetensors,
+  '.npz': _read_arrays,
+  '.safetensors': _read_arrays,
   '.pth': _read_torch,
   '.pt': _read_torch,
 }

@@ -1,11 +1,10 @@
 """Reads checkpoints of torch by torch itself, so that nothing in them is executed.
 
-state_dicts.py runs this file as a program, which writes a .safetensors file: torch's
+state_dicts.py runs this file as a program, which writes the arrays to a file: torch's
 CUDA libraries take half a gigabyte of memory, which only the end of a process frees.
 It imports nothing of this package, which need not be installed.
 """
 
-import json
 import pathlib
 import pickle
 import re
@@ -33,8 +32,6 @@ _LOGGED = (
 Content = tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]
 # First bytes of a file that torch saved: a zip, or before torch 1.6 a pickle.
 _ZIP, _LEGACY = b'PK\x03\x04', b'\x80\x02\x8a\nl\xfc'
-# Prefixes of the names in the file that `main` writes.
-_FIRST, _SECOND = 'state_dict/', 'ema_state_dict/'
 
 
 def read(path: pathlib.Path) -> Content:
@@ -66,28 +63,10 @@ def read(path: pathlib.Path) -> Content:
   return arrays(state), arrays(second), _class_names(checkpoint.get('meta'))
 
 
-def unpack(path: pathlib.Path) -> Content:
-  """What `read` returned, from the file that `main` wrote."""
-  from safetensors import safe_open
-
-  with safe_open(path, framework='numpy') as file:
-    part = lambda prefix: {
-      name.removeprefix(prefix): file.get_tensor(name)
-      for name in file.keys()
-      if name.startswith(prefix)
-    }
-    class_names = json.loads(file.metadata()['class_names'])
-    return part(_FIRST), part(_SECOND), tuple(class_names)
-
-
 def main(source: str, target: str) -> None:
-  """Writes a torch file as a .safetensors file that `unpack` reads."""
-  from safetensors.numpy import save_file
-
-  first, second, class_names = read(pathlib.Path(source))
-  parts = ((_FIRST, first), (_SECOND, second))
-  arrays = {prefix + k: v for prefix, part in parts for k, v in part.items()}
-  save_file(arrays, target, metadata={'class_names': json.dumps(class_names)})
+  """Writes what `read` returns, which is arrays and text, as a pickle."""
+  with open(target, 'wb') as file:
+    pickle.dump(read(pathlib.Path(source)), file)
 
 
 def _load(path: pathlib.Path) -> Any:
@@ -138,20 +117,13 @@ def _is_whole_zip(path: pathlib.Path) -> bool:
     return False
 
 
-class _StandIn:
-  """Accepts any arguments and state from a pickle, and keeps nothing."""
-
-  def __new__(cls, *args):
-    return super().__new__(cls)
-
-  def __setstate__(self, state):
-    pass
-
-
 def _stand_in(path: str) -> type:
+  """A class that accepts any arguments and state from a pickle, and keeps nothing."""
   # torch finds a class by its __module__ and __name__.
   module, _, name = path.rpartition('.')
-  return type(name, (_StandIn,), {'__module__': module})
+  accept = lambda *_: None
+  methods = {'__init__': accept, '__setstate__': accept}
+  return type(name, (), {'__module__': module, **methods})
 
 
 def _class_names(meta: Any) -> tuple[str, ...]:

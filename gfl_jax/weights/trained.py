@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gfl_jax.errors import UserError
-from gfl_jax.evaluation import decode
+from gfl_jax.evaluation import evaluator
 from gfl_jax.evaluation.decode import Detections
-from gfl_jax.models import build_detector, canvas_points, network_input
-from gfl_jax.weights.trees import check_same, named_leaves
+from gfl_jax.models import build_detector
+from gfl_jax.weights.trees import check_same, named_leaves, variable_shapes
 
 # Finds the boxes of a batch, as `evaluator.make_detect` takes it, in NumPy.
 Program = Callable[[Mapping[str, np.ndarray]], Detections]
-_SIDE = 64  # px: parameters and the config's fields are the same for any canvas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +37,20 @@ class Trained:
   class_names: tuple[str, ...]
   category_ids: tuple[int, ...]
   origin: Mapping[str, Any]
+
+
+def batch_shapes(size: Any, canvas: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of a batch, as `evaluator.make_detect` takes it.
+
+  Args:
+    size: images in it; may be symbolic.
+    canvas: (height, width) px.
+  """
+  return {
+    'images': jax.ShapeDtypeStruct((size, *canvas, 3), jnp.uint8),
+    'image_sizes': jax.ShapeDtypeStruct((size, 2), jnp.int32),
+    'scales': jax.ShapeDtypeStruct((size, 2), jnp.float32),
+  }
 
 
 def check_trained(trained: Trained, source: str | os.PathLike) -> None:
@@ -62,23 +75,10 @@ def check_trained(trained: Trained, source: str | os.PathLike) -> None:
     for name in ('canvas', 'short_side', 'max_long_side'):
       getattr(config.data, name)
     detector = build_detector(config)
-
-    def init_and_detect(key, batch):
-      images = network_input(config, batch)
-      predictions, variables = detector.init_with_output(key, images, train=False)
-      points = canvas_points(config, images.shape[1:3])
-      # Traced only to read every field of the config that decoding needs.
-      decode.decode_detections(
-        predictions, points, batch['image_sizes'], config, scale_factors=batch['scales']
-      )
-      return variables
-
-    batch = {
-      'images': jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), jnp.uint8),
-      'image_sizes': jax.ShapeDtypeStruct((1, 2), jnp.int32),
-      'scales': jax.ShapeDtypeStruct((1, 2), jnp.float32),
-    }
-    expected = jax.eval_shape(init_and_detect, jax.random.key(0), batch)
+    expected = variable_shapes(detector)
+    # Traced to read every field that decoding needs; they are the same for any canvas.
+    detect = evaluator.make_detect(detector, config)
+    jax.eval_shape(detect, expected, batch_shapes(1, (64, 64)))
   except AttributeError as error:
     raise UserError(
       f'{source}: the config lacks a field ({error}), because another version of'

@@ -21,6 +21,14 @@ from gfl_jax.weights.trees import check_same, named_leaves, variable_shapes
 
 _LOG = logging.getLogger(__name__)
 _CLASS_BIAS = 'bbox_head.gfl_cls.bias'
+# The fields of a config that determine what a detector's parameters mean, and fields of
+# its model that do not.
+_MEANING = ('model.', 'data.mean:', 'data.std:', 'score.kind:', 'box.', 'points.')
+_NO_MEANING = (
+  *('model.num_classes:', 'model.dtype:', 'model.remat:'),
+  *('model.backbone.frozen_stages:', 'model.backbone.pretrained:'),
+  'model.head.prior_probability:',
+)
 
 
 def transfer(
@@ -91,7 +99,12 @@ def _from_ours(trained: Trained, config: Any, new_head: bool) -> Trained:
     _check_count(len(trained.class_names), config, source)
   variables = {**trained.variables, 'params': params}
   expected = variable_shapes(models.build_detector(config))
-  differing = differences(_meaning(trained.config), _meaning(config))
+  configs = (json.loads(x.to_json()) for x in (trained.config, config))
+  differing = [
+    text
+    for text in differences(*configs)
+    if text.startswith(_MEANING) and not text.startswith(_NO_MEANING)
+  ]
   try:
     check_same(named_leaves(variables), expected, source)
   except UserError as error:
@@ -106,25 +119,6 @@ def _from_ours(trained: Trained, config: Any, new_head: bool) -> Trained:
     )
   names, ids = ((), ()) if new_head else (trained.class_names, trained.category_ids)
   return Trained(config, variables, names, ids, trained.origin)
-
-
-def _meaning(config: Any) -> dict[str, Any]:
-  """The fields of a config that determine what a detector's parameters mean."""
-  values = json.loads(config.to_json())
-  model, data = values['model'], values['data']
-  for section, names in (
-    (model, ('num_classes', 'dtype', 'remat')),
-    (model['backbone'], ('frozen_stages', 'pretrained')),
-    (model['head'], ('prior_probability',)),
-  ):
-    for name in names:
-      section.pop(name, None)
-  return {
-    'model': model,
-    'data': {name: data[name] for name in ('mean', 'std')},
-    'score': {'kind': values['score']['kind']},
-    **{name: values[name] for name in ('box', 'points')},
-  }
 
 
 def _check_count(found: int, config: Any, source: Any) -> None:

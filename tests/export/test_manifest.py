@@ -19,9 +19,7 @@ def trained():
 def folder(tmp_path, trained):
   (tmp_path / 'a.bin').write_bytes(b'abc')
   programs = [{'file': 'a.bin', 'canvas': [64, 64], 'batch': 'any'}]
-  manifest.write(
-    tmp_path, trained, format='stablehlo', names=['a.bin'], programs=programs
-  )
+  manifest.write(tmp_path, trained, format='stablehlo', programs=programs)
   return tmp_path
 
 

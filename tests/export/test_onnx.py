@@ -161,7 +161,7 @@ def test_a_file_that_is_no_model_is_an_error(tmp_path):
   trained = detectors.trained()
   (tmp_path / 'a.onnx').write_bytes(b'no model')
   entries = [{'file': 'a.onnx', 'canvas': [64, 64], 'batch': 'any'}]
-  manifest.write(tmp_path, trained, format='onnx', names=['a.onnx'], programs=entries)
+  manifest.write(tmp_path, trained, format='onnx', programs=entries)
   with pytest.raises(ValueError, match=r'onnxruntime cannot read .*a\.onnx'):
     onnx.load(tmp_path, manifest.read(tmp_path))(detectors.batch(2))
 

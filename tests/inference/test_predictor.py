@@ -15,7 +15,7 @@ from gfl_jax.data.dataset import Dataset, Splits
 from gfl_jax.evaluation import evaluator
 from gfl_jax.evaluation.decode import Detections
 from gfl_jax.inference import loading
-from gfl_jax.inference.predictor import Predictor, root_of
+from gfl_jax.inference.predictor import Predictor
 from gfl_jax.models import build_detector
 from tests.data import sets
 from tests.inference import small_run
@@ -232,10 +232,10 @@ def test_parameters_alone_are_enough(run, found, tmp_path):
 def test_the_root_is_what_is_read(run, tmp_path):
   lone = tmp_path / 'lone.safetensors'
   lone.touch()
-  assert root_of(lone) == lone
-  assert root_of(run) == run
+  assert loading.root_of(lone) == lone
+  assert loading.root_of(run) == run
   (tmp_path / 'manifest.json').touch()
-  assert root_of(lone) == root_of(tmp_path) == tmp_path
+  assert loading.root_of(lone) == loading.root_of(tmp_path) == tmp_path
 
 
 def test_a_step_of_a_run_can_be_chosen(run):

@@ -180,9 +180,7 @@ class TestComparison:
     return Detections(rows, scores, classes, valid, rows / 10)
 
   def compare(self, expected, actual):
-    comparison = verification.Comparison(0.05)
-    comparison.add(self.BATCH, expected, actual)
-    return comparison.result()
+    return verification.comparison([(self.BATCH, expected, actual)], 0.05)
 
   def test_differences_are_the_largest_in_shares_of_the_longer_side(self):
     moved = (0.0, 0.0, 9.6, 9.6 + 96 * 5e-5)

@@ -1,9 +1,11 @@
 """Arithmetic, shapes and reductions as operators of ONNX; see operators.py."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from gfl_jax.export.onnx.graph import (
@@ -16,18 +18,19 @@ from gfl_jax.export.onnx.graph import (
 )
 
 
-def broadcasting(
-  graph: Graph, operator: str, inputs: Sequence[Tensor], aval: Any, **attributes
+def _broadcasting(
+  operator: str, graph: Graph, equation: Any, inputs: Sequence[Tensor], **attributes
 ) -> Tensor:
   """An operator that broadcasts its inputs; the result's own broadcast is put off.
 
   Args:
-    graph: gets the node.
     operator: ONNX's name of it.
+    graph: gets the node.
+    equation: its result has the dtype and shape of this one's.
     inputs: of any ranks.
-    aval: dtype and shape of the result.
     **attributes: of the node.
   """
+  aval = equation.outvars[0].aval
   rank = max(len(x.stored) for x in inputs)
   sizes = [(1,) * (rank - len(x.stored)) + x.stored for x in inputs]
   stored = [
@@ -38,69 +41,50 @@ def broadcasting(
   return dataclasses.replace(result, shape=aval.shape)
 
 
-def _elementwise(operator, graph, equation, inputs, **attributes) -> Tensor:
-  return broadcasting(graph, operator, inputs, equation.outvars[0].aval, **attributes)
+def _simple(*operators: str, only: Any = None, **attributes) -> Callable:
+  """One operator after the other, each with the dtype and shape of the result.
 
-
-def _simple(*operators: str, **attributes) -> Callable:
-  """One operator after the other, each with the dtype and shape of the result."""
+  Args:
+    *operators: ONNX's names.
+    only: the one dtype of the inputs that the operators are right for; None for any.
+    **attributes: of each node.
+  """
 
   def apply(graph, equation, inputs):
+    need(only is None or all(x.dtype == only for x in inputs), equation)
     for operator in operators:
-      inputs = [_elementwise(operator, graph, equation, inputs, **attributes)]
+      inputs = [_broadcasting(operator, graph, equation, inputs, **attributes)]
     return inputs
 
   return apply
 
 
-def _logical(operator: str) -> Callable:
-  def apply(graph, equation, inputs):
-    need(all(x.dtype == bool for x in inputs), equation)
-    return _elementwise(operator, graph, equation, inputs)
-
-  return apply
-
-
-def _is_finite(graph, equation, inputs):
-  size = graph.op('Abs', inputs, inputs[0].stored)
-  infinity = constant(np.array(np.inf, inputs[0].dtype))
-  return _elementwise('Less', graph, equation, [size, infinity])
+def _composed(function: Callable) -> Callable:
+  """A primitive in terms of others: function(*arrays, **the primitive's parameters)."""
+  return lambda graph, equation, inputs: graph.call(
+    functools.partial(function, **equation.params), *inputs
+  )
 
 
 def _integer_pow(graph, equation, inputs):
   exponent = constant(np.array(equation.params['y'], inputs[0].dtype))
-  return _elementwise('Pow', graph, equation, [*inputs, exponent])
+  return _broadcasting('Pow', graph, equation, [*inputs, exponent])
 
 
 def _select(graph, equation, inputs):
   which, *cases = inputs
   need(which.dtype == bool and len(cases) == 2, equation)
-  return where(graph, which, cases[1], cases[0], equation.outvars[0].aval)
-
-
-def where(graph: Graph, which: Tensor, yes: Tensor, no: Tensor, aval: Any) -> Tensor:
-  """`yes` where `which` is true, else `no`; aval: dtype and shape of the result."""
-  if aval.dtype != bool:
-    return broadcasting(graph, 'Where', [which, yes, no], aval)
-  # onnxruntime has no Where of booleans.
-  other = broadcasting(graph, 'Not', [which], which)
-  first = broadcasting(graph, 'And', [which, yes], aval)
-  second = broadcasting(graph, 'And', [other, no], aval)
-  return broadcasting(graph, 'Or', [first, second], aval)
+  if cases[0].dtype == bool:  # onnxruntime has no Where of booleans
+    return graph.call(lambda which, no, yes: (which & yes) | (~which & no), *inputs)
+  return _broadcasting('Where', graph, equation, [which, *cases[::-1]])
 
 
 def _max(graph, equation, inputs):
   kept = [x for x in inputs if x.array is None or x.array.ndim or x.array != 0]
   if len(kept) == 1 and kept[0].dtype == np.float32:
     # Runtimes fuse a Relu into the convolution before it.
-    return _elementwise('Relu', graph, equation, kept)
-  return _elementwise('Max', graph, equation, inputs)
-
-
-def _clamp(graph, equation, inputs):
-  low, value, high = inputs
-  raised = _elementwise('Max', graph, equation, [value, low])
-  return _elementwise('Min', graph, equation, [raised, high])
+    return _broadcasting('Relu', graph, equation, kept)
+  return _broadcasting('Max', graph, equation, inputs)
 
 
 def _convert(graph, equation, inputs):
@@ -159,17 +143,13 @@ def _slice(graph, equation, inputs):
   return graph.op('Slice', inputs, equation.outvars[0].aval.shape)
 
 
-def _concatenate(graph, equation, inputs, axis=None):
-  axis = equation.params['dimension'] if axis is None else axis
-  parts, shape = [graph.full(x) for x in inputs], equation.outvars[0].aval.shape
-  return graph.op('Concat', parts, shape, axis=int(axis))
+def _concatenate(graph, equation, inputs):
+  axis, shape = int(equation.params['dimension']), equation.outvars[0].aval.shape
+  return graph.op('Concat', [graph.full(x) for x in inputs], shape, axis=axis)
 
 
-def _stack(graph, equation, inputs):
-  axis, shape = equation.params['axis'], equation.outvars[0].aval.shape
-  single = [*shape[:axis], 1, *shape[axis + 1 :]]
-  parts = [graph.reshape(graph.full(x), single) for x in inputs]
-  return _concatenate(graph, equation, parts, axis)
+def _stack(*arrays, axis):
+  return jnp.concatenate([jnp.expand_dims(x, axis) for x in arrays], axis)
 
 
 def _unstack(graph, equation, inputs):
@@ -195,23 +175,21 @@ def _tile(graph, equation, inputs):
 def _pad(graph, equation, inputs):
   value, fill = inputs
   low, high, between = zip(*equation.params['padding_config'], strict=True)
-  need(not any(between) and min(*low, *high) >= 0, equation)
+  need(not any(between) and all(size >= 0 for size in (*low, *high)), equation)
   inputs = [graph.full(value), int64((*low, *high)), fill]
   return graph.op('Pad', inputs, equation.outvars[0].aval.shape)
 
 
-def _reduce(operator: str, *, through: Any = None) -> Callable:
-  """through: the dtype in which booleans are reduced."""
-
+def _reduce(operator: str) -> Callable:
   def apply(graph, equation, inputs):
-    out, axes = equation.outvars[0].aval, int64(equation.params['axes'])
-    value = graph.full(inputs[0])
-    value = graph.cast(value, through) if through else value
-    return graph.cast(
-      graph.op(operator, [value, axes], out.shape, keepdims=0), out.dtype
-    )
+    inputs = [graph.full(inputs[0]), int64(equation.params['axes'])]
+    return graph.op(operator, inputs, equation.outvars[0].aval.shape, keepdims=0)
 
   return apply
+
+
+def _reduce_booleans(reduce: Callable) -> Callable:
+  return _composed(lambda x, axes, **_: reduce(x.astype(int), axes).astype(bool))
 
 
 def _argmax(graph, equation, inputs):
@@ -243,10 +221,10 @@ _SAME_NAMES = 'abs add div exp floor log min mul neg sign sqrt sub tanh'.split()
 
 ARRAY_OPERATORS: dict[str, Callable[[Graph, Any, list[Tensor]], Outputs]] = {
   **{name: _simple(name.capitalize()) for name in _SAME_NAMES},
-  'and': _logical('And'),
+  'and': _simple('And', only=bool),
   'argmax': _argmax,
   'broadcast_in_dim': _broadcast_in_dim,
-  'clamp': _clamp,
+  'clamp': _composed(lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high)),
   'concatenate': _concatenate,
   'convert_element_type': _convert,
   'copy': lambda graph, equation, inputs: inputs,
@@ -254,30 +232,28 @@ ARRAY_OPERATORS: dict[str, Callable[[Graph, Any, list[Tensor]], Outputs]] = {
   'ge': _simple('GreaterOrEqual'),
   'gt': _simple('Greater'),
   'integer_pow': _integer_pow,
-  'is_finite': _is_finite,
+  'is_finite': _composed(lambda x: jnp.abs(x) < jnp.inf),
   'le': _simple('LessOrEqual'),
   'logistic': _simple('Sigmoid'),
   'lt': _simple('Less'),
   'max': _max,
   'ne': _simple('Equal', 'Not'),
-  'not': _logical('Not'),
-  'or': _logical('Or'),
+  'not': _simple('Not', only=bool),
+  'or': _simple('Or', only=bool),
   'pad': _pad,
-  'reduce_and': _reduce('ReduceMin', through=np.int32),
+  'reduce_and': _reduce_booleans(jnp.min),
   'reduce_max': _reduce('ReduceMax'),
   'reduce_min': _reduce('ReduceMin'),
-  'reduce_or': _reduce('ReduceMax', through=np.int32),
+  'reduce_or': _reduce_booleans(jnp.max),
   'reduce_sum': _reduce('ReduceSum'),
   'rem': _simple('Mod', fmod=1),  # of the sign of the number that is divided
   'reshape': _reshape,
   'rsqrt': _simple('Sqrt', 'Reciprocal'),
   'select_n': _select,
   'slice': _slice,
-  'square': lambda graph, equation, inputs: _elementwise(
-    'Mul', graph, equation, inputs * 2
-  ),
+  'square': _composed(lambda x: x * x),
   'squeeze': _squeeze,
-  'stack': _stack,
+  'stack': _composed(_stack),
   'stop_gradient': lambda graph, equation, inputs: inputs,
   'tile': _tile,
   'top_k': _top_k,

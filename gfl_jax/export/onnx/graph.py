@@ -9,6 +9,7 @@ broadcasts by itself, so a scale of each channel stays [1, 1, 1, C].
 
 import dataclasses
 import hashlib
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,18 +46,14 @@ _NEVER_FOLDED = ('broadcast_in_dim', 'cond', 'jit', 'platform_index', 'while')
 _BATCH_SIZE = Tensor('batch_size', None, np.dtype(np.int64), (1,), (1,))
 
 
-def onnx_helper() -> Any:
-  """The module onnx.helper; an error if the extra is not installed."""
+def from_extra(module: str) -> Any:
+  """A module of the extra `onnx`; an error with what to do if it is not installed."""
   try:
-    from onnx import helper
+    return importlib.import_module(module)
   except ImportError as error:
-    raise missing_extra(error) from error
-  return helper
-
-
-def missing_extra(error: ImportError) -> UserError:
-  """What to do where a package of the extra `onnx` is missing."""
-  return UserError(f"ONNX needs an extra ({error}): pip install -e '.[onnx]'")
+    raise UserError(
+      f"ONNX needs an extra ({error}): pip install -e '.[onnx]'"
+    ) from error
 
 
 def constant(array: Any) -> Tensor:
@@ -90,7 +87,7 @@ class Graph:
     """A graph for the body of a loop."""
     return Graph(self._operators, self)
 
-  def new_name(self, hint: str = 'v') -> str:
+  def new_name(self, hint: str) -> str:
     """A name that is not taken, in this graph and all bodies."""
     self._root._counter += 1
     return f'{hint}_{self._root._counter}'
@@ -114,6 +111,11 @@ class Graph:
       outputs = [found] if isinstance(found, Tensor) else found
       values |= zip(equation.outvars, outputs, strict=True)
     return [read(v) for v in jaxpr.outvars]
+
+  def call(self, function: Callable, *inputs: Tensor) -> list[Tensor]:
+    """Adds the nodes of a pure function of arrays; returns its outputs."""
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
+    return self.inline(jax.make_jaxpr(function)(*shapes), inputs)
 
   def _apply(self, equation: Any, inputs: list[Tensor]) -> Outputs:
     name = equation.primitive.name
@@ -150,7 +152,7 @@ class Graph:
       for dtype, shape in outputs
     ]
     names = ['' if x is None else self.name_of(x) for x in inputs]
-    self._add(operator, names, [x.name for x in results], **attributes)
+    self.add(operator, names, [x.name for x in results], **attributes)
     return results
 
   def op(
@@ -165,8 +167,9 @@ class Graph:
     outputs = [(inputs[0].dtype if dtype is None else dtype, shape)]
     return self.node(operator, inputs, outputs, **attributes)[0]
 
-  def _add(self, *arguments, **attributes) -> None:
-    self._nodes.append(onnx_helper().make_node(*arguments, **attributes))
+  def add(self, *arguments, **attributes) -> None:
+    """Adds a node, as onnx.helper.make_node takes it."""
+    self._nodes.append(from_extra('onnx.helper').make_node(*arguments, **attributes))
 
   def name_of(self, tensor: Tensor) -> str:
     """Its name in the graph; equal constants are stored once and share one."""
@@ -194,10 +197,6 @@ class Graph:
     )
     return self.op('Expand', [tensor, shape], tensor.shape)
 
-  def measure_batch(self, images: Tensor) -> None:
-    """Adds the node for the batch's size, the first axis of `images`."""
-    self._add('Shape', [images.name], [_BATCH_SIZE.name], start=0, end=1)
-
   def reshape(self, tensor: Tensor, stored: Sequence[Any]) -> Tensor:
     """A tensor in another shape, in which the batch is one dimension or none."""
     if tensor.array is not None and is_static(stored):
@@ -224,20 +223,18 @@ class Graph:
     if tensor.array is not None:
       array = tensor.array.astype(dtype)
       return dataclasses.replace(tensor, array=array, dtype=dtype)
-    to = onnx_helper().np_dtype_to_tensor_dtype(dtype)
+    to = from_extra('onnx.helper').np_dtype_to_tensor_dtype(dtype)
     result = self.op('Cast', [tensor], tensor.stored, dtype, to=to)
     return dataclasses.replace(result, shape=tensor.shape)
 
   def output(self, tensor: Tensor, name: str) -> Tensor:
     """Makes a tensor, in full, an output of the graph under this name."""
-    self._add('Identity', [self.name_of(self.full(tensor))], [name])
+    self.add('Identity', [self.name_of(self.full(tensor))], [name])
     return self.tensor(name, tensor.dtype, tensor.shape)
 
   def finish(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Any:
     """The onnx.GraphProto of all nodes added so far; its batch size is symbolic."""
-    from onnx import numpy_helper
-
-    helper = onnx_helper()
+    helper, numpy_helper = from_extra('onnx.helper'), from_extra('onnx.numpy_helper')
 
     def port(x: Tensor):
       sizes = [size if is_static([size]) else 'batch' for size in x.shape]
@@ -299,7 +296,7 @@ def convert(
   graph = Graph(operators)
   names = sorted(batch)  # as jax orders a dict
   inputs = [graph.tensor(n, batch[n].dtype, batch[n].shape) for n in names]
-  graph.measure_batch(inputs[0])
+  graph.add('Shape', [inputs[0].name], [_BATCH_SIZE.name], start=0, end=1)
   known = [constant(leaf) for leaf in jax.tree.leaves(variables)]
   found = zip(sorted(shapes), graph.inline(closed, [*known, *inputs]), strict=True)
   return graph.finish(inputs, [graph.output(tensor, name) for name, tensor in found])

@@ -15,7 +15,7 @@ from typing import Any
 
 from gfl_jax.errors import UserError
 from gfl_jax.export import manifest, programs
-from gfl_jax.export.onnx.graph import convert, missing_extra, onnx_helper
+from gfl_jax.export.onnx.graph import convert, from_extra
 from gfl_jax.export.onnx.operators import OPERATORS
 from gfl_jax.export.onnx.suppression import class_aware_nms
 from gfl_jax.weights.trained import Program, Trained
@@ -71,20 +71,14 @@ def load(folder: str | os.PathLike, described: manifest.Manifest) -> Program:
   Raises:
     ValueError: the extra `onnx` is not installed, or onnxruntime cannot read a file.
   """
-  try:
-    import onnxruntime
-  except ImportError as error:
-    raise missing_extra(error) from error
+  onnxruntime = from_extra('onnxruntime')
 
   def load_model(path: pathlib.Path):
-    try:
-      session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    except Exception as error:  # its own types are no part of its interface
-      raise UserError(f'onnxruntime cannot read {path}: {error}') from error
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     names = [output.name for output in session.get_outputs()]
     return lambda batch: dict(zip(names, session.run(names, batch), strict=True))
 
-  return programs.by_canvas(pathlib.Path(folder), described, load_model)
+  return programs.by_canvas(pathlib.Path(folder), described, load_model, 'onnxruntime')
 
 
 def make_model(graph: Any, properties: Mapping[str, Any]) -> Any:
@@ -94,9 +88,7 @@ def make_model(graph: Any, properties: Mapping[str, Any]) -> Any:
     graph: from graph.convert.
     properties: kept in the file's metadata, as JSON.
   """
-  helper = onnx_helper()
-  import onnx
-
+  helper, checker = from_extra('onnx.helper'), from_extra('onnx.checker')
   model = helper.make_model(
     graph,
     opset_imports=[helper.make_opsetid('', OPSET)],
@@ -104,5 +96,5 @@ def make_model(graph: Any, properties: Mapping[str, Any]) -> Any:
     producer_name='gfl_jax',
   )
   helper.set_model_props(model, {k: json.dumps(v) for k, v in properties.items()})
-  onnx.checker.check_model(model)
+  checker.check_model(model)
   return model

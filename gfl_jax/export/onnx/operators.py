@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 
-from gfl_jax.export.onnx.arrays import ARRAY_OPERATORS, need, where
+from gfl_jax.export.onnx.arrays import ARRAY_OPERATORS, need
 from gfl_jax.export.onnx.graph import Graph, Outputs, Tensor, constant, int64
 
 
@@ -82,16 +84,19 @@ def _gather(graph, equation, inputs):
   array, indices = (graph.full(x) for x in inputs)
   numbers, sizes = equation.params['dimension_numbers'], equation.params['slice_sizes']
   out, common = equation.outvars[0].aval, len(numbers.operand_batching_dims)
-  leading, axes = tuple(range(common)), tuple(numbers.start_index_map)
-  need(tuple(numbers.operand_batching_dims) == leading, equation)
-  need(tuple(numbers.start_indices_batching_dims) == leading, equation)
-  need(axes == tuple(range(common, common + len(axes))), equation)
+  leading, axes = range(common), range(common, common + len(numbers.start_index_map))
+  offsets = len(array.shape) - common - len(numbers.collapsed_slice_dims)
+  expected = jax.lax.GatherDimensionNumbers(
+    offset_dims=tuple(range(len(out.shape) - offsets, len(out.shape))),
+    collapsed_slice_dims=numbers.collapsed_slice_dims,
+    start_index_map=tuple(axes),
+    operand_batching_dims=tuple(leading),
+    start_indices_batching_dims=tuple(leading),
+  )
   looked_up = len([axis for axis in axes if sizes[axis] == 1])
   rest = array.shape[common + looked_up :]
-  need(tuple(sizes) == (*[1] * (common + looked_up), *rest), equation)
-  offsets = len(array.shape) - common - len(numbers.collapsed_slice_dims)
-  last = tuple(range(len(out.shape) - offsets, len(out.shape)))
-  need(tuple(numbers.offset_dims) == last, equation)
+  whole = tuple(sizes) == (*[1] * (common + looked_up), *rest)
+  need(whole and numbers == expected, equation)
   shape = (*indices.shape[:-1], looked_up)
   if shape != indices.shape:  # of an axis taken whole: clipped to its beginning
     need(equation.params['mode'] == jax.lax.GatherScatterMode.CLIP, equation)
@@ -111,13 +116,14 @@ def _scatter(graph, equation, inputs):
   if updates.shape == array.shape and indices.shape[-1] == 0:
     return updates  # all of it is replaced
   axis = len(array.shape) - 1
-  leading = tuple(range(axis))
-  need(
-    indices.shape == (*updates.shape, 1) and not numbers.update_window_dims, equation
+  expected = jax.lax.ScatterDimensionNumbers(
+    update_window_dims=(),
+    inserted_window_dims=(axis,),
+    scatter_dims_to_operand_dims=(axis,),
+    operand_batching_dims=tuple(range(axis)),
+    scatter_indices_batching_dims=tuple(range(axis)),
   )
-  need(tuple(numbers.operand_batching_dims) == leading, equation)
-  need(tuple(numbers.scatter_indices_batching_dims) == leading, equation)
-  need(tuple(numbers.scatter_dims_to_operand_dims) == (axis,), equation)
+  need(indices.shape == (*updates.shape, 1) and numbers == expected, equation)
   updates = graph.reshape(updates, indices.shape)
   inputs = [array, graph.cast(indices, np.int64), updates]
   return graph.op('ScatterElements', inputs, out.shape, axis=axis)
@@ -144,51 +150,39 @@ def _while(graph, equation, inputs):
   """A loop, or one loop for each image. Then it runs while any of them does, and an
   image whose own loop has ended keeps its state."""
   params = equation.params
-  counts = params['cond_nconsts'], params['body_nconsts']
-  asked, fixed = inputs[: counts[0]], inputs[counts[0] : sum(counts)]
+  asks, steps = (jaxpr_as_fun(params[name]) for name in ('cond_jaxpr', 'body_jaxpr'))
+  first, second = (
+    params['cond_nconsts'],
+    params['cond_nconsts'] + params['body_nconsts'],
+  )
+  constants, state = inputs[:second], [graph.full(x) for x in inputs[second:]]
 
-  def each(body, state):
-    return body.inline(params['cond_jaxpr'], [*asked, *state])[0]
+  def is_going(*values):
+    (each,) = asks(*values[:first], *values[second:])
+    return each.any() if each.ndim else each
 
-  def going(body, state):
-    answer = each(body, state)
-    if not answer.shape:
-      return answer
-    axes = int64(range(len(answer.shape)))
-    whole = body.cast(body.full(answer), np.int32)
-    return body.cast(body.op('ReduceMax', [whole, axes], (), keepdims=0), bool)
-
-  def step(body, state):
-    answer = each(body, state)
-    results = body.inline(params['body_jaxpr'], [*fixed, *state])
-    if not answer.shape:
+  def step(*values):
+    (each,) = asks(*values[:first], *values[second:])
+    results = steps(*values[first:])
+    if not each.ndim:
       return results
-    answer = body.full(answer)
-    rows = lambda x: body.reshape(
-      answer, (*answer.shape, *[1] * (len(x.shape) - len(answer.shape)))
-    )
-    pairs = zip(results, state, strict=True)
-    return [where(body, rows(new), new, old, old) for new, old in pairs]
+    rows = lambda new: jnp.expand_dims(each, range(each.ndim, new.ndim))
+    pairs = zip(results, values[second:], strict=True)
+    return [jnp.where(rows(new), new, old) for new, old in pairs]
 
-  return _loop(graph, equation, inputs[sum(counts) :], step, going)
-
-
-def _loop(graph, equation, carried, step, going) -> Outputs:
-  """step: (body, state) -> new state; going: (body, state) -> a bool tensor, asked
-  before each step."""
-  carried = [graph.full(x) for x in carried]
   body = graph.body()
-  state = [body.tensor(graph.new_name('state'), x.dtype, x.shape) for x in carried]
-  results = step(body, state)
-  on = body.output(going(body, results), graph.new_name('going'))
+  inside = [body.tensor(graph.new_name('state'), x.dtype, x.shape) for x in state]
+  results = body.call(step, *constants, *inside)
+  (going,) = body.call(is_going, *constants, *results)
+  going = body.output(going, graph.new_name('going'))
   outputs = [body.output(x, graph.new_name('result')) for x in results]
   number = body.tensor(graph.new_name('number'), np.int64, ())
   before = body.tensor(graph.new_name('before'), bool, ())
   return graph.node(
     'Loop',
-    [None, going(graph, carried), *carried],
+    [None, *graph.call(is_going, *constants, *state), *state],
     [(v.aval.dtype, v.aval.shape) for v in equation.outvars],
-    body=body.finish([number, before, *state], [on, *outputs]),
+    body=body.finish([number, before, *inside], [going, *outputs]),
   )
 
 
