@@ -84,8 +84,8 @@ class Results:
       'file_name': str(source),
       'width': width,
       'height': height,
+      'picture': picture_name,
     }
-    entry['picture'] = picture_name
     self._added[index] = entry, self._coco_results(index + 1, found)
 
   def finish(self) -> str:

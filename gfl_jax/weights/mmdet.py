@@ -61,7 +61,8 @@ def from_mmdet(state_dict: Mapping[str, ArrayLike], config: Any) -> dict[str, An
   """
   box = as_config_dict(config).box
   expected = np.linspace(box.start, box.stop, box.num_bins)
-  for project in (np.asarray(state_dict[n]) for n in _PROJECTS if n in state_dict):
+  for name in state_dict.keys() & set(_PROJECTS):
+    project = np.asarray(state_dict[name])
     if project.shape != expected.shape or not np.allclose(project, expected):
       raise UserError(
         f'the state dict was trained with bins at {project}, the config has {expected}:'

@@ -1,12 +1,11 @@
 """Our backbones against the originals, run by torch: needs the extra packages."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import gfl_r50_fpn_1x_coco
-from gfl_jax.models import backbones as models
+from gfl_jax.models import build_detector
 from gfl_jax.models.resnet import ResNet
 from gfl_jax.weights import mmdet, pretrained
 
@@ -109,16 +108,16 @@ def test_the_classifier_of_efficientnet_lite0_is_the_originals():
   )
   module.eval()
 
-  config = gfl_r50_fpn_1x_coco.get_config().model.backbone
-  config.update(kind='efficientnet_lite0', pretrained='efficientnet_lite0')
-  loaded = pretrained.load_backbone({'params': {}, 'batch_stats': {}}, config)
+  config = gfl_r50_fpn_1x_coco.get_config()
+  named = config.model.backbone
+  named.update(kind='efficientnet_lite0', pretrained='efficientnet_lite0')
+  loaded = pretrained.load_backbone({'params': {}, 'batch_stats': {}}, named)
   variables = {name: tree['backbone'] for name, tree in loaded.items()}
 
   pixels = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3))
   pixels = pixels.repeat(8, 1).repeat(8, 2)  # coarse squares: noise looks like nothing
   x = ((pixels - 127.0) / 128.0).astype(np.float32)
-  backbone = models.build_backbone(config, jnp.float32)
-  features = jax.jit(backbone.apply)(variables, x)
+  features = jax.jit(build_detector(config).backbone.apply)(variables, x)
 
   blocks = {}
   for number in (2, 4, 10, 15):
