@@ -1,6 +1,9 @@
 """Parts of a report: whether the score is the quality, and whether the distributions of
 sides mean anything. See evaluation/diagnostics.py for the measures."""
 
+import importlib.resources
+import itertools
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,39 +17,15 @@ from gfl_jax.reports import markup, plots
 from gfl_jax.reports.markup import Table, number, paragraph, section, wide
 
 _BLUE, _RED = plots.SERIES[:2]
+_CANDIDATES = {'true negatives': _RED, 'true positives': _BLUE}
 _GREY, _PALE = '#9ca3af', '#eef0f3'
 _TITLES = ('Is the score the quality?', 'Do the distributions mean anything?')
-SCORE_ROWS = {
-  'negatives_above_a_positive': 'share of the true negatives that score higher than at '
-  'least one true positive of their image; 0 is best',
-  'outranking_negatives': 'share of the pairs of a true negative and a true positive '
-  'of one image in which the negative scores higher; 0 is best, 0.5 is chance',
-  'outranking_negatives_class_score': 'the same by the class score alone',
-  'score_iou_correlation': 'rank correlation of final score and IoU over true '
-  'positives: 1 if the better box always scores higher',
-  'class_score_iou_correlation': 'the same by the class score alone',
-  'detection_score_iou_correlation': 'rank correlation of score and IoU over all final '
-  'detections, also those of no object (IoU 0)',
-  'calibration_error': 'expected calibration error: mean difference between score and '
-  'IoU of the detections, over ten bins of scores; 0 if the score is an IoU',
-}
-_BY_CLASS_SCORE = ('outranking_negatives_class_score', 'class_score_iou_correlation')
-SIDE_ROWS = {
-  'side_error': 'mean distance between the predicted and the annotated side, px',
-  'side_crps': 'continuous ranked probability score, px: like the error, but lower if '
-  'the distribution knows its spread',
-  'side_nll': 'mean negative log likelihood of the annotated side, nats (density per '
-  'px); lower is better, comparable between box kinds',
-  'sides_at_floor': 'share of sides that the distribution almost excludes: a density '
-  'below 1e-6 per px, which is counted as 1e-6',
-  'spread_correlation': 'rank correlation of the predicted and the true spread of a '
-  'side',
-  'spread_correlation_relative': 'the same over sides that are not sharp, both spreads '
-  'divided by the size of the box across the side: in px, spreads grow with the '
-  'object, and its size alone would order them',
-  'constant_std': 'strides: the constant spread given to Dirac, which predicts none; '
-  'fitted to these errors, so it flatters Dirac',
-}
+# Also measured for each kind of sides: 'side_crps_sharp', ...
+PER_KIND = ('spread_ratio', 'side_crps', 'side_nll')
+# {group: {diagnostic: its meaning, good values, short name}}
+MEASURES: dict[str, dict[str, dict[str, str]]] = tomllib.loads(
+  importlib.resources.files('gfl_jax.reports').joinpath('measures.toml').read_text()
+)
 
 
 def sections(metrics: Mapping, path: Path, config: Mapping) -> list[str]:
@@ -79,11 +58,10 @@ def _scores(scalars: Mapping, arrays: Mapping, kind: str) -> list[str]:
     'orders the positives by their IoU. The figure shows a sample with as many '
     'negatives as positives, where there are enough.'
   )
-  # Without a branch they would only repeat the final score's.
-  left_out = () if SCORES[kind].use == 'branch' else _BY_CLASS_SCORE
-  rows = {name: text for name, text in SCORE_ROWS.items() if name not in left_out}
-  figure = wide(_score_figure(arrays))
-  parts = [paragraph(note), figure, _table(scalars, rows)]
+  rows = MEASURES['score']
+  if SCORES[kind].use != 'branch':  # the class score is the final score
+    rows = {name: row for name, row in rows.items() if 'class_score' not in name}
+  parts = [paragraph(note), wide(_score_figure(arrays)), _table(scalars, rows)]
   if scalars['true_positives']:
     iou, centerness = (
       f'{number(scalars[f"{label}_mean"], 2)} ± {number(scalars[f"{label}_std"], 2)}'
@@ -113,13 +91,13 @@ def _sides(scalars: Mapping, arrays: Mapping, kind: str) -> list[str]:
   parts = [paragraph(note), wide(_spread_figure(arrays, coverage))]
   if len(arrays['edge_kinds']):
     parts.append(_kinds(scalars, arrays))
-  return [*parts, _table(scalars, SIDE_ROWS)]
+  return [*parts, _table(scalars, MEASURES['sides'])]
 
 
-def _table(scalars: Mapping, meanings: Mapping[str, str]) -> str:
+def _table(scalars: Mapping, measures: Mapping[str, Mapping]) -> str:
   rows = [
-    [name, number(scalars[name]), meaning]
-    for name, meaning in meanings.items()
+    [name, number(scalars[name]), measure['meaning']]
+    for name, measure in measures.items()
     if scalars[name] is not None
   ]
   return Table('lrl', ['measure', 'value', 'meaning'], rows).as_html()
@@ -131,15 +109,13 @@ def _kinds(scalars: Mapping, arrays: Mapping) -> str:
   rows = []
   for name, values in zip(arrays['edge_kinds'], arrays['kind_table'], strict=True):
     count, predicted, true, *coverage = values.tolist()
-    measures = [
-      scalars[f'{k}_{name}'] for k in ('spread_ratio', 'side_crps', 'side_nll')
-    ]
+    measures = [scalars[f'{measure}_{name}'] for measure in PER_KIND]
     figures = [true, predicted, *measures, *coverage]
     rows.append([str(name), f'{count:.0f}', *(number(x, 2) for x in figures)])
   return Table('l' + 'r' * (len(head) - 1), head, rows).as_html()
 
 
-def _score_figure(arrays: Mapping[str, np.ndarray]) -> str:
+def _score_figure(arrays: Mapping) -> str:
   """Scores of true positives and negatives, and the reliability of the score.
 
   With a quality branch, the first panel is the class score against the quality.
@@ -150,24 +126,22 @@ def _score_figure(arrays: Mapping[str, np.ndarray]) -> str:
     figure = Figure(figsize=(11, 3.8), layout='constrained')
     panels = figure.subplots(1, 2 + has_branch, squeeze=False)[0]
     if has_branch:
-      _scatter(panels[0], class_score, quality, positive, 'class score', 'quality')
+      _scatter(panels[0], class_score, quality, positive, _CANDIDATES)
+      _unit_square(panels[0], 'class score', 'quality')
       panels[0].set_title('Two scores of a candidate')
-    _scatter(panels[-2], score, iou, positive, 'final score', 'IoU with the true box')
+    _scatter(panels[-2], score, iou, positive, _CANDIDATES)
+    _unit_square(panels[-2], 'final score', 'IoU with the true box')
     panels[-2].set_title('Final score and IoU')
     panels[-2].legend(loc='lower right', frameon=True, framealpha=0.8)
     _reliability(panels[-1], arrays['reliability'])
     return plots.svg(figure)
 
 
-def _scatter(axes: Axes, x, y, positive, x_label: str, y_label: str) -> None:
-  groups = ((0, _RED, 'true negatives'), (1, _BLUE, 'true positives'))
-  for value, color, label in groups:
-    group = positive == value
-    axes.scatter(
-      x[group], y[group], s=7, color=color, alpha=0.35, linewidths=0, label=label,
-      rasterized=True,
-    )  # fmt: skip
-  _unit_square(axes, x_label, y_label)
+def _scatter(axes: Axes, x, y, kind, colors: Mapping[str, str]) -> None:
+  """Dots of a colour for each kind 0, 1, ...; colors: {label: colour}."""
+  dots = {'s': 7, 'alpha': 0.35, 'linewidths': 0, 'rasterized': True}
+  for i, (label, color) in enumerate(colors.items()):
+    axes.scatter(x[kind == i], y[kind == i], color=color, label=label, **dots)
 
 
 def _reliability(axes: Axes, table: np.ndarray) -> None:
@@ -176,7 +150,7 @@ def _reliability(axes: Axes, table: np.ndarray) -> None:
   left = np.arange(len(table)) * width
   axes.bar(left, share, width, align='edge', color=_PALE, label='share of all')
   axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle='--')
-  axes.plot(scores, ious, color=_BLUE, marker='o', markersize=4, label='detections')
+  axes.plot(scores, ious, color=_BLUE, marker='o', label='detections')
   _unit_square(axes, 'score of a detection', 'mean IoU')
   axes.set_title('Is the score an IoU?')
   axes.legend(loc='upper left')
@@ -187,9 +161,7 @@ def _unit_square(axes: Axes, x_label: str, y_label: str) -> None:
   axes.set(xlim=limits, ylim=limits, xlabel=x_label, ylabel=y_label)
 
 
-def _spread_figure(
-  arrays: Mapping[str, np.ndarray], coverage: Sequence[float | None]
-) -> str:
+def _spread_figure(arrays: Mapping, coverage: Sequence[float | None]) -> str:
   """Coverage at `LEVELS` and, where the true spread is known, the spreads."""
   names = arrays['edge_kinds'].tolist()
   has_spread = bool(names) and len(arrays['spread_sample']) > 0
@@ -197,22 +169,16 @@ def _spread_figure(
     figure = Figure(figsize=(11, 3.8), layout='constrained')
     grid = figure.add_gridspec(1, 3)
     if has_spread:
-      colors = [plots.SERIES[2:][i % 5] for i in range(len(names))]
+      colors = dict(zip(names, itertools.cycle(plots.SERIES[2:]), strict=False))
       _spreads(figure.add_subplot(grid[0]), arrays['spread_sample'], colors)
-      axes = figure.add_subplot(grid[1])
-      _mean_spreads(axes, arrays['kind_table'], names, colors)
+      _mean_spreads(figure.add_subplot(grid[1]), arrays['kind_table'], colors)
     _coverage(figure.add_subplot(grid[2 if has_spread else 0]), coverage)
     return plots.svg(figure)
 
 
-def _spreads(axes: Axes, sample: np.ndarray, colors: Sequence[str]) -> None:
+def _spreads(axes: Axes, sample: np.ndarray, colors: Mapping[str, str]) -> None:
   true, predicted, kind = sample.T
-  for i, color in enumerate(colors):
-    group = kind == i
-    axes.scatter(
-      true[group], predicted[group], s=8, color=color, alpha=0.4, linewidths=0,
-      rasterized=True,
-    )  # fmt: skip
+  _scatter(axes, true, predicted, kind, colors)
   ends = np.array([sample[:, :2].min(), sample[:, :2].max()]).clip(0.05)
   axes.plot(ends, ends, color=_GREY, linewidth=1, linestyle='--')
   axes.set(xscale='log', yscale='log', title='Spread of single sides')
@@ -222,12 +188,12 @@ def _spreads(axes: Axes, sample: np.ndarray, colors: Sequence[str]) -> None:
     axis.set_minor_formatter('')
 
 
-def _mean_spreads(axes: Axes, table: np.ndarray, names, colors) -> None:
-  place = np.arange(len(names))
+def _mean_spreads(axes: Axes, table: np.ndarray, colors: Mapping[str, str]) -> None:
+  place = np.arange(len(colors))
   axes.bar(place - 0.2, table[:, 2], 0.38, color=_PALE, edgecolor=_GREY)
-  axes.bar(place + 0.2, table[:, 1], 0.38, color=colors)
+  axes.bar(place + 0.2, table[:, 1], 0.38, color=list(colors.values()))
   # The names come with the data: no formulas in them.
-  axes.set_xticks(place, names, parse_math=False)
+  axes.set_xticks(place, list(colors), parse_math=False)
   axes.set(ylabel='mean σ, px', title='Mean spread: true (pale), predicted')
 
 
@@ -238,6 +204,5 @@ def _coverage(axes: Axes, coverage: Sequence[float | None]) -> None:
     axes.plot([x - 0.35, x + 0.35], [percent / 100] * 2, color=plots.INK, linewidth=1.5)
     axes.text(x, share / 2, f'{share:.0%}', color='white', ha='center', va='center')
   axes.set_xticks(place, [f'{level} %' for level in LEVELS])
-  axes.set(ylim=(0, 1.02), title='Coverage')
+  axes.set(ylim=(0, 1.02), title='Coverage', ylabel='share of annotated sides in it')
   axes.set(xlabel='central interval (line: nominal)')
-  axes.set(ylabel='share of annotated sides in it')

@@ -63,6 +63,11 @@ def details(summary: str, *content: str, is_open: bool = False) -> str:
   return f'{tag}<summary>{html.escape(summary)}</summary>{"".join(content)}</details>'
 
 
+def figure(content: str, caption: str) -> str:
+  """HTML with a plain-text caption below it."""
+  return f'<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>'
+
+
 def listing(text: str) -> str:
   """Plain text in a fixed-width font."""
   return f'<pre>{html.escape(text)}</pre>'

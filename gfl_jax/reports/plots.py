@@ -48,7 +48,7 @@ def training_curves(lines: Sequence[Mapping]) -> str:
   """
   steps = [line['step'] for line in lines]
   # A single point would not show as a line.
-  marker = {'marker': 'o', 'markersize': 4} if len(steps) < 3 else {}
+  marker = {'marker': 'o'} if len(steps) < 3 else {}
   terms = [key for key in lines[-1] if key.startswith('loss')]
   with style():
     figure = Figure(figsize=(11, 3.4), layout='constrained')
@@ -71,8 +71,7 @@ def training_curves(lines: Sequence[Mapping]) -> str:
       others, ('learning_rate', 'images_per_second'), SERIES[::2], strict=False
     ):
       axes.plot(steps, _column(lines, key), color=color, **marker)
-      axes.set_title(key.replace('_', ' ').capitalize())
-      axes.set_ylim(bottom=0)
+      axes.set(title=key.replace('_', ' ').capitalize(), ylim=(0, None))
     for axes in (loss, *others):
       _finish(axes)
     return svg(figure)
@@ -89,8 +88,7 @@ def ap_curves(lines: Sequence[Mapping]) -> str:
     figure = Figure(figsize=(11, 3.2), layout='constrained')
     axes = figure.subplots()
     for name, color in zip(('AP', 'AP50', 'AP75'), SERIES, strict=False):
-      values = _column(lines, name)
-      axes.plot(steps, values, color=color, marker='o', markersize=4, label=name)
+      axes.plot(steps, _column(lines, name), color=color, marker='o', label=name)
     axes.set_ylim(0, 1)
     axes.legend(ncols=3, loc='upper left')
     _finish(axes)
@@ -115,13 +113,11 @@ def side_distributions(sample: Mapping, index: int, truth: np.ndarray | None) ->
   positions, heights = sample['edge_positions'][index], sample['edge_heights'][index]
   with style():
     figure = Figure(figsize=(3.6, 3.6))
-    grid = figure.add_gridspec(
-      2, 2, left=0.01, right=0.99, bottom=0.01, top=0.99, wspace=0.03, hspace=0.03,
-      width_ratios=(3, 1.2), height_ratios=(1.2, 3),
-    )  # fmt: skip
-    picture = figure.add_subplot(grid[1, 0])
-    along_x = figure.add_subplot(grid[0, 0], sharex=picture)
-    along_y = figure.add_subplot(grid[1, 1], sharey=picture)
+    (along_x, corner), (picture, along_y) = figure.subplots(
+      2, 2, sharex='col', sharey='row', width_ratios=(3, 1.2), height_ratios=(1.2, 3)
+    )
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.99, wspace=0.03, hspace=0.03)
+    corner.set_axis_off()
     _show_around(picture, sample['image'], box, stds)
     if truth is not None:
       # A white line below the dashes keeps them visible on any background.
@@ -136,7 +132,7 @@ def side_distributions(sample: Mapping, index: int, truth: np.ndarray | None) ->
     along_x.set(ylim=(0, peak))
     along_y.set(xlim=(0, peak))
     if stds.any():
-      _list_stds(figure.add_subplot(grid[0, 1]), stds)
+      _list_stds(corner, stds)
     for axes in (picture, along_x, along_y):
       axes.set(xticks=[], yticks=[])
     picture.spines[:].set_visible(True)
@@ -157,8 +153,7 @@ def _show_around(axes: Axes, image: np.ndarray, box, stds) -> None:
   x2, y2 = np.clip(np.ceil(high), 1, (width, height)).astype(int)
   axes.set_facecolor('#eef0f3')  # beyond the image
   axes.imshow(image[y1:y2, x1:x2], extent=(x1, x2, y2, y1), aspect='auto')
-  axes.set_xlim(low[0], high[0])
-  axes.set_ylim(high[1], low[1])
+  axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]))
 
 
 def _outline(axes: Axes, box, colors, **style) -> None:
@@ -186,11 +181,11 @@ def _hill(axes: Axes, positions, heights, color, is_vertical: bool, truth) -> No
 
 def _list_stds(axes: Axes, stds) -> None:
   """The four standard deviations as text, in the corner that holds no picture."""
-  axes.set_axis_off()
-  axes.text(0.97, 0.9, 'σ in px', fontsize=9, color=INK, ha='right')
+  font = {'ha': 'right', 'fontsize': 9, 'transform': axes.transAxes}
+  axes.text(0.97, 0.9, 'σ in px', color=INK, **font)
   for row, ((name, color), std) in enumerate(zip(_SIDES.items(), stds, strict=True)):
-    font = {'ha': 'right', 'color': color, 'fontsize': 9, 'fontweight': 'bold'}
-    axes.text(0.97, 0.7 - 0.2 * row, f'{name} {std:.1f}', **font)
+    y, text = 0.7 - 0.2 * row, f'{name} {std:.1f}'
+    axes.text(0.97, y, text, color=color, fontweight='bold', **font)
 
 
 def _column(lines: Sequence[Mapping], key: str) -> np.ndarray:
@@ -208,8 +203,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _finish(axes: Axes) -> None:
-  axes.set_xlabel('step')
-  axes.set_xlim(left=0)
+  axes.set(xlabel='step', xlim=(0, None))
   axes.grid(axis='y', color='#eef0f3')
   axes.set_axisbelow(True)
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

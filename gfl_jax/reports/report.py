@@ -50,7 +50,10 @@ def write_report(
   metrics = files.read_json(measured / 'metrics.json')
   name = workdir.resolve().name
   missing = paragraph(markup.NOT_EVALUATED)
-  machine = Table('ll', ['', ''], markup.flatten(env)).as_html()
+  machine = paragraph('The run has no env.json.')
+  if env:
+    machine = Table('ll', ['', ''], markup.flatten(env)).as_html()
+  listed = markup.listing(json.dumps(config, indent=2))
   body = [
     _headline(name, config, train, metrics),
     section('Training', _training(train, config)),
@@ -58,14 +61,8 @@ def write_report(
     section('Average precision per class', _per_class(metrics) if metrics else missing),
     *diagnostic_sections.sections(metrics, measured / 'diagnostics.npz', config),
     *sample_sections.sections(measured / 'samples.npz'),
-    section(
-      'Machine and versions',
-      machine if env else paragraph('The run has no env.json.'),
-    ),
-    section(
-      'Configuration',
-      markup.details('config.json', markup.listing(json.dumps(config, indent=2))),
-    ),
+    section('Machine and versions', machine),
+    section('Configuration', markup.details('config.json', listed)),
   ]
   path = (measured if evaluation else workdir) / 'report.html'
   files.atomic_write(path, markup.page(name, ''.join(body)))
@@ -143,9 +140,8 @@ def _precision(evals: list, metrics: Mapping) -> str:
 
 
 def _per_class(metrics: Mapping) -> str:
-  rows = sorted(
-    metrics['per_class'].items(), key=lambda row: (row[1] is None, -(row[1] or 0))
-  )
+  rank = lambda row: -1 if row[1] is None else row[1]
+  rows = sorted(metrics['per_class'].items(), key=rank, reverse=True)
   bars = ''.join(
     f'<div class="class"><span title="{html.escape(name)}">{html.escape(name)}</span>'
     f'<div><i style="width:{100 * (ap or 0):.1f}%"></i></div><b>{number(ap)}</b></div>'

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gfl_jax.evaluation.diagnostic_rows import overlaps
 from gfl_jax.reports import plots
-from gfl_jax.reports.markup import NOT_EVALUATED, paragraph, section
+from gfl_jax.reports.markup import NOT_EVALUATED, figure, paragraph, section
 
 _MIN_SCORE = 0.3  # of a detection that is drawn
 _MAX_LABELED = 10  # detections of a picture; more labels would cover it
@@ -48,12 +48,12 @@ def sections(path: Path) -> list[str]:
 
 
 def _gallery(samples: list, names: list[str]) -> str:
-  figures = ''.join(
-    f'<figure>{annotated_image(sample, names, sample["drawn"])}<figcaption>Image '
-    f'{int(sample["image_id"])} · true boxes {len(sample["true_boxes"])}, detected '
-    f'{len(sample["drawn"])}</figcaption></figure>'
-    for sample in samples
-  )
+  figures = ''
+  for sample in samples:
+    drawn, num_true = sample['drawn'], len(sample['true_boxes'])
+    caption = f'true boxes {num_true}, detected {len(drawn)}'
+    caption = f'Image {int(sample["image_id"])} · {caption}'
+    figures += figure(annotated_image(sample, names, drawn), caption)
   note = paragraph(
     f'Detections with a score of at least {_MIN_SCORE} in the colour of their class; '
     'ground truth dashed. Point at a box for its name: images with more than '
@@ -155,11 +155,9 @@ def _sides(samples: list, names: list[str]) -> str:
 def _side_figure(sample: Mapping, index: int, names: list[str]) -> str:
   truth, name = sample['truths'][index], names[sample['classes'][index]]
   note = ' · no object here' if truth is None else ''
-  return (
-    f'<figure>{plots.side_distributions(sample, index, truth)}<figcaption>'
-    f'{html.escape(name)}, score {sample["scores"][index]:.2f}, image '
-    f'{int(sample["image_id"])}{note}</figcaption></figure>'
-  )
+  score, image = sample['scores'][index], int(sample['image_id'])
+  caption = f'{name}, score {score:.2f}, image {image}{note}'
+  return figure(plots.side_distributions(sample, index, truth), caption)
 
 
 def _choose(samples: list) -> list[list[tuple[Mapping, int]]]:
@@ -179,12 +177,11 @@ def _choose(samples: list) -> list[list[tuple[Mapping, int]]]:
         pool.append((sample['truths'][index] is None, std, (sample, index)))
   by_contrast = sorted(pool, key=lambda entry: (entry[0], -np.ptp(entry[1])))
   by_sharpness = sorted(pool, key=lambda entry: (entry[0], entry[1].max()))
-  groups: list[list[tuple[Mapping, int]]] = []
-  for candidates, limit in ((by_contrast, _NUM_AMBIGUOUS), (by_sharpness, _NUM_SHARP)):
-    group: list[tuple[Mapping, int]] = []
-    groups.append(group)
+  groups: list[list[tuple[Mapping, int]]] = [[], []]
+  limits, orders = (_NUM_AMBIGUOUS, _NUM_SHARP), (by_contrast, by_sharpness)
+  for group, limit, candidates in zip(groups, limits, orders, strict=True):
     for _, _, (sample, index) in candidates:
-      same_image = [i for chosen in groups for other, i in chosen if other is sample]
+      same_image = [i for other, i in groups[0] + groups[1] if other is sample]
       if len(group) < limit and len(same_image) < 2 and index not in same_image:
         group.append((sample, index))
   return groups

@@ -11,6 +11,7 @@ import pytest
 from gfl_jax.evaluation import diagnostics
 from gfl_jax.files import read_json_lines
 from gfl_jax.reports import plots, sample_sections
+from gfl_jax.reports.diagnostic_sections import MEASURES
 from gfl_jax.reports.report import MANY_CLAMPED, write_report
 from tests.reports.html_text import Page
 
@@ -130,15 +131,8 @@ def test_the_page_holds_the_run(tmp_path):
   assert all(name in page.text for name in NAMES)
   assert page.tags.count('img') == 2  # at most two edge figures of one image
   assert page.tags.count('figure') == 3
-  for text in (
-    '0.250',
-    '0.875',
-    'versions.jax',
-    '0.10.2',
-    'general',
-    '30',
-    '0 min 6 s',
-  ):
+  texts = ('0.250', '0.875', 'versions.jax', '0.10.2', 'general', '30', '0 min 6 s')
+  for text in texts:
     assert text in page.text
 
 
@@ -311,6 +305,8 @@ def change_diagnostics(folder, **arguments):
 
 
 def test_the_diagnostics_are_told_with_their_meaning(tmp_path):
+  levels = {f'coverage_{level}' for level in diagnostics.LEVELS}
+  assert levels <= MEASURES['others'].keys()
   text = Page(write_report(make_run(tmp_path))).text
   score, sides = text.split('Is the score the quality?')[1].split('Do the distrib')
   assert '40 true positives' in score and '40 true negatives' in score

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from gfl_jax.evaluation.coco_metrics import METRICS
 from gfl_jax.reports.markup import DASH, Table, duration, flatten, number
 from gfl_jax.reports.study import results, statistics
-from gfl_jax.reports.study.results import Comparison, Pair, Study
+from gfl_jax.reports.study.results import Comparison, Study
 from gfl_jax.reports.study.statistics import Estimate
 
 PAPER_COLUMNS = ("paper's AP", "paper's difference")
@@ -52,10 +52,10 @@ def difference_text(found: Estimate | None) -> str:
   return f'{signed(found.mean)} [{signed(low)}, {signed(high)}]'
 
 
-def paper_difference(value: float | None) -> str:
-  """Marked with '~' where it may be noise."""
-  is_small = value is not None and abs(value) <= results.RERUN_SPREAD + 1e-9
-  return f'{"~ " if is_small else ""}{signed(value, 1)}'
+def paper_difference(one: Comparison) -> str:
+  """The paper's difference of two rows, marked with '~' where it may be noise."""
+  gap = one.paper_difference
+  return signed(gap, 1) if gap is None or one.is_clear else f'~ {signed(gap, 1)}'
 
 
 def overview(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
@@ -69,18 +69,16 @@ def overview(study: Study, comparisons: Mapping[str, Comparison]) -> Table:
   for row in study.rows:
     aps = row.points('AP').values()
     found = statistics.estimate(aps)
-    cells = [row.title, with_interval(found), number(found and found.std, 2)]
-    cells.append(f'{len(aps)} of {len(row.runs)}')
-    if row.name in comparisons:
-      one = comparisons[row.name]
-      p = one.corrected_p
+    ours = [with_interval(found), number(found and found.std, 2)]
+    paper, gap = number(row.paper.get('AP'), 1), DASH
+    compared = [DASH, DASH, 'baseline', DASH]
+    if one := comparisons.get(row.name):
+      p, gap = one.corrected_p, paper_difference(one)
       p_text = '< 0.001' if p is not None and p < 0.001 else number(p)
-      cells += [one.baseline.title, difference_text(one.difference), one.conclusion]
-      cells += [p_text, number(row.paper.get('AP'), 1)]
-      cells.append(paper_difference(one.paper_difference))
-    else:
-      cells += [DASH, DASH, 'baseline', DASH, number(row.paper.get('AP'), 1), DASH]
-    rows.append(cells)
+      difference = difference_text(one.difference)
+      compared = [one.other.title, difference, one.conclusion, p_text]
+    count = f'{len(aps)} of {len(row.runs)}'
+    rows.append([row.title, *ours, count, *compared, paper, gap])
   left_out = ['compared with'] if study.has_one_baseline else []
   left_out += [] if study.has_paper else PAPER_COLUMNS
   return Table('lrrrlrlrrr', head, rows).without(*left_out)
@@ -98,36 +96,30 @@ def precision(study: Study) -> Table:
   return Table('ll' + 'r' * len(names), ['row', 'of', *names], rows)
 
 
-def pairs(found: Sequence[Pair]) -> Table:
+def pairs(found: Sequence[Comparison]) -> Table:
   """Pairs of rows that the paper orders, with both differences."""
   rows = []
   for pair in found:
     text = results.OUTCOMES[pair.outcome]
-    if pair.difference.half_width is None:
+    if pair.corrected_p is None:
       text = text.replace('within noise', 'noise unknown (one seed)')
     if pair.is_uncorrected:
       text = text.replace('within noise', 'beyond noise only before correction')
-    title = f'{pair.higher.title} over {pair.lower.title}'
-    gap = paper_difference(pair.paper_difference)
-    rows.append([title, gap, difference_text(pair.difference), text])
+    title = f'{pair.row.title} over {pair.other.title}'
+    ours = difference_text(pair.difference)
+    rows.append([title, paper_difference(pair), ours, text])
   head = ['the paper has', "paper's difference", 'our difference', 'ours shows']
   return Table('lrrl', head, rows)
 
 
 def runs(study: Study) -> Table:
   """Every run, finished or not."""
-  rows = [
-    [
-      row.title,
-      str(run['seed']),
-      run['status'],
-      number(row.points('AP').get(run['seed']), 2),
-      DASH if run['seconds'] is None else duration(float(run['seconds'])),
-      run['folder'] or DASH,
-    ]
-    for row, run in study.runs
-  ]
-  head = ['row', 'seed', 'status', 'AP', 'time', 'folder']
+  head, rows = ['row', 'seed', 'status', 'AP', 'time', 'folder'], []
+  for row, run in study.runs:
+    ap = number(row.points('AP').get(run['seed']), 2)
+    time = DASH if run['seconds'] is None else duration(float(run['seconds']))
+    folder = run['folder'] or DASH
+    rows.append([row.title, str(run['seed']), run['status'], ap, time, folder])
   return Table('lrlrrl', head, rows)
 
 
@@ -143,23 +135,20 @@ def problems(study: Study) -> Table:
 
 def environment(study: Study) -> Table:
   """Machine, versions, code and cost."""
-  about = study.about
+  rows = []
+  for name, field, as_text in (
+    ('code (digest of the sources)', 'code', str),
+    ('git revision', 'git', str),
+    ('time of all runs', 'seconds', duration),
+    ('of it compiling', 'compiling', duration),
+  ):
+    value = study.about.get(field)
+    rows.append([name, as_text(value) if value else 'unknown'])
   # It is the env.json of one run; the study has a command and a revision of its own.
-  machine = dict(about.get('environment') or {})
-  for field in ('command', 'git'):
-    machine.pop(field, None)
-  seconds, compiling = (about.get(field) for field in ('seconds', 'compiling'))
-  rows = [
-    ['code (digest of the sources)', str(about.get('code') or 'unknown')],
-    ['git revision', str(about.get('git') or 'unknown')],
-    ['time of all runs', duration(float(seconds)) if seconds else 'unknown'],
-    ['of it compiling', duration(float(compiling)) if compiling else 'unknown'],
-    *flatten(machine),
-  ]
-  environments = about.get('environments') or []
-  if len(environments) > 1:
-    rows += [
-      [f'made {one["runs"]} of the runs', ', '.join(map(' '.join, flatten(one)))]
-      for one in environments
-    ]
+  machine = study.about.get('environment') or {}
+  rows += flatten({k: v for k, v in machine.items() if k not in ('command', 'git')})
+  environments = study.about.get('environments') or []
+  for one in environments if len(environments) > 1 else []:
+    text = ', '.join(map(' '.join, flatten(one)))
+    rows.append([f'made {one["runs"]} of the runs', text])
   return Table('ll', ['', ''], rows)

@@ -3,11 +3,12 @@
 See evaluation/diagnostics.py for how each is measured.
 """
 
+import itertools
 import re
+from collections import ChainMap
 from statistics import fmean
 
-from gfl_jax.evaluation.diagnostics import LEVELS
-from gfl_jax.reports import diagnostic_sections
+from gfl_jax.reports.diagnostic_sections import MEASURES, PER_KIND
 from gfl_jax.reports.markup import DASH, Table, details, paragraph
 from gfl_jax.reports.study import statistics
 from gfl_jax.reports.study.comparison_tables import with_interval
@@ -18,56 +19,30 @@ LEGEND = (
   'paired 95 % interval excludes 0. There is no correction: about one comparison in '
   'twenty gets a mark by chance.'
 )
-_COUNTS = {
-  'true_positives': 'candidates with an IoU of at least 0.5 with a true box of the '
-  'class',
-  'true_negatives': 'candidates with an IoU below 0.1 with every true box',
-  'matched_detections': 'detections matched to a true box; the measures of sides are '
-  'about these',
-}
-_MEANINGS = {
-  **_COUNTS,
-  **diagnostic_sections.SCORE_ROWS,
-  **diagnostic_sections.SIDE_ROWS,
-  'spread_ratio': 'mean predicted over mean true standard deviation',
-  'positive_iou_mean': 'IoU of the true positives with their true box',
-  'positive_iou_std': 'standard deviation of that IoU',
-  'positive_centerness_mean': 'centerness of their anchor points in it',
-  'positive_centerness_std': 'standard deviation of that centerness',
-  **{
-    f'coverage_{level}': f'share of annotated sides in the central {level} % interval'
-    for level in LEVELS
-  },
-}
-_LOWER = ('negatives_above', 'outranking', 'calibration_error', 'side_', 'sides_at')
+_MEASURES = ChainMap(*MEASURES.values())
 _SIGNS = {'higher': 1, 'lower': -1, DASH: 0}
-_PER_KIND = ('spread_ratio', 'side_crps', 'side_nll')
 # The diagnostics that the sentences name.
 _NAMED = {
-  'Ranking': {
-    'negatives_above_a_positive': 'share of negatives above a positive',
-    'outranking_negatives': 'share of outranking negatives',
-    'score_iou_correlation': 'correlation of score and IoU',
-    'calibration_error': 'calibration error',
-  },
-  'Sides': {
-    'side_crps': 'CRPS in px',
-    'side_nll': 'negative log likelihood',
-    'coverage_50': 'coverage of the 50 % interval',
-    'spread_correlation': 'correlation of predicted and true spread',
-  },
+  'Ranking': (
+    *('negatives_above_a_positive', 'outranking_negatives'),
+    *('score_iou_correlation', 'calibration_error'),
+  ),
+  'Sides': ('side_crps', 'side_nll', 'coverage_50', 'spread_correlation'),
 }
+
+
+def _kind_of_sides(name: str) -> tuple[str, str]:
+  """'side_crps_sharp' as 'side_crps' and 'sharp'; '' for the kind of other names."""
+  for measure in PER_KIND:
+    if name.startswith(f'{measure}_'):
+      return measure, name.removeprefix(f'{measure}_')
+  return name, ''
 
 
 def _good_is(name: str) -> str:
   """Which values are good: 'higher', 'lower', near a number as text, or DASH."""
-  if name.startswith('coverage_'):
-    return f'{int(name.removeprefix("coverage_")) / 100:g}'
-  if name.startswith('spread_ratio'):
-    return '1'
-  if 'correlation' in name:
-    return 'higher'
-  return 'lower' if name.startswith(_LOWER) else DASH
+  measure, _ = _kind_of_sides(name)
+  return _MEASURES.get(measure, {}).get('good', DASH)
 
 
 def _goodness(row: Row, name: str) -> dict[int, float]:
@@ -87,10 +62,11 @@ def findings(study: Study) -> list[str]:
   if 'negatives_above_a_positive' in measured:  # older studies have only the other
     measured.discard('outranking_negatives')
   told = []
-  for topic, measures in _NAMED.items():
+  for topic, names in _NAMED.items():
     texts = [
-      f'{text} ({_good_is(name)} is good) {_against_best(study, name)}'
-      for name, text in measures.items()
+      f'{_MEASURES[name]["short"]} ({_good_is(name)} is good) '
+      f'{_against_best(study, name)}'
+      for name in names
       if name in measured
     ]
     if texts:
@@ -104,20 +80,19 @@ def findings(study: Study) -> list[str]:
 def _against_best(study: Study, name: str) -> str:
   """'0.070 ± 0.007, best 0.014 ± 0.004 ✓ of “A”'."""
   rows = [row for row in study.rows if study.baseline_of(row) is study.baseline]
-  goodness = {row.title: _goodness(row, name).values() for row in rows}
-  means = {title: fmean(values) for title, values in goodness.items() if values}
+  rows = [row for row in rows if row.diagnostics(name)]
+  goodness = lambda row: fmean(_goodness(row, name).values())
+  best = max(rows, key=goodness, default=study.baseline)
   ours = _cell(study, study.baseline, name)
-  if not means or (best := max(means, key=means.__getitem__)) == study.baseline.title:
+  if best is study.baseline:
     return f'{ours}, no row is better'
-  row = next(row for row in rows if row.title == best)
-  return f'{ours}, best {_cell(study, row, name)} of “{best}”'
+  return f'{ours}, best {_cell(study, best, name)} of “{best.title}”'
 
 
 def _measured(study: Study) -> list[str]:
   """Names of the diagnostics that a finished run has a number of."""
-  names: dict[str, None] = {}
-  for _, run in study.runs:
-    names |= dict.fromkeys((run['metrics'] or {}).get('diagnostics') or {})
+  found = [(run['metrics'] or {}).get('diagnostics') or {} for _, run in study.runs]
+  names = dict.fromkeys(itertools.chain(*found))
   return [name for name in names if any(row.diagnostics(name) for row in study.rows)]
 
 
@@ -129,31 +104,24 @@ def _cell(study: Study, row: Row, name: str) -> str:
   gain, mark = statistics.estimate(gains), ''
   if gain is not None and gain.is_beyond_noise:
     mark = ' ✓' if gain.mean > 0 else ' ✗'
-  return with_interval(found, 0 if name in _COUNTS else 3) + mark
+  return with_interval(found, 0 if name in MEASURES['counts'] else 3) + mark
 
 
 def table(study: Study) -> Table:
   """Mean of every diagnostic per row, marked where it differs from the baseline."""
-  lines = [
-    [
-      name,
-      _good_is(name),
-      *(_cell(study, row, name) for row in study.rows),
-      _meaning(name),
-    ]
-    for name in _measured(study)
-  ]
+  lines = []
+  for name in _measured(study):
+    cells = [_cell(study, row, name) for row in study.rows]
+    lines.append([name, _good_is(name), *cells, _meaning(name)])
   titles = [row.title for row in study.rows]
   head = ['diagnostic', 'good is', *titles, 'meaning']
   return Table('ll' + 'r' * len(titles) + 'l', head, lines)
 
 
 def _meaning(name: str) -> str:
-  for measure in _PER_KIND:
-    if name.startswith(f'{measure}_'):
-      short = re.split('[:;]', _MEANINGS[measure])[0]
-      return f'{short}; {name.removeprefix(f"{measure}_")} sides'
-  return _MEANINGS.get(name, DASH)
+  measure, kind = _kind_of_sides(name)
+  meaning = _MEASURES.get(measure, {}).get('meaning', DASH)
+  return f'{re.split("[:;]", meaning)[0]}; {kind} sides' if kind else meaning
 
 
 def as_html(study: Study) -> str:
@@ -161,7 +129,7 @@ def as_html(study: Study) -> str:
   whole = table(study)
   if not whole.rows:
     return paragraph('The runs have no diagnostics.')
-  named = {name for measures in _NAMED.values() for name in measures}
+  named = {name for names in _NAMED.values() for name in names}
   shown, rest = (
     whole._replace(rows=[row for row in whole.rows if (row[0] in named) == is_shown])
     for is_shown in (True, False)

@@ -65,30 +65,30 @@ def strips(titles: Sequence[tuple[str, str]], panels: Sequence[Panel]) -> str:
     titles: of each row: its title and a small line below, plain text; may be empty.
     panels: each with as many marks as there are rows.
   """
-  scales = [_Scale(panel) for panel in panels]
-  head, axes = '<th class="title"></th>', '<td></td>'
-  for panel, scale in zip(panels, scales, strict=True):
-    head += (
-      f'<th class="head" style="width:{panel.width}%">{html.escape(panel.title)}</th>'
-      f'<th class="number">{html.escape(panel.heading)}</th>'
-    )
-    axes += f'{_strip(scale.labels)}<td></td>'
-  lines = [f'<tr>{head}</tr>']
-  for index, (title, note) in enumerate(titles):
+  names = ['<th class="title"></th>']
+  for title, note in titles:
     small = f'<br><small>{html.escape(note)}</small>' if note else ''
-    cells = f'<td class="title">{html.escape(title)}{small}</td>'
-    for panel, scale in zip(panels, scales, strict=True):
-      mark = panel.marks[index]
-      cells += _strip(scale.grid + _drawn(mark, scale))
-      cells += f'<td class="number">{html.escape(mark.text)}</td>'
-    lines.append(f'<tr>{cells}</tr>')
-  lines.append(f'<tr class="axis">{axes}</tr>')
-  rows = '\n'.join(lines)
+    names.append(f'<td class="title">{html.escape(title)}{small}</td>')
+  columns = [[*names, '<td></td>'], *map(_column, panels)]
+  *lines, axis = map(''.join, zip(*columns, strict=True))
+  rows = ''.join(f'<tr>{cells}</tr>\n' for cells in lines)
+  rows += f'<tr class="axis">{axis}</tr>'
   return markup.wide(f'<table class="strips">\n{rows}\n</table>')
 
 
-def _strip(content: str) -> str:
-  return f'<td class="strip"><svg>{content}</svg></td>'
+def _column(panel: Panel) -> list[str]:
+  """The cells of a panel: its head, a strip and a text for each row, its axis."""
+  scale = _Scale(panel)
+  head = (
+    f'<th class="head" style="width:{panel.width}%">{html.escape(panel.title)}</th>'
+    f'<th class="number">{html.escape(panel.heading)}</th>'
+  )
+  strips = [scale.grid + _drawn(mark, scale) for mark in panel.marks] + [scale.labels]
+  texts = [html.escape(mark.text) for mark in panel.marks] + ['']
+  return [head] + [
+    f'<td class="strip"><svg>{strip}</svg></td><td class="number">{text}</td>'
+    for strip, text in zip(strips, texts, strict=True)
+  ]
 
 
 class _Scale:
@@ -103,8 +103,7 @@ class _Scale:
     dots = [value for mark in panel.marks for value in mark.seeds.values()]
     dots += [one.mean for one in found]
     dots += [0.0] if panel.has_zero or not dots else []
-    halves = [(one.mean, one.half_width or 0.0) for one in found]
-    ends = [mean + sign * half for mean, half in halves for sign in (-1, 1)]
+    ends = [one.mean + s * (one.half_width or 0.0) for one in found for s in (-1, 1)]
     low, high = min(dots), max(dots)
     room = (high - low) or 0.5
     low = max(min([low, *ends]), low - room)

@@ -61,9 +61,9 @@ def summary_table(root: str | os.PathLike) -> str:
   """
   root = Path(root).resolve()
   folders = sorted(path.parent for path in root.glob('**/study.json'))
-  if not folders:
-    raise MissingFileError(f'no study.json below {root}: run scripts/ablate.py first')
   studies = {folder: results.load_study(folder) for folder in folders}
+  if not studies:
+    raise MissingFileError(f'no study.json below {root}: run scripts/ablate.py first')
   studies = {f: s for f, s in studies.items() if any(row.finished for row in s.rows)}
   if not studies:
     raise MissingFileError(f'no study below {root} has a finished run yet')
@@ -86,12 +86,12 @@ def summary_table(root: str | os.PathLike) -> str:
 def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> str:
   *found, scope = sentences.finding(study, comparisons, order)
   problems = comparison_tables.problems(study)
-  commands = [run['command'] for _, run in study.runs if run['command']]
-  commands = list(dict.fromkeys(commands))  # that of a shared run only once
-  listed = listing('\n'.join(commands))
-  # Without the numbers of the paper, which the figure has.
+  # A command of a shared run is listed once.
+  commands = dict.fromkeys(run['command'] for _, run in study.runs if run['command'])
+  # The figure has the numbers of the paper.
   table = comparison_tables.overview(study, comparisons)
   table = table.without(*comparison_tables.PAPER_COLUMNS)
+  environment = comparison_tables.environment(study)
   scales = " The paper's strips, here and below, have their own scale."
   body = [
     _headline(study, order),
@@ -122,11 +122,11 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
       'Runs',
       comparison_tables.runs(study).as_html(),
       f'<h3>The command of the study</h3>{listing(study.about["command"])}',
-      details(f'The commands of the runs ({len(commands)})', listed),
+      details(
+        f'The commands of the runs ({len(commands)})', listing('\n'.join(commands))
+      ),
     ),
-    section(
-      'Machine, versions and cost', comparison_tables.environment(study).as_html()
-    ),
+    section('Machine, versions and cost', environment.as_html()),
   ]
   return markup.page(sentences.heading(study), ''.join(body))
 
@@ -143,9 +143,7 @@ def _headline(study: Study, order: Order) -> str:
     confirmed, contradicted = (len(order.of(outcome)) for outcome in results.SETTLED)
     label = f'pairs of the paper: {confirmed} confirmed, {contradicted} contradicted'
     tiles[label] = f'{confirmed + contradicted} of {len(order.pairs)}'
-  tiles['time of all runs'] = (
-    markup.duration(float(seconds)) if seconds else markup.DASH
-  )
+  tiles['time of all runs'] = markup.duration(seconds) if seconds else markup.DASH
   return markup.header(
     sentences.heading(study),
     paragraph(sentences.setting(study)),
@@ -178,14 +176,13 @@ def _differences(study: Study, comparisons: Mapping[str, Comparison]) -> str:
     return paragraph('The study has no row besides its baseline.')
   titles, ours, paper = [], [], []
   for one in comparisons.values():
-    is_other, gap = one.baseline is not study.baseline, one.paper_difference
-    against = f'; against {one.baseline.title}' if is_other else ''
+    against = '' if one.other is study.baseline else f'; against {one.other.title}'
     titles.append((one.row.title, one.conclusion + against))
     color = one.conclusion if one.conclusion in figures.COLORS else 'noise'
     text = comparison_tables.difference_text(one.difference)
     ours.append(Mark(one.by_seed, one.difference, color, text))
-    text = comparison_tables.paper_difference(gap)
-    paper.append(Mark({}, statistics.estimate([gap]), 'noise', text))
+    gap = statistics.estimate([one.paper_difference])
+    paper.append(Mark({}, gap, 'noise', comparison_tables.paper_difference(one)))
   panels = [Panel('Ours: AP minus baseline, same seed', 'points', 40, ours, True)]
   if any(mark.found for mark in paper):
     panels.append(Panel("Paper's difference", 'points', 16, paper, True))

@@ -4,6 +4,7 @@ All APs here are in points, 0 to 100, as papers give them; metrics.json has 0 to
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -35,8 +36,7 @@ class Row:
     note: what is approximated; may be empty.
     paper: the paper's AP, AP50, ... in points; empty if it has no such row.
     runs: as in study.json, one per seed.
-    baseline: name of the row that this one is compared with. None: the study's
-      baseline. Its own name: compared with none.
+    baseline: name of the row that this one is compared with; its own: with none.
   """
 
   name: str
@@ -44,7 +44,7 @@ class Row:
   note: str
   paper: Mapping[str, float]
   runs: list[dict[str, Any]]
-  baseline: str | None = None
+  baseline: str
 
   @property
   def finished(self) -> list[dict[str, Any]]:
@@ -80,8 +80,8 @@ class Study:
     return self._row(self.about['baseline'])
 
   def baseline_of(self, row: Row) -> Row:
-    """The row that `row` is compared with: its own baseline, or the study's."""
-    return self._row(row.baseline or self.about['baseline'])
+    """The row that `row` is compared with."""
+    return self._row(row.baseline)
 
   def _row(self, name: str) -> Row:
     return next(row for row in self.rows if row.name == name)
@@ -116,7 +116,7 @@ def load_study(folder: str | os.PathLike) -> Study:
     raise MissingFileError(f'{folder} is not the folder of a study: no study.json')
   try:
     about = json.loads(path.read_text())
-    rows = [_read_row(row) for row in about.pop('rows')]
+    rows = [_read_row(row, about['baseline']) for row in about.pop('rows')]
     _check(about, rows)
   except KeyError as error:
     raise UserError(f'{path} has no field {error}') from None
@@ -125,18 +125,19 @@ def load_study(folder: str | os.PathLike) -> Study:
   return Study(about, rows)
 
 
-def _read_row(row: dict) -> Row:
+def _read_row(row: dict, baseline: str) -> Row:
+  """A row of study.json; baseline: the study's, if the row has none of its own."""
   paper = row['paper'] or {}
   points = {name: float(value) for name, value in paper.items() if value is not None}
-  note, baseline = row['note'] or '', row.get('baseline')  # missing in older files
-  return Row(row['name'], row['title'], note, points, row['runs'], baseline)
+  own = row.get('baseline') or baseline  # missing in older files
+  return Row(row['name'], row['title'], row['note'] or '', points, row['runs'], own)
 
 
 def _check(about: dict, rows: list[Row]) -> None:
   for field in ('study', 'title', 'table', 'question', 'base', 'overrides', 'command'):
     about[field]
   names = [row.name for row in rows]
-  for baseline in (about['baseline'], *(row.baseline for row in rows if row.baseline)):
+  for baseline in (about['baseline'], *(row.baseline for row in rows)):
     if baseline not in names:
       raise UserError(f'baseline {baseline!r} is not one of the rows {names}')
   if len(set(names)) < len(names):
@@ -150,103 +151,7 @@ def _check(about: dict, rows: list[Row]) -> None:
         raise UserError(f'status {run["status"]!r} is not one of {STATUSES}')
 
 
-class Comparison(NamedTuple):
-  """A row against its baseline.
-
-  Attributes:
-    row, baseline: the two rows.
-    by_seed: difference of AP in points, for the seeds that both finished.
-    difference: its estimate; None without a common seed.
-    paper_difference: of the paper's APs; None where it lacks one.
-    corrected_p: the difference's p value after Holm's correction over the study's
-      rows; None without an interval.
-    conclusion: what is shown after the correction, in words; one of `UNCORRECTED`
-      where only the row's own 95 % interval excludes 0.
-  """
-
-  row: Row
-  baseline: Row
-  by_seed: dict[int, float]
-  difference: Estimate | None
-  paper_difference: float | None
-  corrected_p: float | None
-  conclusion: str
-
-
-def compare_rows(study: Study) -> dict[str, Comparison]:
-  """Each row's `Comparison`, by its name; rows that are only a baseline have none."""
-  pairs = [(row, study.baseline_of(row)) for row in study.rows]
-  comparisons = {}
-  for (row, baseline), by_seed, difference, p_value in _compare(
-    [(row, baseline) for row, baseline in pairs if row is not baseline]
-  ):
-    gap = _gap(row, baseline) if 'AP' in row.paper and 'AP' in baseline.paper else None
-    conclusion = _conclusion(row, baseline, difference, p_value)
-    comparisons[row.name] = Comparison(
-      row, baseline, by_seed, difference, gap, p_value, conclusion
-    )
-  return comparisons
-
-
-def _gap(row: Row, other: Row) -> float:
-  return row.paper['AP'] - other.paper['AP']
-
-
-def _compare(pairs: list[tuple[Row, Row]]):
-  """Of each pair of rows: itself, the difference of AP by seed, its estimate, and the p
-  value, corrected over all pairs."""
-  by_seed = [
-    statistics.paired_differences(row.points('AP'), other.points('AP'))
-    for row, other in pairs
-  ]
-  found = [statistics.estimate(values.values()) for values in by_seed]
-  corrected = statistics.holm([one and one.p_value for one in found])
-  return zip(pairs, by_seed, found, corrected, strict=True)
-
-
-def _conclusion(row: Row, baseline: Row, difference, p_value: float | None) -> str:
-  if difference is None:
-    return 'not compared: no seed that both finished'
-  # Rows of the same config share their runs.
-  folders = [{run['folder'] for run in one.finished} for one in (row, baseline)]
-  if folders[0] & folders[1]:
-    return 'the same runs'
-  if p_value is None:
-    return 'one seed in common: noise unknown'
-  if not difference.is_beyond_noise:
-    return 'no difference shown (noise)'
-  word = BETTER if difference.mean > 0 else WORSE
-  return word if p_value < _ALPHA else UNCORRECTED[word]
-
-
-class Pair(NamedTuple):
-  """Two rows that the paper orders.
-
-  Attributes:
-    higher, lower: the rows, by the paper's AP.
-    paper_difference: of the paper's APs in points, above 0.
-    difference: ours, higher - lower, paired by seed.
-    outcome: one of `OUTCOMES`, after Holm's correction over all pairs.
-  """
-
-  higher: Row
-  lower: Row
-  paper_difference: float
-  difference: Estimate
-  outcome: str
-
-  @property
-  def is_clear(self) -> bool:
-    """Whether the paper's difference is more than reruns of it differ by."""
-    return self.paper_difference > RERUN_SPREAD + 1e-9
-
-  @property
-  def is_uncorrected(self) -> bool:
-    """Whether the pair is beyond noise only before the correction."""
-    return self.difference.is_beyond_noise and self.outcome not in SETTLED
-
-
-# How our order of a pair can relate to the paper's, best first.
+# How our order of two rows can relate to the paper's, best first.
 OUTCOMES = {
   'confirmed': 'the same order, beyond noise',
   'agrees': 'the same order, within noise',
@@ -255,6 +160,98 @@ OUTCOMES = {
   'contradicted': 'the opposite order, beyond noise',
 }
 SETTLED = ('confirmed', 'contradicted')
+
+
+class Comparison(NamedTuple):
+  """Our APs of two rows, paired by seed.
+
+  Attributes:
+    row, other: a row and its baseline; or two rows that the paper orders, first the one
+      with its higher AP.
+    by_seed: difference row - other in points, for the seeds that both finished.
+    difference: its estimate; None without a common seed.
+    corrected_p: the difference's p value after Holm's correction over all comparisons
+      made together; None without an interval.
+  """
+
+  row: Row
+  other: Row
+  by_seed: dict[int, float]
+  difference: Estimate | None
+  corrected_p: float | None
+
+  @property
+  def paper_difference(self) -> float | None:
+    """Of the paper's APs in points; None where it lacks one."""
+    has_both = 'AP' in self.row.paper and 'AP' in self.other.paper
+    return _paper_difference(self.row, self.other) if has_both else None
+
+  @property
+  def is_clear(self) -> bool:
+    """Whether the paper's difference is more than reruns of it differ by."""
+    gap = self.paper_difference
+    return gap is not None and abs(gap) > RERUN_SPREAD + 1e-9
+
+  @property
+  def is_settled(self) -> bool:
+    """Whether the difference is beyond noise after the correction."""
+    return self.corrected_p is not None and self.corrected_p < _ALPHA
+
+  @property
+  def is_uncorrected(self) -> bool:
+    """Whether the difference is beyond noise only before the correction."""
+    found = self.difference
+    return found is not None and found.is_beyond_noise and not self.is_settled
+
+  @property
+  def conclusion(self) -> str:
+    """What is shown of the row, in words; see also `UNCORRECTED`."""
+    if self.difference is None:
+      return 'not compared: no seed that both finished'
+    # Rows of the same config share their runs.
+    ours, others = ({run['folder'] for run in one.finished} for one in self[:2])
+    if ours & others:
+      return 'the same runs'
+    if self.corrected_p is None:
+      return 'one seed in common: noise unknown'
+    word = BETTER if self.difference.mean > 0 else WORSE
+    if self.is_uncorrected:
+      return UNCORRECTED[word]
+    return word if self.is_settled else 'no difference shown (noise)'
+
+  @property
+  def outcome(self) -> str:
+    """Our order of a pair that the paper orders: 'unknown' or one of `OUTCOMES`."""
+    if self.difference is None:
+      return 'unknown'
+    if self.difference.mean > 0:
+      return 'confirmed' if self.is_settled else 'agrees'
+    if self.difference.mean < 0:
+      return 'contradicted' if self.is_settled else 'reversed'
+    return 'equal'
+
+
+def compare_rows(study: Study) -> dict[str, Comparison]:
+  """Each row's `Comparison`, by its name; rows that are only a baseline have none."""
+  pairs = [(row, study.baseline_of(row)) for row in study.rows]
+  found = _compare([(row, baseline) for row, baseline in pairs if row is not baseline])
+  return {one.row.name: one for one in found}
+
+
+def _compare(pairs: list[tuple[Row, Row]]) -> list[Comparison]:
+  """Compares the two rows of each pair, with a correction over all pairs."""
+  by_seed = [
+    statistics.paired_differences(row.points('AP'), other.points('AP'))
+    for row, other in pairs
+  ]
+  found = [statistics.estimate(values.values()) for values in by_seed]
+  corrected = statistics.holm([one and one.p_value for one in found])
+  parts = zip(pairs, by_seed, found, corrected, strict=True)
+  return [Comparison(*pair, values, one, p) for pair, values, one, p in parts]
+
+
+def _paper_difference(row: Row, other: Row) -> float:
+  return row.paper['AP'] - other.paper['AP']
 
 
 class Order(NamedTuple):
@@ -270,23 +267,21 @@ class Order(NamedTuple):
 
   rows: list[Row]
   tau: float | None
-  pairs: list[Pair]
+  pairs: list[Comparison]
   num_unknown: int
 
-  def of(self, *outcomes: str) -> list[Pair]:
+  def of(self, *outcomes: str) -> list[Comparison]:
     return [pair for pair in self.pairs if pair.outcome in outcomes]
 
 
 def compare_order(study: Study) -> Order:
   """Which of the paper's orderings of two rows our runs show."""
   in_paper = [row for row in study.rows if 'AP' in row.paper]
-  ordered = [(a, b) for a in in_paper for b in in_paper if _gap(a, b) > 0]
-  ordered.sort(key=lambda pair: -_gap(*pair))
-  pairs = [
-    Pair(*pair, _gap(*pair), difference, _outcome(difference, p_value))
-    for pair, _, difference, p_value in _compare(ordered)
-    if difference is not None
+  ordered = [
+    pair for pair in itertools.permutations(in_paper, 2) if _paper_difference(*pair) > 0
   ]
+  ordered.sort(key=lambda pair: -_paper_difference(*pair))
+  pairs = [pair for pair in _compare(ordered) if pair.difference]
   rows = [row for row in in_paper if row.points('AP')]
   paper = [row.paper['AP'] for row in rows]
   ours = [fmean(row.points('AP').values()) for row in rows]
@@ -294,12 +289,3 @@ def compare_order(study: Study) -> Order:
   kendall: Any = scipy.stats.kendalltau  # for pyright, its result has no attributes
   tau = float(kendall(paper, ours).statistic) if has_order else None
   return Order(rows, tau, pairs, len(ordered) - len(pairs))
-
-
-def _outcome(difference: Estimate, p_value: float | None) -> str:
-  if difference.mean == 0:
-    return 'equal'
-  is_settled = p_value is not None and p_value < _ALPHA
-  if difference.mean > 0:
-    return 'confirmed' if is_settled else 'agrees'
-  return 'contradicted' if is_settled else 'reversed'

@@ -79,12 +79,11 @@ def in_short(study: Study, order: Order) -> list[str]:
 
 
 def _hardly_learned(study: Study) -> list[str]:
-  aps = [row.points('AP').values() for row in study.rows]
-  best = max((fmean(values) for values in aps if values), default=_LEARNED)
-  if best >= _LEARNED:
+  aps = [fmean(aps.values()) for row in study.rows if (aps := row.points('AP'))]
+  if not aps or max(aps) >= _LEARNED:
     return []
   return [
-    f'The best mean AP of a row is {best:.2f} points: these detectors have hardly '
+    f'The best mean AP of a row is {max(aps):.2f} points: these detectors have hardly '
     'learned, and their order says nothing.'
   ]
 
@@ -96,16 +95,14 @@ def _baseline_findings(
     return ['With one seed the noise is unknown: no row is called better or worse.']
   groups: dict[str, dict[str, list[str]]] = {}  # titles by baseline and conclusion
   for one in comparisons.values():
-    is_it = 'the baseline ' if one.baseline is study.baseline else ''
-    of_baseline = groups.setdefault(f'{is_it}“{one.baseline.title}”', {})
+    is_it = 'the baseline ' if one.other is study.baseline else ''
+    of_baseline = groups.setdefault(f'{is_it}“{one.other.title}”', {})
     of_baseline.setdefault(one.conclusion, []).append(one.row.title)
   shown = {*results.UNCORRECTED, *results.UNCORRECTED.values()}  # these come first
   found = []
   for baseline, conclusions in groups.items():
-    ordered = sorted(conclusions, key=lambda conclusion: conclusion not in shown)
-    parts = [
-      f'{conclusion}: {quoted(conclusions[conclusion])}' for conclusion in ordered
-    ]
+    ordered = sorted(conclusions.items(), key=lambda entry: entry[0] not in shown)
+    parts = (f'{conclusion}: {quoted(titles)}' for conclusion, titles in ordered)
     found.append(f'Against {baseline} – {"; ".join(parts)}.')
   return [*found, *_precautions(comparisons)]
 

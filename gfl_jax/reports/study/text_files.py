@@ -48,15 +48,13 @@ def _markdown_list(lines: list[str]) -> str:
 
 def csv_text(study: Study) -> str:
   """A line per run; metrics as in metrics.json, and the paper's APs on its scale."""
-  lines = []
+  lines, paper = [], [f'paper_{name}' for name in METRICS[:6]]
   for row, run in study.runs:
-    line = {'study': study.about['study'], 'base': study.about['base']}
-    line |= {'row': row.name, 'title': row.title, 'seed': run['seed']}
-    line |= {key: run[key] for key in ('status', 'error')}
-    line |= {'run_seconds': run['seconds']}
-    for name in METRICS[:6]:
-      points = row.paper.get(name)
-      line[f'paper_{name}'] = None if points is None else round(points / 100, 6)
+    line = {key: study.about[key] for key in ('study', 'base')}
+    line |= {'row': row.name, 'title': row.title}
+    line |= {key: run[key] for key in ('seed', 'status', 'error')}
+    line |= {'run_seconds': run['seconds']} | dict.fromkeys(paper)
+    line |= {f'paper_{name}': round(ap / 100, 6) for name, ap in row.paper.items()}
     metrics = run['metrics'] or {}
     line |= {key: x for key, x in metrics.items() if not isinstance(x, Mapping)}
     diagnostics = metrics.get('diagnostics') or {}

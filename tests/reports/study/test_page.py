@@ -175,7 +175,7 @@ def test_a_difference_that_only_one_comparison_would_show(tmp_path):
 def test_pairs_are_sorted_by_what_they_show_of_the_papers_order(tmp_path):
   order = compare_order(load_study(write(tmp_path, make_study())))
   found = {
-    (pair.higher.name, pair.lower.name): (pair.outcome, round(pair.difference.mean, 6))
+    (pair.row.name, pair.other.name): (pair.outcome, round(pair.difference.mean, 6))
     for pair in order.pairs
   }
   assert len(found) == 6
@@ -184,7 +184,7 @@ def test_pairs_are_sorted_by_what_they_show_of_the_papers_order(tmp_path):
   assert found['strong', 'branch'] == ('reversed', round(-5.5 / 3, 6))
   assert found['joint', 'strong'] == ('reversed', round(-0.5 / 3, 6))
   assert not any(pair.is_uncorrected for pair in order.pairs)
-  unclear = [(p.higher.name, p.lower.name) for p in order.pairs if not p.is_clear]
+  unclear = [(p.row.name, p.other.name) for p in order.pairs if not p.is_clear]
   assert unclear == [('joint', 'strong')]  # 39.9 and 39.7
   # Largest difference in the paper first.
   assert [p.paper_difference for p in order.pairs] == sorted(
@@ -197,7 +197,7 @@ def test_pairs_are_sorted_by_what_they_show_of_the_papers_order(tmp_path):
 def test_equal_papers_and_missing_papers_order_nothing(tmp_path):
   study = make_study(papers={'none': 39.0, 'branch': 39.0, 'joint': 39.9})
   order = compare_order(load_study(write(tmp_path, study)))
-  pairs = {(pair.higher.name, pair.lower.name) for pair in order.pairs}
+  pairs = {(pair.row.name, pair.other.name) for pair in order.pairs}
   assert pairs == {('joint', 'none'), ('joint', 'branch')}
   assert [row.name for row in order.rows] == ['none', 'branch', 'joint']
 
@@ -289,7 +289,7 @@ def test_rows_that_share_their_runs(tmp_path):
   study['rows'][3]['runs'] = copy.deepcopy(study['rows'][2]['runs'])
   study = load_study(write(tmp_path, study))
   assert compare_rows(study)['strong'].conclusion == 'the same runs'
-  pairs = {(p.higher.name, p.lower.name): p.outcome for p in compare_order(study).pairs}
+  pairs = {(p.row.name, p.other.name): p.outcome for p in compare_order(study).pairs}
   assert pairs['joint', 'strong'] == 'equal'
 
 
