@@ -166,10 +166,7 @@ def test_what_the_schedule_costs():
   assert list(groups)[:2] == ['convolution', 'sort']
   assert groups['convolution'] == {'ms': 1e-3, 'count': 1, 'without_estimate': 0}
   assert costs.collectives(items) == {'count': 1, 'bytes': 84}
-  assert [i['group'] for i in costs.largest(items, chip)] == [
-    'sort',
-    'element-wise',
-  ]
+  assert [i['group'] for i in costs.largest(items, chip)] == ['sort', 'element-wise']
   assert [i['group'] for i in costs.without_estimate(items)] == ['gather']
   worst = costs.padding(items)['worst'][0]
   assert worst['array'] == 'bf16[8,10,12,64]'

@@ -9,12 +9,7 @@ import optax
 import pytest
 
 from gfl_jax.evaluation import decode
-from gfl_jax.models import (
-  build_detector,
-  canvas_points,
-  frozen_mask,
-  network_input,
-)
+from gfl_jax.models import build_detector, canvas_points, frozen_mask, network_input
 from gfl_jax.training import objective, optimizer
 from gfl_jax.weights import mmdet
 from tests import golden, golden_weights

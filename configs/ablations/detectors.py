@@ -50,10 +50,7 @@ def _row(title, paper, assigner, score, baseline=None):
 
 ROWS = {
   'retinanet': _row(
-    'RetinaNet',
-    (35.6, 55.5, 38.1, 20.1, 39.4, 46.8),
-    changes.max_iou,
-    _no_quality,
+    'RetinaNet', (35.6, 55.5, 38.1, 20.1, 39.4, 46.8), changes.max_iou, _no_quality
   ),
   'retinanet_qfl': _row(
     'RetinaNet with QFL',

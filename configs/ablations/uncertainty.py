@@ -40,10 +40,7 @@ def _row(title, paper, *parts, quality='centerness', note='', baseline=None):
 
 ROWS = {
   'dirac': _row(
-    'Dirac delta',
-    representation.ROWS['atss_dirac'].paper,
-    changes.dirac,
-    note=_SHARED,
+    'Dirac delta', representation.ROWS['atss_dirac'].paper, changes.dirac, note=_SHARED
   ),
   'kl': _row('Gaussian by KL-Loss', None, _KL, note='edge weight 1 is our choice'),
   'kl_voting': _row(

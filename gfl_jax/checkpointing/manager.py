@@ -292,9 +292,7 @@ class Checkpoints:
       return reader.restore(
         self._folder / str(step) / 'state',
         args=ocp.args.PyTreeRestore(
-          item=wanted,
-          restore_args=jax.tree.map(as_numpy, wanted),
-          partial_restore=True,
+          item=wanted, restore_args=jax.tree.map(as_numpy, wanted), partial_restore=True
         ),
       )
 

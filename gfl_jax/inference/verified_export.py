@@ -19,11 +19,7 @@ from gfl_jax.weights.trees import named_leaves
 
 
 def write(
-  trained: Trained,
-  format: str,
-  out: str | os.PathLike,
-  *,
-  images: Sequence[str] = (),
+  trained: Trained, format: str, out: str | os.PathLike, *, images: Sequence[str] = ()
 ) -> dict[str, Any]:
   """Exports a detector to a folder once the export is known to equal it.
 

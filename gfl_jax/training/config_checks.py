@@ -77,8 +77,7 @@ _EXPONENT = _Rule(
 )
 # JAX uses the last 32 bits of a larger seed.
 _SEED = _Rule(
-  'a whole number from 0 on, below 2**32',
-  lambda x: type(x) is int and 0 <= x < 2**32,
+  'a whole number from 0 on, below 2**32', lambda x: type(x) is int and 0 <= x < 2**32
 )
 _ANY = _Rule('', lambda value: True)
 

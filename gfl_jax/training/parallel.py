@@ -163,9 +163,5 @@ class DataParallel:
   def _shard_map(self, function, in_specs, out_specs):
     # check_vma would add collectives to gradients that the step sums itself.
     return jax.shard_map(
-      function,
-      mesh=self.mesh,
-      in_specs=in_specs,
-      out_specs=out_specs,
-      check_vma=False,
+      function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )

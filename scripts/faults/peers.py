@@ -26,11 +26,7 @@ _NAMED = re.compile(
   r'|by jax: process 0, the coordinator, has ended'
 )
 _REPORTER_SECONDS = 5  # for the exit reporter, after the end of a process
-_FAULTS = {
-  'killed': signal.SIGKILL,
-  'stopped': signal.SIGSTOP,
-  'stuck': None,
-}
+_FAULTS = {'killed': signal.SIGKILL, 'stopped': signal.SIGSTOP, 'stuck': None}
 
 
 def peers(runs: Runs) -> dict[str, Any]:

@@ -113,11 +113,7 @@ def write_folder(folder, *, train=6, validation=3, change=None, suffix='jpg'):
         }
       )
     categories = [{'id': 30, 'name': 'even'}, {'id': 20, 'name': 'odd'}]
-    contents[split] = {
-      'images': images,
-      'annotations': boxes,
-      'categories': categories,
-    }
+    contents[split] = {'images': images, 'annotations': boxes, 'categories': categories}
   if change:
     change(contents)
   for split, content in contents.items():

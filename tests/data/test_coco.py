@@ -152,10 +152,7 @@ def _remove(key, split='train'):
     (_set('file_name', 7, kind='images'), r'images\[0\]: file_name 7 .*string'),
     (_set('id', [], kind='images'), r'id \[\] .*integer'),
     (lambda c: c['train']['images'].append(7), r'images\[2\] is 7.*object'),
-    (
-      lambda c: c['train']['annotations'][1].pop('bbox'),
-      r"annotations\[1\] .*'bbox'",
-    ),
+    (lambda c: c['train']['annotations'][1].pop('bbox'), r"annotations\[1\] .*'bbox'"),
   ],
 )
 def test_a_json_that_cannot_be_right_is_refused(folder, change, message):

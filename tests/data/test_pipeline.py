@@ -38,11 +38,7 @@ def _take(batches, count):
 
 @pytest.mark.parametrize(
   'changes',
-  [
-    {},
-    {'zoom': (0.6, 1.6)},
-    {'short_side': (32, 64), 'canvas': (96, 96)},
-  ],
+  [{}, {'zoom': (0.6, 1.6)}, {'short_side': (32, 64), 'canvas': (96, 96)}],
   ids=['plain', 'zoom', 'multi-scale'],
 )
 def test_streamed_and_cached_batches_agree(folder, changes):

@@ -18,10 +18,7 @@ def test_a_start_that_succeeds_is_silent(capfd):
 
 
 def test_a_start_that_fails_shows_what_was_held_back(capfd):
-  with (
-    pytest.raises(ImportError, match='no such library'),
-    terminal.hold_back_stderr(),
-  ):
+  with pytest.raises(ImportError, match='no such library'), terminal.hold_back_stderr():
     os.write(2, b'the reason, ')
     raise ImportError('no such library')
   os.write(2, b'after')

@@ -128,10 +128,7 @@ def test_a_depthwise_convolution_is_one_with_groups():
   kernel = rng.normal(size=(3, 3, 1, 5)).astype(np.float32)
 
   def function(variables, batch):
-    settings = {
-      'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'),
-      'feature_group_count': 5,
-    }
+    settings = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': 5}
     return {'y': depthwise_conv(batch['x'], kernel, (2, 2), 'SAME', **settings)}
 
   found, expected = run(function, batch, OPERATORS), jax.jit(function)({}, batch)

@@ -85,8 +85,7 @@ def test_letters_of_other_alphabets_have_a_shape(name):
 
 
 @pytest.mark.parametrize(
-  'size, shape',
-  [((1, 1), (8, 8)), ((64, 120), (256, 480)), ((240, 160), (480, 320))],
+  'size, shape', [((1, 1), (8, 8)), ((64, 120), (256, 480)), ((240, 160), (480, 320))]
 )
 def test_small_images_are_enlarged(size, shape):
   box = (0, 0, size[1], size[0])

@@ -15,8 +15,7 @@ def test_seeds(text, seeds):
 
 
 @pytest.mark.parametrize(
-  'seeds, text',
-  [((0,), '0,'), ((0, 1, 2), '0,1,2'), ((4,), '4,'), ((1, 0), '1,0')],
+  'seeds, text', [((0,), '0,'), ((0, 1, 2), '0,1,2'), ((4,), '4,'), ((1, 0), '1,0')]
 )
 def test_seeds_as_text(seeds, text):
   assert options.format_seeds(seeds) == text

@@ -447,10 +447,7 @@ def test_a_report_of_a_study_that_was_changed_is_not_replaced(
   assert calls == []
   before = read(asked)
   gone = lambda: make_base(str(tmp_path / 'gone.npz'))  # data are not looked for
-  for changes in (
-    {'overrides': ('epochs=2',)},
-    {'base': 'bccd'},
-  ):
+  for changes in ({'overrides': ('epochs=2',)}, {'base': 'bccd'}):
     for function in (runner.run_study, runner.write_report):
       with pytest.raises(ValueError, match='give the same, or another --root') as error:
         function(dataclasses.replace(asked, make_base=gone, **changes))

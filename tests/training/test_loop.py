@@ -118,9 +118,7 @@ def test_a_stopped_run_ends_as_the_straight_one_bit_for_bit(
       loop.train(c, tmp_path)
   metrics = loop.train(c, tmp_path)
   jax.tree.map(
-    np.testing.assert_array_equal,
-    final_state(c, tmp_path),
-    final_state(c, straight[0]),
+    np.testing.assert_array_equal, final_state(c, tmp_path), final_state(c, straight[0])
   )
   assert metrics['AP'] == straight[1]['AP']
   read = lambda folder: [

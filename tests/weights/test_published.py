@@ -45,10 +45,7 @@ def assert_equal(ours, theirs):
 
 @pytest.mark.parametrize(
   ('name', 'depth', 'grouping'),
-  [
-    ('resnet18', 18, {}),
-    ('resnext50_32x4d', 50, {'groups': 32, 'group_width': 4}),
-  ],
+  [('resnet18', 18, {}), ('resnext50_32x4d', 50, {'groups': 32, 'group_width': 4})],
 )
 def test_features_are_torchvisions(name, depth, grouping):
   torchvision = pytest.importorskip('torchvision')

@@ -8,14 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gfl_jax.export.onnx.graph import (
-  Graph,
-  Outputs,
-  Tensor,
-  constant,
-  int64,
-  is_static,
-)
+from gfl_jax.export.onnx.graph import Graph, Outputs, Tensor, constant, int64, is_static
 
 
 def _broadcasting(

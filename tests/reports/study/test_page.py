@@ -140,8 +140,7 @@ def test_several_environments_are_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'status, words',
-  [('running', 'still running, or'), ('interrupted', 'continues it')],
+  'status, words', [('running', 'still running, or'), ('interrupted', 'continues it')]
 )
 def test_a_run_that_is_not_done_counts_nowhere(tmp_path, status, words):
   study = make_study()
