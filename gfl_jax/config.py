@@ -84,12 +84,10 @@ def checked_classes(
   Raises:
     TypeError: no lists of strings and of whole numbers, or not of one length.
   """
-  for what, values, kind in (
-    ('names', names, str),
-    ('category_ids', category_ids, int),
-  ):
+  lists = {'names': (names, str), 'category_ids': (category_ids, int)}
+  for what, (values, kind) in lists.items():
     if not isinstance(values, list) or not all(isinstance(x, kind) for x in values):
-      raise TypeError(f'its {what} are no list of {kind.__name__}')
+      raise TypeError(f'its {what} must be a list of {kind.__name__}')
   if len(names) != len(category_ids):
     raise TypeError(f'it has {len(names)} names and {len(category_ids)} category_ids')
   return tuple(names), tuple(category_ids)

@@ -50,11 +50,9 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(
       f'--config.data.path={config.path} is prepared already: it is a file of --out'
     )
-  from gfl_jax import data
   from gfl_jax.training import config_checks
 
   config_checks.check_config(_CONFIG.value)
-  data.check_name(config)
   from gfl_jax.data import pipeline
 
   print(pipeline.prepare(config))

@@ -7,21 +7,9 @@ from gfl_jax.data.dataset import Batch, Dataset
 from gfl_jax.data.memory import prefetch
 from gfl_jax.errors import UserError
 
-__all__ = ['Batch', 'Dataset', 'check_name', 'load', 'prefetch']
+__all__ = ['Batch', 'Dataset', 'load', 'prefetch']
 
 NAMES = ('coco/2017', 'coco_folder', 'ambiguous_shapes', 'file')
-
-
-def check_name(config: Any) -> None:
-  """Raises a ValueError for an unknown data set, or a path that it does not use."""
-  if config.name not in NAMES:
-    raise UserError(f'config.data.name={config.name!r} must be one of {NAMES}')
-  if config.name == 'ambiguous_shapes' and config.path:
-    raise UserError(
-      f"config.data.path={config.path!r}, but 'ambiguous_shapes' draws its scenes: set"
-      " config.data.name='coco_folder' for a folder of photographs, 'file' for a file"
-      ' that scripts/prepare_data.py wrote'
-    )
 
 
 def load(config: Any) -> Dataset:
@@ -32,7 +20,8 @@ def load(config: Any) -> Dataset:
     or, with config.cache, decoded once into memory.
   Raises: ValueError: an unknown name, and all that the data sets raise.
   """
-  check_name(config)
+  if config.name not in NAMES:
+    raise UserError(f'config.data.name={config.name!r} must be one of {NAMES}')
   if config.name == 'file':
     return memory.load(config.path).dataset(config)
   from gfl_jax.data import pipeline

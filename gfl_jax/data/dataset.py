@@ -11,7 +11,7 @@ import itertools
 import logging
 import zlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,18 +25,6 @@ Batch = dict[str, np.ndarray]
 MIN_IMAGE_SIDE = 32  # original pixels; smaller images are left out of training
 
 
-class PixelSource(Protocol):
-  """Gives the pixels of one split."""
-
-  def images(self, plans: Iterator[Plan]) -> Iterator[np.ndarray]:
-    """Yields, for each plan of b images, [b, *plan.canvas, 3] uint8."""
-    ...
-
-  def select(self, keep: np.ndarray) -> 'PixelSource':
-    """The same with only the images at `keep` [n]."""
-    ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Splits:
   """Both splits of a data set, before any image is left out of training.
@@ -44,15 +32,15 @@ class Splits:
   Attributes:
     class_names: C names.
     category_ids: C ints, the data set's own id of each label.
-    train, validation: annotations and pixels.
+    train, validation: annotations, and pixels with the methods of `MemoryPixels`.
     bad_images, degenerate_boxes: how many of the training split the preparation has
       left out.
   """
 
   class_names: tuple[str, ...]
   category_ids: tuple[int, ...]
-  train: tuple[Annotations, PixelSource]
-  validation: tuple[Annotations, PixelSource]
+  train: tuple[Annotations, Any]
+  validation: tuple[Annotations, Any]
   bad_images: int = 0
   degenerate_boxes: int = 0
 

@@ -18,7 +18,7 @@ from gfl_jax.data import (
   transforms,
 )
 from gfl_jax.data.annotations import Annotations
-from gfl_jax.data.dataset import Dataset, PixelSource, Splits
+from gfl_jax.data.dataset import Dataset, Splits
 from gfl_jax.data.index import read_split
 from gfl_jax.data.memory import MemoryDataset, MemoryPixels
 from gfl_jax.errors import UserError, storage_errors
@@ -118,7 +118,7 @@ def _builder(config) -> tuple[Any, dict[str, Any]]:
 
 
 def _decode(
-  annotations: Annotations, source: PixelSource, sizes: np.ndarray, config, name: str
+  annotations: Annotations, source: Any, sizes: np.ndarray, config, name: str
 ) -> MemoryPixels:
   """Decodes every image once, resized to `sizes` [N, 2] (h, w)."""
   counts = sizes.prod(-1) * 3

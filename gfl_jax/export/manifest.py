@@ -7,6 +7,7 @@ other file of the folder with its SHA-256.
 
 import dataclasses
 import hashlib
+import importlib.resources
 import json
 import os
 import pathlib
@@ -27,45 +28,12 @@ FORMATS = ('params', 'stablehlo', 'onnx')
 _KIND = 'gfl_jax export'
 
 
-def _array(dtype: str, shape: list[str | int], meaning: str) -> dict[str, Any]:
-  return {'dtype': dtype, 'shape': ['batch', *shape], 'meaning': meaning}
-
-
-INPUTS = {
-  'images': _array(
-    'uint8', ['height', 'width', 3], 'RGB, each at the top left of a canvas of zeros'
-  ),
-  'image_sizes': _array(
-    'int32',
-    [2],
-    '(height, width) of the part of the canvas that the image covers, px; (0, 0) for a'
-    ' row that only fills up the batch',
-  ),
-  'scales': _array(
-    'float32',
-    [2],
-    '(x, y): canvas px per px of the original image, which is resized width / original'
-    ' width and so on; 1 for a row that only fills up the batch',
-  ),
-}
-OUTPUTS = {
-  'boxes': _array(
-    'float32',
-    ['slots', 4],
-    'left, top, right, bottom in px of the original image, by falling score',
-  ),
-  'scores': _array('float32', ['slots'], 'in (0, 1]; 0 in an unused slot'),
-  'classes': _array('int32', ['slots'], 'index into class_names and category_ids'),
-  'valid': _array(
-    'bool', ['slots'], 'false for an unused slot, which is zero everywhere'
-  ),
-  'edge_std': _array(
-    'float32',
-    ['slots', 4],
-    'standard deviation of the left, top, right and bottom side, px of the original'
-    ' image',
-  ),
-}
+# What is the same in every manifest: inputs and outputs of programs, and in words the
+# rule by which evaluation places an image on a canvas.
+_INTERFACE = json.loads(
+  importlib.resources.files('gfl_jax.export').joinpath('interface.json').read_text()
+)
+INPUTS, OUTPUTS = _INTERFACE['inputs'], _INTERFACE['outputs']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,22 +190,10 @@ def _check_file(folder: pathlib.Path, name: str, checksum: str) -> None:
 
 
 def _preprocessing(config: Any) -> dict[str, Any]:
-  """How to place an image on a canvas: the rule that evaluation follows, in words."""
+  """How to place an image on a canvas."""
   return {
     'canvases': [list(canvas) for canvas in canvases(config)],
     'short_side': config.data.short_side[1],
     'max_long_side': config.data.max_long_side,
-    'steps': [
-      'turn the image upright by its EXIF orientation, blend transparent pixels'
-      ' with white, and convert it to 8-bit RGB',
-      'of two canvases [height, width] take the wide one for a wide image and the high'
-      ' one for a high image; the first for a square image',
-      'scale = min(short_side / min(h, w), max_long_side / max(h, w)); the resized h'
-      ' and w are max(1, int(h * scale + 0.5)) and max(1, int(w * scale + 0.5))',
-      'resize: bilinear, centres of pixels at half px, no antialiasing (as'
-      " cv2.INTER_LINEAR; Pillow's Image.transform with AFFINE and BILINEAR)",
-      'place it at the top left of the canvas, zeros around it',
-      'image_sizes = (resized h, resized w); scales = (resized w / w, resized h / h)',
-      'the program normalises, decodes and suppresses: subtract and divide nothing',
-    ],
+    'steps': _INTERFACE['preprocessing_steps'],
   }

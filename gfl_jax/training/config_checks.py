@@ -213,6 +213,11 @@ def _misfits(config: Any) -> Iterator[str]:
       f' data.short_side={tuple(config.data.short_side)} and data.max_long_side='
       f'{config.data.max_long_side}: enlarge it, or lower data.short_side'
     )
+  if config.data.name == 'ambiguous_shapes' and config.data.path:
+    yield (
+      f"data.path={config.data.path!r}, but 'ambiguous_shapes' draws its scenes: set"
+      " data.name='coco_folder' for a folder of photographs, 'file' for a .npz"
+    )
   drawn = config.data.num_train, config.data.num_validation
   if config.data.name == 'ambiguous_shapes' and not all(drawn):
     yield (

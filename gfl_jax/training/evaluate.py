@@ -4,7 +4,6 @@ import os
 import pathlib
 from typing import Any
 
-from gfl_jax import data
 from gfl_jax.errors import UserError
 from gfl_jax.training import run_folder
 from gfl_jax.training.experiment import Experiment, load_dataset, write_report
@@ -45,7 +44,13 @@ def evaluate_run(
   _set_places(config.data, data_path, data_dir)
   with run_folder.open_checkpoints(workdir, read_only=True) as checkpoints:
     number = checkpoints.find(which)
-    dataset = _dataset(config, workdir)
+    try:
+      dataset = load_dataset(config)
+    except UserError as error:
+      raise UserError(
+        f'the data of {workdir} ({_place(config.data)}) cannot be used: {error}. If'
+        ' they were moved, give --data_path= or --data_dir=; both splits are needed'
+      ) from error
     run_folder.check_classes(workdir, dataset.class_names)
     is_own = run_folder.has_data(workdir, dataset.checksum)
     if not is_own and not data_path:
@@ -73,16 +78,6 @@ def _set_places(config: Any, path: str, data_dir: str) -> None:
       config.name = 'coco_folder'
   if data_dir:
     config.data_dir = data_dir
-
-
-def _dataset(config: Any, workdir: str | os.PathLike) -> data.Dataset:
-  try:
-    return load_dataset(config)
-  except UserError as error:
-    raise UserError(
-      f'the data of {workdir} ({_place(config.data)}) cannot be used: {error}. If they'
-      ' were moved, give --data_path= or --data_dir=; both splits are needed'
-    ) from error
 
 
 def _place(config: Any) -> str:

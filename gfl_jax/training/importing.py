@@ -54,6 +54,4 @@ def import_detector(
       checkpoints.save(0, step.create_state(dict(trained.variables), config))
   count = sum(x.size for x in jax.tree.leaves(trained.variables['params']))
   origin = ', '.join(f'{name} {value}' for name, value in trained.origin.items())
-  _LOG.info(
-    '%s: %s parameters (%s), %d classes', folder, f'{count:,}', origin, len(names)
-  )
+  _LOG.info('%s: %d parameters (%s), %d classes', folder, count, origin, len(names))

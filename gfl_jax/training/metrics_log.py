@@ -180,21 +180,19 @@ class Monitor:
 
   def _warn(self, step: int, means: Mapping[str, float]) -> None:
     """Warns, once a run, of numbers that otherwise only metrics.jsonl shows."""
+    texts = {}
     if means['clamped_targets'] > MANY_CLAMPED:
-      self._warn_once(
-        'clamped_targets',
-        f'step {step}: {means["clamped_targets"]:.0%} of the sides of positives are'
-        ' beyond their bins, so they are learnt too short: raise box.stop (and'
-        ' box.num_bins with it), or lower data.short_side',
+      texts['clamped_targets'] = (
+        f'{means["clamped_targets"]:.0%} of the sides of positives are beyond their'
+        ' bins, so they are learned too short: raise box.stop (and box.num_bins with'
+        ' it), or lower data.short_side'
       )
     if means['dropped_positives']:
-      self._warn_once(
-        'dropped_positives',
-        f'step {step}: {means["dropped_positives"]:.1f} positives a batch are ignored,'
-        ' beyond the capacity: raise box_loss.max_positives_per_image',
+      texts['dropped_positives'] = (
+        f'{means["dropped_positives"]:.1f} positives a batch are ignored, beyond the'
+        ' capacity: raise box_loss.max_positives_per_image'
       )
-
-  def _warn_once(self, name: str, text: str) -> None:
-    if name not in self._warned and not self._bar.disable:
-      self._bar.write(text)
-    self._warned.add(name)
+    for name in texts.keys() - self._warned:
+      if not self._bar.disable:
+        self._bar.write(f'step {step}: {texts[name]}')
+    self._warned |= texts.keys()

@@ -4,6 +4,7 @@
 Both get the same function, return global arrays of the same form and the same numbers.
 """
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -39,6 +40,8 @@ class DataParallel:
     self.mesh = jax.sharding.Mesh(
       np.array(self.devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,)
     )
+    # check_vma would add collectives to gradients that the step sums itself.
+    self._shard_map = functools.partial(jax.shard_map, mesh=self.mesh, check_vma=False)
 
   @property
   def num_devices(self) -> int:
@@ -117,33 +120,27 @@ class DataParallel:
     return jax.tree.map(self._put, dict(batch))
 
   def update(self, step: Callable) -> Callable:
-    """(state, batch) -> (state, metrics); uses up the state that goes in."""
+    """Compiles `step` for all devices; the compiled function donates its state.
+
+    Args:
+      step: (state, batch) -> (state, metrics) of one device.
+    """
     if self.mode == 'jit':
-      in_specs = (jax.P(), jax.P(AXIS))
-      return jax.jit(
-        self._shard_map(step, in_specs, (jax.P(), jax.P())), donate_argnums=0
-      )
-    mapped = jax.pmap(
-      step,
-      AXIS,
-      in_axes=(None, 0),
-      out_axes=(None, None),
-      devices=self.devices,
-      donate_argnums=0,
-    )
+      mapped = self._shard_map(step, in_specs=(jax.P(), jax.P(AXIS)), out_specs=jax.P())
+      return jax.jit(mapped, donate_argnums=0)
+    axes = {'in_axes': (None, 0), 'out_axes': None}
+    mapped = jax.pmap(step, AXIS, **axes, devices=self.devices, donate_argnums=0)
     if jax.process_count() == 1:
       return mapped
-
-    def update(state, batch):
-      return jax.tree.map(self._as_global, mapped(state, batch))
-
-    return update
+    return lambda state, batch: jax.tree.map(self._as_global, mapped(state, batch))
 
   def predict(self, function: Callable) -> Callable:
     """(variables, batch) -> a tree of arrays, each with the batch as its first axis."""
     if self.mode == 'jit':
       in_specs = (jax.P(), jax.P(AXIS))
-      return jax.jit(self._shard_map(function, in_specs, jax.P(AXIS)))
+      return jax.jit(
+        self._shard_map(function, in_specs=in_specs, out_specs=jax.P(AXIS))
+      )
     mapped = jax.pmap(function, AXIS, in_axes=(None, 0), devices=self.devices)
 
     def run(variables, batch):
@@ -158,10 +155,4 @@ class DataParallel:
       local.shape,
       jax.NamedSharding(self.mesh, jax.P()),
       [shard.data for shard in local.addressable_shards],
-    )
-
-  def _shard_map(self, function, in_specs, out_specs):
-    # check_vma would add collectives to gradients that the step sums itself.
-    return jax.shard_map(
-      function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )

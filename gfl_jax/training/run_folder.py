@@ -36,8 +36,8 @@ def hold(workdir: str | os.PathLike) -> Iterator[None]:
   """
   if '://' in str(workdir):
     raise UserError(
-      f'--workdir={workdir} is not a folder: give a folder of a file system (several'
-      ' hosts must share it, as by NFS), and copy finished runs to a bucket'
+      f'--workdir={workdir} is not a folder: give one of a file system, which several'
+      ' hosts share, and copy finished runs to a bucket'
     )
   files.check_folder(workdir, '--workdir')
   path = pathlib.Path(workdir) / 'lock'
@@ -138,7 +138,7 @@ def write_start(workdir: str | os.PathLike, config: Any, dataset: Any) -> None:
   if jax.process_index() == 0:
     folder = pathlib.Path(workdir)
     _write_config(folder, json.loads(config.to_json()))
-    text = json.dumps(_data_record(dataset.checksum))
+    text = json.dumps({'crc32': f'{dataset.checksum:08x}'})
     files.atomic_write(folder / 'data.json', text)
     write_classes(folder, dataset.class_names, dataset.category_ids)
 
@@ -198,11 +198,7 @@ def has_data(workdir: str | os.PathLike, checksum: int) -> bool:
   """
   file = pathlib.Path(workdir) / 'data.json'
   with _names_file(file):
-    return files.read_json(file) in ({}, _data_record(checksum))
-
-
-def _data_record(checksum: int) -> dict[str, str]:
-  return {'crc32': f'{checksum:08x}'}
+    return files.read_json(file) in ({}, {'crc32': f'{checksum:08x}'})
 
 
 def write_classes(
@@ -280,12 +276,9 @@ def evaluated_aps(workdir: str | os.PathLike) -> dict[int, float | None]:
 
   All processes get what process 0 reads: a shared folder may look older to others.
   """
-
-  def read() -> list[tuple[int, float | None]]:
-    lines = files.read_json_lines(pathlib.Path(workdir) / 'metrics.jsonl')
-    return [(line['step'], line['AP']) for line in lines if line['kind'] == 'eval']
-
-  return dict(hosts.from_first(read))
+  file = pathlib.Path(workdir) / 'metrics.jsonl'
+  evals = lambda: [x for x in files.read_json_lines(file) if x['kind'] == 'eval']
+  return dict(hosts.from_first(lambda: [(x['step'], x['AP']) for x in evals()]))
 
 
 @contextlib.contextmanager

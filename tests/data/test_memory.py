@@ -11,7 +11,7 @@ from gfl_jax import data
 from gfl_jax.data import memory
 from gfl_jax.data.memory import MemoryDataset
 from gfl_jax.data.transforms import Plan
-from gfl_jax.errors import StorageError, UserError
+from gfl_jax.errors import StorageError
 from tests.data import sets
 
 
@@ -139,11 +139,6 @@ def test_images_stored_too_small_are_refused():
 def test_unknown_names_are_refused():
   with pytest.raises(ValueError, match="'cocoo'.*coco_folder"):
     data.load(sets.config(name='cocoo'))
-
-
-def test_a_path_that_would_not_be_read_is_refused():
-  with pytest.raises(UserError, match="'photos'.*coco_folder"):
-    data.load(sets.config(name='ambiguous_shapes', path='photos'))
 
 
 def test_files_need_no_tensorflow(tmp_path):

@@ -1,4 +1,4 @@
-"""Configs that cannot run are told so at once, by the field and its value."""
+"""A config that cannot run is refused at once, by the field and its value."""
 
 import json
 
@@ -22,6 +22,13 @@ def test_configs_as_they_are_and_as_json_keeps_them_can_run():
     values = ml_collections.ConfigDict(config.to_dict()).to_json()
     stored = ml_collections.ConfigDict(json.loads(values))
     config_checks.check_config(stored)  # tuples are lists
+
+
+def test_a_path_is_refused_where_scenes_are_drawn():
+  config = demo_shapes.get_config()
+  config.data.path = 'photos'
+  with pytest.raises(UserError, match="'photos'.*coco_folder"):
+    config_checks.check_config(config)
 
 
 @pytest.mark.parametrize(
