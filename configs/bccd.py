@@ -70,7 +70,7 @@ def _pretrained(c: ml_collections.ConfigDict) -> None:
     pretrained='efficientnet_lite0',
   )
   c.data.update(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
-  # Half a cell, as in EfficientDet: the receptive field of its cells is centred to the
+  # Half a cell, as in EfficientDet: the receptive field of its cells is centerd to the
   # lower right of their corner, that of ResNet's at the corner.
   c.points.offset = 0.5
   c.optimizer.learning_rate = 1e-3

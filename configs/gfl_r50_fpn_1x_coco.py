@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.assignment = dict(  # which anchors learn which box
     kind='atss',  # or 'fcos', 'max_iou'
     top_k=9,  # atss: candidate anchors of a box on each level
-    center_radius=1.5,  # fcos: points this near the centre, in strides; 0: whole box
+    center_radius=1.5,  # fcos: points this near the center, in strides; 0: whole box
     regress_range=8.0,  # fcos: the largest distance of a level, in strides
     positive_iou=0.5,  # max_iou: an anchor is positive from this IoU on
     negative_iou=0.4,  # max_iou: an anchor is background below this IoU

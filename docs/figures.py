@@ -235,7 +235,7 @@ def _mean_and_std(logits, grid):
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
-  """Writes a PNG of few colours, which is a fourth of the size."""
+  """Writes a PNG of few colors, which is a fourth of the size."""
   FigureCanvasAgg(figure)
   file = io.BytesIO()
   figure.savefig(file, dpi=110)

@@ -76,17 +76,17 @@ def main(argv: list[str]) -> None:
       '--text holds one program: give --programs=train or --programs=evaluate'
     )
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  from scripts.tpu import chips, programs, tables
+  from scripts.tpu import chips, compiled, tables
 
   where = chips.describe(_TOPOLOGY.value)
   config = _CONFIG.value
   if _IMAGES.value:
     config.batch_size = _IMAGES.value * len(where.devices)
-  options = programs.parsed_options(_OPTIONS.value)
+  options = compiled.parsed_options(_OPTIONS.value)
   does_not_fit = []
   for name in _PROGRAMS.value:
     print(f'Compiling {name} for {where.name} (minutes) ...', file=sys.stderr)
-    line, text = programs.compiled(name, config, where, options)
+    line, text = compiled.compiled(name, config, where, options)
     print(tables.report(line), flush=True)
     if _OUT.value:
       with open(_OUT.value, 'a') as file:

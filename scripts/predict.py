@@ -55,14 +55,14 @@ _WEIGHTS = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> None:
   """Finds the images, predicts and writes the results."""
-  from gfl_jax.inference import image_files, loading, predictor, results
+  from gfl_jax.inference import image_files, loading, predictor, result_files
 
   out = pathlib.Path(_OUT.value)
-  results.check_out(out)
+  result_files.check_out(out)
   sources = image_files.find(argv[1:], leave_out=out)
   launch.use_compilation_cache(loading.root_of(_MODEL.value))
   detector = predictor.load(_MODEL.value, step=_STEP.value, weights=_WEIGHTS.value)
-  writer = results.Results(out, sources, detector, min_score=_MIN_SCORE.value)
+  writer = result_files.Results(out, sources, detector, min_score=_MIN_SCORE.value)
   problems: dict[int, str] = {}
   try:
     with tqdm.tqdm(total=len(sources), desc='predict', unit='image') as progress:

@@ -17,7 +17,11 @@ from tests.data import sets
 from tests.inference import small_run
 
 ROOT = pathlib.Path(__file__).parents[1]
-TESTED = ('README.md', 'docs/architecture.md', 'docs/export.md', 'docs/weights.md')
+TESTED = (
+  *('README.md', 'docs/ablations.md', 'docs/architecture.md', 'docs/data.md'),
+  *('docs/export.md', 'docs/multihost.md', 'docs/performance.md', 'docs/training.md'),
+  'docs/weights.md',
+)
 PACKAGES = {  # that an extra installs; without them the rest of a page is skipped
   'onnx': ['onnxruntime'],
   'torch': ['torch'],
@@ -62,7 +66,7 @@ def run(page):
 def folder(tmp_path_factory):
   """Where a reader stands: beside scripts/, with a run, images and a data set."""
   folder = tmp_path_factory.mktemp('reader')
-  for name in ('scripts', 'configs'):
+  for name in ('scripts', 'configs', 'results'):
     (folder / name).symlink_to(ROOT / name)
   small_run.write(folder / 'runs' / 'demo')
   sets.write_folder(folder / 'FOLDER')
@@ -97,6 +101,13 @@ def test_prediction_and_export(folder):
   found = run('docs/export.md')['found']
   assert np.asarray(found['valid']).any()
   assert len(list((folder / 'found' / 'pictures').iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+  'page', ['ablations', 'data', 'multihost', 'performance', 'training']
+)
+def test_commands_of_a_page(folder, page):
+  run(f'docs/{page}.md')
 
 
 def test_weights_from_elsewhere(folder):

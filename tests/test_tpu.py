@@ -10,7 +10,7 @@ import pytest
 from configs import gfl_r50_fpn_1x_coco
 from gfl_jax.models import build_detector
 from gfl_jax.training import parallel
-from scripts.tpu import chips, costs, hlo, programs, tables
+from scripts.tpu import chips, compiled, costs, hlo, tables
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -74,20 +74,20 @@ def test_training_is_three_forward_passes_less_what_is_frozen():
   config = tiny.config()
   config.batch_size = 2
   devices = parallel.DataParallel('jit', jax.devices()[:2])
-  plain = programs.model_flops('train', config, devices)
+  plain = compiled.model_flops('train', config, devices)
   forward = 2 * 2 * forward_macs(config, (64, 64))
   first = 2 * 2 * 16 * 16 * 48 * 8  # no gradient of the images
   assert plain == pytest.approx(3 * forward - first, rel=0.02)
   config.batch_size, config.accumulate, config.model.remat = 4, 2, ('stage2', 'head')
-  assert programs.model_flops('train', config, devices) == 2 * plain
+  assert compiled.model_flops('train', config, devices) == 2 * plain
   config.model.backbone.frozen_stages = 4
-  assert programs.model_flops('train', config, devices) < 2 * plain
-  assert programs.model_flops('evaluate', config, devices) == 2 * forward
+  assert compiled.model_flops('train', config, devices) < 2 * plain
+  assert compiled.model_flops('evaluate', config, devices) == 2 * forward
 
 
 def test_the_abstract_batch_is_the_pipelines():
   config, real = tiny.config(), tiny.batch()
-  abstract = programs.abstract_batch(config)
+  abstract = compiled.abstract_batch(config)
   assert {k: (v.shape, v.dtype) for k, v in abstract.items()} == {
     k: (v.shape, v.dtype) for k, v in real.items()
   }
@@ -216,18 +216,18 @@ def test_the_compilers_refusal_is_read():
     ' memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G). HLO'
     ' module: jit_train_step.'
   )
-  found = programs.refused_memory(message, chips.CHIPS['v5e'])
+  found = compiled.refused_memory(message, chips.CHIPS['v5e'])
   assert found['peak'] == 20.5 * 2**30 and not found['fits']
   assert re.findall(r'[\d.]+', tables.shortage({'memory': found})) == ['22.01', '16.91']
-  assert programs.refused_memory('?', chips.CHIPS['v5e'])['peak'] is None
+  assert compiled.refused_memory('?', chips.CHIPS['v5e'])['peak'] is None
 
 
 def test_options_of_the_compiler_are_read():
   texts = ['xla_a=false', '--xla_b=3', 'xla_c=auto=1']
-  options = programs.parsed_options(texts)
+  options = compiled.parsed_options(texts)
   assert options == {'xla_a': False, 'xla_b': 3, 'xla_c': 'auto=1'}
   with pytest.raises(ValueError, match='--option=xla_a must be NAME=VALUE'):
-    programs.parsed_options(['xla_a'])
+    compiled.parsed_options(['xla_a'])
 
 
 def test_a_report_and_a_row_of_the_table():

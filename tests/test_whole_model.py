@@ -21,7 +21,7 @@ GRADIENT_NOISE = {'model_r18': 2e-5, 'model_r50': 1e-3}
 TERMS = ('loss_class', 'loss_box', 'loss_edge')
 
 
-def normalised(arrays, config):
+def normalized(arrays, config):
   pixels = arrays['image_bgr_uint8'][None, ..., ::-1]
   sizes = np.array([pixels.shape[1:3]])
   return network_input(config, {'images': pixels, 'image_sizes': sizes})
@@ -45,7 +45,7 @@ def trained(name):
     'valid': np.ones((1, len(arrays['gt/labels'])), bool),
     'image_sizes': np.array([arrays['image_bgr_uint8'].shape[:2]]),
   }
-  image = normalised(arrays, config)
+  image = normalized(arrays, config)
   frozen = frozen_mask(variables['params'], config.model.backbone.frozen_stages)
   sgd = optimizer.make_optimizer(config, optax.constant_schedule(rate), frozen)
 
@@ -135,7 +135,7 @@ def detections(name):
       for c in (everything, config)
     ]
 
-  found = predict(golden_weights.variables(name), normalised(arrays, config))
+  found = predict(golden_weights.variables(name), normalized(arrays, config))
   return [jax.tree.map(lambda x: np.asarray(x[0]), part) for part in found]
 
 

@@ -33,7 +33,7 @@ def atss(c: ConfigDict) -> None:
 
 
 def fcos(c: ConfigDict) -> None:
-  """Assignment by FCOS: points at the centres of cells, in the middle of a box.
+  """Assignment by FCOS: points at the centers of cells, in the middle of a box.
 
   A level learns distances up to an anchor's side: 8 strides on the R-50 base, which
   gives FCOS's own 64, 128, 256 and 512 px. Distances start at the base's box.scale,
@@ -75,7 +75,7 @@ def separate(kind: str) -> Change:
 
 
 def gaussian_focal(c: ConfigDict) -> None:
-  """No quality; CornerNet's focal loss with soft labels around each box centre."""
+  """No quality; CornerNet's focal loss with soft labels around each box center."""
   separate('none')(c)
   c.class_loss.update(kind='gaussian_focal', alpha=2.0, gamma=4.0, min_overlap=0.7)
 
@@ -174,7 +174,7 @@ atss_baseline = together(atss, separate('centerness'), dirac)
 
 
 def variance_voting(c: ConfigDict) -> None:
-  """KL-Loss's voting: a kept box becomes a mean of its neighbours, by their spread."""
+  """KL-Loss's voting: a kept box becomes a mean of its neighbors, by their spread."""
   c.decode.variance_voting = 0.01
 
 

@@ -6,7 +6,7 @@
     --workdir=runs/varifocal
 
 ATSS with four distances in all rows. CornerNet's labels decrease with the distance from
-the centre of a box; QFL's and varifocal's are the IoU of the predicted box; focal loss
+the center of a box; QFL's and varifocal's are the IoU of the predicted box; focal loss
 has hard labels, with and without an IoU branch. Rows that are also in Table 1a show its
 numbers, and in one results folder both studies use the same runs.
 
@@ -43,7 +43,7 @@ _ROWS = {
     _SHARED,
   ),
   'gaussian_focal': (
-    "CornerNet's focal, labels by distance to the centre",
+    "CornerNet's focal, labels by distance to the center",
     None,
     changes.gaussian_focal,
     "CornerNet's alpha 2, gamma 4 and least overlap 0.7",

@@ -9,9 +9,9 @@ The detectors are approximated, because only the choices of a config differ. Ret
 has its IoU thresholds and focal loss, but one square anchor of 4 strides per cell
 instead of nine, our head, and the base's box loss on four distances instead of smooth
 L1 on offsets. A point outside a box has no distances to its sides, so an anchor whose
-centre is outside the box that it overlaps is ignored, where RetinaNet's would learn.
+center is outside the box that it overlaps is ignored, where RetinaNet's would learn.
 FoveaBox has no quality and no centerness, and FCOS's assignment: FCOS's ranges of size
-replace its overlapping ones, FCOS's centre region its shrunk fovea. In both detectors
+replace its overlapping ones, FCOS's center region its shrunk fovea. In both detectors
 all positives have the same weight in the box loss. Each QFL row is compared with its
 own detector. The paper's third detector, SSD512, is not built.
 """

@@ -5,7 +5,7 @@
     --workdir=runs/bfloat16
 
 Backbone, pyramid and towers compute in the given type. The sums of their norms,
-parameters, optimiser, logits, losses and decoding are always float32.
+parameters, optimizer, logits, losses and decoding are always float32.
 """
 
 from ml_collections import ConfigDict

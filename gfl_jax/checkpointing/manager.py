@@ -161,7 +161,7 @@ class Checkpoints:
       kept = {*[*self.steps, step][-2:], self.best_step}
       self._start(_Save(step, state, [x for x in self.steps if x not in kept]))
 
-  def poll(self) -> None:
+  def warn_if_failed(self) -> None:
     """Warns if the running save has failed, without waiting; call it after each step.
 
     Several hosts, which have to agree about a save, do so at the next `save` instead.
@@ -331,7 +331,7 @@ class Checkpoints:
     return restored
 
   def restore_variables(self, step: int, weights: str = 'ema') -> dict[str, Any]:
-    """A detector's variables alone, without the state of the optimiser.
+    """A detector's variables alone, without the state of the optimizer.
 
     Args:
       step: a stored one.
@@ -366,7 +366,7 @@ class Checkpoints:
     forgotten, because these steps will be trained again.
 
     Raises:
-      ValueError: the checkpoints belong to another model or optimiser.
+      ValueError: the checkpoints belong to another model or optimizer.
       DamagedCheckpointError: there are checkpoints, but none can be read.
     """
     problems: dict[int, ValueError] = {}

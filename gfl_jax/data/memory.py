@@ -3,7 +3,7 @@
 Images are kept as the uint8 pixels of the resize to the largest short side. Training
 without zoom or multi-scale copies them; otherwise they are resized once more. All
 resizes are `place`'s: OpenCV's bilinear one, as in the published recipe, with
-half-pixel centres and without antialiasing.
+half-pixel centers and without antialiasing.
 """
 
 import collections

@@ -26,7 +26,7 @@ _USED_BITS = (8, 12, 16)
 _RGB_TIFF = 2  # its photometric interpretation
 
 
-class ImageFile(NamedTuple):
+class EncodedImage(NamedTuple):
   """A decoded image file.
 
   Attributes:
@@ -46,7 +46,7 @@ class ImageFile(NamedTuple):
     return turned_size(self.image.size, self.orientation if upright else 1)
 
 
-def open_file(encoded: bytes) -> ImageFile:
+def open_file(encoded: bytes) -> EncodedImage:
   """Decodes a whole file, so that damage is found.
 
   Raises:
@@ -60,10 +60,10 @@ def open_file(encoded: bytes) -> ImageFile:
     # Loading turns a TIFF, and may be needed to know the EXIF of a PNG.
     orientation = orientation_of(image) if image.format == 'TIFF' else None
     image.load()
-  return ImageFile(image, encoded, orientation or orientation_of(image))
+  return EncodedImage(image, encoded, orientation or orientation_of(image))
 
 
-def is_plain(file: ImageFile) -> bool:
+def is_plain(file: EncodedImage) -> bool:
   """Whether `decode` and `file_to_rgb` give the same pixels."""
   image = file.image
   if image.format in ('JPEG', 'MPO'):
@@ -74,7 +74,7 @@ def is_plain(file: ImageFile) -> bool:
   return image.format == 'PNG' and one_frame and opaque and shallow
 
 
-def file_to_rgb(file: ImageFile) -> UInt8[np.ndarray, 'h w 3']:
+def file_to_rgb(file: EncodedImage) -> UInt8[np.ndarray, 'h w 3']:
   """The stored pixels of an image file, not turned.
 
   Raises:
@@ -84,7 +84,7 @@ def file_to_rgb(file: ImageFile) -> UInt8[np.ndarray, 'h w 3']:
   if _is_deep(image, file.encoded):
     image = _deep_to_8_bits(image, file.encoded)
   elif image.format == 'PNG' and image.mode == 'L' and 'transparency' in image.info:
-    # Pillow scales grey of 2 or 4 bits to 0..255, but not the transparent value.
+    # Pillow scales gray of 2 or 4 bits to 0..255, but not the transparent value.
     image = image.copy()
     image.info['transparency'] *= 255 // (2 ** file.encoded[24] - 1)
   rgb = to_rgb(image)
@@ -177,7 +177,7 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _is_deep(image: Any, encoded: bytes) -> bool:
-  """Whether it has colours of 16 bits, of which Pillow keeps the upper 8."""
+  """Whether it has colors of 16 bits, of which Pillow keeps the upper 8."""
   if image.format == 'TIFF':
     is_rgb = image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == _RGB_TIFF
     return is_rgb and 16 in image.tag_v2.get(ExifTags.Base.BitsPerSample, ())
@@ -189,23 +189,23 @@ def _deep_to_8_bits(image: Any, encoded: bytes) -> Image.Image:
   """An image of `_is_deep` with the upper 8 of the bits that it uses."""
   planes = ExifTags.Base.PlanarConfiguration
   if image.format == 'TIFF' and image.tag_v2.get(planes) == 2:  # Pillow misreads it
-    raise UserError('its colours of 16 bits lie in separate planes: save it with 8')
+    raise UserError('its colors of 16 bits lie in separate planes: save it with 8')
   # Pillow up to 10 also gives the fourth channel of RGBX, which is no opacity.
   upper = np.asarray(image)[..., : 4 if image.mode == 'RGBA' else 3]
   key = image.info.get('transparency')
   largest = min(upper[..., :3].max(), upper[..., -1].max())
-  if key is None and largest >= 2**4:  # colours and opacity use more than 12 bits
+  if key is None and largest >= 2**4:  # colors and opacity use more than 12 bits
     return image
   # OpenCV turns a TIFF upright, as Pillow does, and leaves a PNG as stored.
   values: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
   if values is not None and values.ndim == 3 and values.shape[2] >= upper.shape[2]:
     values = values[..., [2, 1, 0, 3][: upper.shape[2]]]
   if values is None or not np.array_equal(values >> 8, upper):
-    raise UserError('its colours of 16 bits cannot be read: save it with 8')
-  colours, opacity = values[..., :3], values[..., 3:]
+    raise UserError('its colors of 16 bits cannot be read: save it with 8')
+  colors, opacity = values[..., :3], values[..., 3:]
   if key is not None:
-    opacity = np.where((colours == key).all(-1, keepdims=True), 0, 255)
-  parts = [_to_8_bits(part) for part in (colours, opacity) if part.size]
+    opacity = np.where((colors == key).all(-1, keepdims=True), 0, 255)
+  parts = [_to_8_bits(part) for part in (colors, opacity) if part.size]
   return Image.fromarray(np.concatenate(parts, -1))
 
 

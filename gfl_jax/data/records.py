@@ -2,7 +2,7 @@
 
 OpenCV decodes and resizes, as in the published recipe, and releases Python's lock
 meanwhile. An image is resized straight into the batch, as uint8, and not copied again;
-the device normalises. TensorFlow is not used: the index says where in its file an image
+the device normalizes. TensorFlow is not used: the index says where in its file an image
 begins, and gives its checksum.
 
 JPEGs are decoded at full size, with the exact transform, before `memory.place` resizes
@@ -132,7 +132,7 @@ class _Buffers:
     self._free: dict[int, list[np.ndarray]] = {}
 
   def take(self, shape: tuple[int, ...]) -> np.ndarray:
-    """A uint8 array of a shape, not initialised."""
+    """A uint8 array of a shape, not initialized."""
     size = math.prod(shape)
     free = self._free.setdefault(size, [])
     memory = free.pop() if free else np.empty(size, np.uint8)

@@ -6,10 +6,10 @@ shape is of one kind:
 * sharp: sigma is SHARP_SIGMA pixels.
 * blurred: the outline gets softer towards this side; there the ramp is 4 sigma wide.
 * faded: the shape reaches past the side and fades out over 4 sigma around it.
-* occluded: a bar of clutter, 4 sigma thick, is centred on the side.
+* occluded: a bar of clutter, 4 sigma thick, is centerd on the side.
 
 The annotated side is drawn from a normal distribution around the true side, with the
-standard deviation sigma. The visible ramp or bar is always 4 sigma wide and centred on
+standard deviation sigma. The visible ramp or bar is always 4 sigma wide and centerd on
 the true side, so an image shows all that can be known, and the right prediction for a
 side is that normal distribution.
 
@@ -124,7 +124,7 @@ def _noise(rng, size: int) -> np.ndarray:
   spectrum = spectrum * damping[..., None]
   noise = np.fft.irfft2(spectrum.view(np.complex64)[..., 0], (size, size))
   noise = noise / noise.std(axis=(1, 2), keepdims=True)
-  # Natural images vary more in brightness than in colour.
+  # Natural images vary more in brightness than in color.
   noise = 0.9 * noise[:1] + 0.44 * noise
   return np.ascontiguousarray(np.moveaxis(noise, 0, -1), np.float32)
 
@@ -209,7 +209,7 @@ def _signed_distance(label, x, y, box) -> np.ndarray:
 
 
 def _texture(rng, x, y, behind: np.ndarray) -> np.ndarray:
-  """[h, w, 3] stripes or checks of two related colours that differ from `behind`."""
+  """[h, w, 3] stripes or checks of two related colors that differ from `behind`."""
   colors = rng.uniform(0, 1, (8, 3))
   color = colors[np.argmax(np.abs(colors - behind).sum(-1) > 0.75)]
   if np.abs(color - behind).sum() <= 0.75:

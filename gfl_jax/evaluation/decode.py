@@ -57,7 +57,7 @@ class Candidates(NamedTuple):
   anchor_index: Int[Array, '*b n']
 
 
-def check_choices(config: Any) -> None:
+def check_decoding(config: Any) -> None:
   """Raises ValueError for an unknown kind, or if `config.decode` needs a quality branch
   or a spread and the config's score or box has none."""
   choose(REPRESENTATIONS, config.box.kind, 'box.kind')
@@ -162,7 +162,7 @@ def strongest_candidates(
 
 def _map_images(one_image, predictions, points, image_sizes, scale_factors, config):
   """`one_image(predictions, size, scale)` for each image, once the arguments fit."""
-  check_choices(config)
+  check_decoding(config)
   num_anchors = predictions.class_logits.shape[-2]
   if num_anchors != len(points.strides):
     raise UserError(

@@ -35,7 +35,7 @@ Output = tuple[Detections, Sides, Candidates]
 def make_detect(detector, config: Any) -> Callable:
   """The pure function `detect(variables, batch) -> Detections`, to jit or to export.
 
-  It normalises the batch's images, applies the detector and decodes. Of the batch it
+  It normalizes the batch's images, applies the detector and decodes. Of the batch it
   reads `images` [B, H, W, 3] uint8, on the canvas; `image_sizes` [B, 2] (h, w), the
   part of the canvas that an image covers; and `scales` [B, 2] (x, y), canvas px per
   original px. The boxes of the result are in original px.

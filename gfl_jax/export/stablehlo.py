@@ -1,6 +1,6 @@
 """A detector as programs of StableHLO, which need only jax to run, on CPU, GPU and TPU.
 
-A program turns images into detections: it normalises, decodes and suppresses, for any
+A program turns images into detections: it normalizes, decodes and suppresses, for any
 batch size. All programs share one file of parameters. jax reads a program for at least
 six months after it was written (docs.jax.dev/en/latest/export); an older jax does not.
 """

@@ -24,7 +24,7 @@ Rectangle = tuple[float, float, float, float]
 def draw(image: UInt8[np.ndarray, 'h w 3'], found: ImageDetections) -> Image.Image:
   """A picture of the detections of one image.
 
-  The outline of a box has the colour of its class. The band along each side reaches one
+  The outline of a box has the color of its class. The band along each side reaches one
   standard deviation in both directions: it is narrow where the detector is sure of the
   side. A label shows the class and the score. If it would cover another label it is
   moved, or left out if there is no room.
@@ -61,7 +61,7 @@ def draw(image: UInt8[np.ndarray, 'h w 3'], found: ImageDetections) -> Image.Ima
 
 
 def class_color(index: int) -> tuple[int, int, int]:
-  """RGB of a class; neighbouring classes are far apart on the colour wheel."""
+  """RGB of a class; neighboring classes are far apart on the color wheel."""
   hue = (210 + 137.508 * index) % 360  # as in a run's report
   return ImageColor.getrgb(f'hsl({hue:.3f}, 75%, 42%)')[:3]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from gfl_jax.errors import MissingFileError, UserError
 
 _LOG = logging.getLogger(__name__)
-# Formats that Pillow recognises but cannot decode without other programs.
+# Formats that Pillow recognizes but cannot decode without other programs.
 _NO_PICTURES = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
 PICTURE_SUFFIX = '.jpg'  # of the picture drawn for each image
 

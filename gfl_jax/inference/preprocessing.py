@@ -37,7 +37,7 @@ def to_rgb(source: Source) -> UInt8[np.ndarray, 'h w 3']:
 
   Args:
     source: the path of a file, a Pillow image, or a uint8 array: [h, w] or [h, w, 1]
-      grey, [h, w, 3] RGB, [h, w, 4] RGB and opacity.
+      gray, [h, w, 3] RGB, [h, w, 4] RGB and opacity.
 
   Raises:
     TypeError: another type.

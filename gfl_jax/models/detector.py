@@ -48,7 +48,7 @@ class Detector(nn.Module):
     """Runs the detector.
 
     Args:
-      images: [B, H, W, 3] normalised RGB, zero in the padding.
+      images: [B, H, W, 3] normalized RGB, zero in the padding.
       train: of no effect on this family: no layer draws or averages in training.
     """
     del train
@@ -104,7 +104,7 @@ def init_variables(detector: Detector, key: Array) -> dict[str, Any]:
   """The variables before training: {'params': ...} and, if it has any, 'batch_stats'.
 
   The many small random draws take longer to compile than to run. So they are compiled
-  once in a process for equal detectors, and on the CPU without optimisation, which
+  once in a process for equal detectors, and on the CPU without optimization, which
   takes a sixth of the time.
 
   Args:
@@ -158,7 +158,7 @@ def canvas_points(config: Any, canvas: Sequence[int]) -> Points:
 def network_input(config: Any, batch: Mapping[str, Any]) -> Float[Array, 'b h w 3']:
   """(images - mean) / std inside the images, zeros on the canvas around them.
 
-  Zeros are the mean colour: as in the recipe, padding comes after normalising.
+  Zeros are the mean color: as in the recipe, padding comes after normalizing.
 
   Args:
     config: the whole experiment's config; `data.mean` and `data.std` have a number in

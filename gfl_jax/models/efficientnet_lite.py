@@ -48,7 +48,7 @@ class InvertedResidual(nn.Module):
       added.
     expansion: channels of the depthwise convolution per channel of the input; with 1
       there is no first 1x1 convolution.
-    norm: makes a normalisation layer, given its name.
+    norm: makes a normalization layer, given its name.
     dtype: type of the output; parameters are float32.
   """
 
@@ -131,7 +131,7 @@ class EfficientNetLite0(nn.Module):
 
   These are the outputs of blocks 2, 4, 10 and 15, of strides 4, 8, 16 and 32; a level
   of stride s has ceil(height / s) rows. Padding is TensorFlow's 'SAME', which pads more
-  after than before: on even sizes the view of cell (i, j) is centred at (i, j) * s +
+  after than before: on even sizes the view of cell (i, j) is centerd at (i, j) * s +
   s - 1/2, nearly a stride further to the lower right than with torch's padding.
 
   Attributes:
@@ -149,7 +149,7 @@ class EfficientNetLite0(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, 'b h w 3']) -> tuple[Array, ...]:
-    """Normalised images [B, H, W, 3] to (C2, C3, C4, C5).
+    """Normalized images [B, H, W, 3] to (C2, C3, C4, C5).
 
     Raises:
       ValueError: a setting out of the ranges above, named.

@@ -55,8 +55,8 @@ def upsample_nearest(
 ) -> Float[Array, 'b h2 w2 c']:
   """Doubles height and width and cuts the result to `size`.
 
-  The sizes of neighbouring levels are n and ceil(n / 2). For them, odd sizes included,
-  this equals torch's nearest-neighbour interpolation to `size`, without a gather.
+  The sizes of neighboring levels are n and ceil(n / 2). For them, odd sizes included,
+  this equals torch's nearest-neighbor interpolation to `size`, without a gather.
 
   Args:
     x: features of a level.

@@ -1,4 +1,4 @@
-"""Normalisation layers: BatchNorm with fixed statistics, and GroupNorm."""
+"""Normalization layers: BatchNorm with fixed statistics, and GroupNorm."""
 
 import functools
 from collections.abc import Callable
@@ -79,17 +79,17 @@ class GroupNorm(nn.Module):
     # Sums per channel first: they run along contiguous memory. Two passes, because
     # mean(x^2) - mean(x)^2 loses the digits of a variance far below mean^2.
     x = x.astype(jnp.float32)
-    centred = x - group_mean(x.mean((1, 2)))
-    variance = group_mean((centred * centred).mean((1, 2)))
+    centerd = x - group_mean(x.mean((1, 2)))
+    variance = group_mean((centerd * centerd).mean((1, 2)))
     gain = jax.lax.rsqrt(variance + _EPSILON) * scale[None, None, None]
-    y = centred * gain + bias[None, None, None]
+    y = centerd * gain + bias[None, None, None]
     return y.astype(self.dtype)
 
 
 def make_norm(
   kind: str, num_groups: int, dtype: DTypeLike, *, epsilon: float = _EPSILON
 ) -> Callable[..., nn.Module]:
-  """A function that makes a normalisation layer of a backbone, given its name.
+  """A function that makes a normalization layer of a backbone, given its name.
 
   Args:
     kind: 'frozen_batch_norm' or 'group_norm'.

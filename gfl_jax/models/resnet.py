@@ -17,7 +17,7 @@ from gfl_jax.errors import UserError
 from gfl_jax.models import norms, stages
 from gfl_jax.ops.convolutions import image_conv
 
-# He initialisation by the number of outputs, as in torchvision: it keeps the scale of
+# He initialization by the number of outputs, as in torchvision: it keeps the scale of
 # the gradients through a stack of ReLU layers.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
@@ -160,7 +160,7 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, 'b h w 3']) -> tuple[Array, ...]:
-    """Normalised images [B, H, W, 3] to (C2, C3, C4, C5).
+    """Normalized images [B, H, W, 3] to (C2, C3, C4, C5).
 
     Raises:
       ValueError: a setting out of the ranges above, named.

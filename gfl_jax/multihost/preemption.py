@@ -28,7 +28,7 @@ class Preemption:
   """Stops a run after the current step when Ctrl-C, SIGTERM or SIGHUP comes.
 
   A second signal stops at once. Under nohup SIGHUP stays ignored. Use it as a context
-  manager and ask `reached` after each step; `signal` is the signal that came, or None.
+  manager and ask `requested` after each step; `signal` is the one that came, or None.
 
   Several processes stop after the same step, whichever of them got the signal, even
   before the first step. A signal that comes while data are opened or a checkpoint is
@@ -50,13 +50,13 @@ class Preemption:
         if (before := signal.getsignal(number)) != signal.SIG_IGN:
           self._before[number] = before
           signal.signal(number, self._handle)
-    self.reached()
+    self.requested()
     return self
 
   def __exit__(self, *error) -> None:
     self._restore()
 
-  def reached(self) -> int | None:
+  def requested(self) -> int | None:
     """The signal to stop for now, or None; all processes ask after each step."""
     if not self._several:
       return self.signal

@@ -41,7 +41,7 @@ class BinGrid:
 
   @property
   def width(self) -> float:
-    """Distance between neighbouring bins, in strides."""
+    """Distance between neighboring bins, in strides."""
     return (self.stop - self.start) / (self.num_bins - 1)
 
   @property

@@ -180,7 +180,7 @@ def generalized_focal_loss(
 
   -|y - (y_l p_l + y_r p_r)|^beta * ((y_r - y) log p_l + (y - y_l) log p_r), with y the
   target between the values y_l and y_r. QFL: y_l = 0, y_r = 1, p_r = sigmoid(logits).
-  Focal loss: the same with y in {0, 1}. DFL: beta = 0 and neighbouring bins.
+  Focal loss: the same with y in {0, 1}. DFL: beta = 0 and neighboring bins.
   This form takes probabilities and is for study; train with the special cases.
 
   Args:

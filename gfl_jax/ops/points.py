@@ -19,7 +19,7 @@ class Points(NamedTuple):
 
   Attributes:
     centers: [A, 2] (x, y) in pixels of the network input.
-    strides: [A] pixels between neighbours on the point's level.
+    strides: [A] pixels between neighbors on the point's level.
     level_sizes: cells (rows, columns) of each level.
     anchors: [A, 4] square boxes around the centers, xyxy in pixels.
   """

@@ -138,7 +138,7 @@ def _score_figure(arrays: Mapping) -> str:
 
 
 def _scatter(axes: Axes, x, y, kind, colors: Mapping[str, str]) -> None:
-  """Dots of a colour for each kind 0, 1, ...; colors: {label: colour}."""
+  """Dots of a color for each kind 0, 1, ...; colors: {label: color}."""
   dots = {'s': 7, 'alpha': 0.35, 'linewidths': 0, 'rasterized': True}
   for i, (label, color) in enumerate(colors.items()):
     axes.scatter(x[kind == i], y[kind == i], color=color, label=label, **dots)

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 INK = '#1f2937'
 SERIES = ('#2563eb', '#dc2626', '#059669', '#d97706', '#7c3aed', '#0891b2', '#be185d')
-TRUTH = '#111827'  # the colour of true boxes, dashed
+TRUTH = '#111827'  # the color of true boxes, dashed
 _DASHES = (0, (4, 3))
 _SIDES = {'left': '#2563eb', 'top': '#7c3aed', 'right': '#dc2626', 'bottom': '#c2570c'}
 
@@ -157,7 +157,7 @@ def _show_around(axes: Axes, image: np.ndarray, box, stds) -> None:
 
 
 def _outline(axes: Axes, box, colors, **style) -> None:
-  """The sides left, top, right, bottom of a box, each in its colour."""
+  """The sides left, top, right, bottom of a box, each in its color."""
   x1, y1, x2, y2 = box
   ends = ((x1, x1, y1, y2), (x1, x2, y1, y1), (x2, x2, y1, y2), (x1, x2, y2, y2))
   for (xa, xb, ya, yb), color in zip(ends, colors, strict=True):

@@ -55,7 +55,7 @@ def _gallery(samples: list, names: list[str]) -> str:
     caption = f'Image {int(sample["image_id"])} · {caption}'
     figures += figure(annotated_image(sample, names, drawn), caption)
   note = paragraph(
-    f'Detections with a score of at least {_MIN_SCORE} in the colour of their class; '
+    f'Detections with a score of at least {_MIN_SCORE} in the color of their class; '
     'ground truth dashed. Point at a box for its name: images with more than '
     f'{_MAX_LABELED} detections have no labels.'
   )
@@ -63,7 +63,7 @@ def _gallery(samples: list, names: list[str]) -> str:
 
 
 def annotated_image(sample: Mapping, class_names: Sequence[str], kept) -> str:
-  """An image with detections (solid, coloured by class) and ground truth (dashed).
+  """An image with detections (solid, colored by class) and ground truth (dashed).
 
   Args:
     sample: 'image' uint8 [h, w, 3], and in px of it 'boxes', 'classes', 'scores',
@@ -85,7 +85,7 @@ def annotated_image(sample: Mapping, class_names: Sequence[str], kept) -> str:
     shapes.append(_rectangle(box, plots.TRUTH, 1.4, dash='5 4'))
   for index in kept:
     label = int(sample['classes'][index])
-    # Neighbouring classes are far apart on the colour wheel.
+    # Neighbouring classes are far apart on the color wheel.
     color = f'hsl({(210 + 137.508 * label) % 360:.0f} 75% 42%)'
     box = (sample['boxes'][index] * zoom).tolist()
     text = f'{class_names[label]} {sample["scores"][index]:.2f}'
@@ -139,7 +139,7 @@ def _sides(samples: list, names: list[str]) -> str:
     'the picture; top and bottom along y, beside it. A clear side gives a peak, an '
     'ambiguous one a broad hill with a large standard deviation σ. A curve that drops '
     'straight down is at the end of its grid of distances, mostly at the anchor point, '
-    'where the smallest distance ends. Dashed: the ground truth; grey: beyond the '
+    'where the smallest distance ends. Dashed: the ground truth; gray: beyond the '
     'image. “No object here”: no true box overlaps the detection by an IoU of 0.5.'
   )
   if not has_spread:

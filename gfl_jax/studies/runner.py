@@ -100,7 +100,7 @@ def _dataset(config: Any, opened: dict[str, data.Dataset]) -> data.Dataset:
   try:
     if key not in opened:
       opened[key] = experiment.load_dataset(config)
-    experiment.check_classes(config, opened[key])
+    experiment.check_num_classes(config, opened[key])
   except (ValueError, OSError) as error:
     # These messages name the flags of scripts/train.py.
     raise UserError(str(error).replace('--config.', '--set=')) from error

@@ -165,7 +165,7 @@ def check_config(config: Any) -> None:
     raise UserError('the config cannot run: ' + '; '.join(problems))
   with _as_user_errors():
     loss_terms.check_choices(config)
-    decode.check_choices(config)
+    decode.check_decoding(config)
     optimizer.make_optimizer(config, optimizer.make_schedule(config, 1), {})
     pretrained.check_pretrained(config)
     detector: Any = models.build_detector(config)

@@ -12,19 +12,18 @@ import jax
 
 from gfl_jax import __version__
 
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
 
 def describe() -> dict[str, Any]:
   """The content of a run's env.json."""
-  devices = jax.devices()
-  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  device, *_ = jax.devices()
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  versions = {name: importlib.metadata.version(name) for name in packages}
   return {
     'command': ' '.join(sys.argv),
     'python': platform.python_version(),
     'platform': platform.platform(),
     'cpu_count': os.cpu_count(),
-    'devices': f'{len(devices)} x {devices[0].device_kind} ({devices[0].platform})',
+    'devices': f'{jax.device_count()} x {device.device_kind} ({device.platform})',
     'processes': jax.process_count(),
     'versions': versions | {'gfl-jax': __version__},
     'git': git_revision(),

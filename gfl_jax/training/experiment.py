@@ -34,7 +34,7 @@ class Experiment:
     Raises:
       ValueError: classes or a batch size that do not fit the data or the devices.
     """
-    check_classes(config, dataset)
+    check_num_classes(config, dataset)
     self.config, self.dataset = config, dataset
     self.devices = DataParallel(config.parallel)
     self.devices.check_batch_size(config.batch_size, config.accumulate)
@@ -88,9 +88,9 @@ class Experiment:
     return self.devices.replicate(step.create_state(variables, config))
 
   def unreachable_sides(self) -> tuple[float, float]:
-    """The share of training box sides that no anchor near the box's centre can reach.
+    """The share of training box sides that no anchor near the box's center can reach.
 
-    They are farther from the centre than the last bin on the coarsest level. The share
+    They are farther from the center than the last bin on the coarsest level. The share
     is 0 for boxes without bins.
 
     Returns:
@@ -108,8 +108,8 @@ class Experiment:
     share, needed = self.unreachable_sides()
     if share > MANY_UNREACHABLE:
       _LOG.warning(
-        '%.0f%% of the sides of training boxes are farther from their box centre than'
-        ' box.stop=%g strides of the coarsest level: they cannot be learnt. Give'
+        '%.0f%% of the sides of training boxes are farther from their box center than'
+        ' box.stop=%g strides of the coarsest level: they cannot be learned. Give'
         ' box.stop=%d and raise box.num_bins with it, or lower data.short_side.',
         *(100 * share, self.config.box.stop, math.ceil(needed)),
       )
@@ -211,7 +211,7 @@ def compiled_functions(
   return detector, devices.update(train_step), devices.predict(predict)
 
 
-def check_classes(config, dataset) -> None:
+def check_num_classes(config, dataset) -> None:
   """Raises a ValueError unless the head has one output for each class of the data."""
   found = len(dataset.class_names)
   if config.model.num_classes != found:

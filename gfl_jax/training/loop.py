@@ -97,10 +97,10 @@ def _train(
     for step, image_ids, batch in run.train_batches(start):
       state, scalars = run.update(state, batch)
       monitor.add(step, scalars, image_ids)
-      checkpoints.poll()
-      stop, due = preemption.reached(), run.evaluation_due(step)
+      checkpoints.warn_if_failed()
+      stop, due = preemption.requested(), run.evaluation_due(step)
       if stop or due or step % run.config.checkpoint_every_steps == 0:
-        monitor.settle()  # a state whose loss is not finite is never saved
+        monitor.check_last_step()  # a state whose loss is not finite is never saved
         checkpoints.save(step, state)
       if stop:
         checkpoints.wait()

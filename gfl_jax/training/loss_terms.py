@@ -23,14 +23,14 @@ class ClassLoss(NamedTuple):
   """One kind of class loss.
 
   Attributes:
-    function: element-wise, of (logits, targets) and the numbers by name.
-    numbers: fields of `config.class_loss` that it takes.
+    function: element-wise, of (logits, targets) and the parameters by name.
+    parameters: fields of `config.class_loss` that it takes.
     targets: 'hard' (0 or 1), 'soft' (any quality) or 'heatmap' (Gaussians around the
-      centres of the boxes, independent of the predictions).
+      centers of the boxes, independent of the predictions).
   """
 
   function: Callable[..., Array]
-  numbers: tuple[str, ...]
+  parameters: tuple[str, ...]
   targets: str
 
 
@@ -106,8 +106,8 @@ ASSIGNERS = {
 def class_function(class_loss_config) -> Callable[..., Array]:
   """A config's class loss: (logits, targets) -> losses, element-wise."""
   kind = choose(CLASS_LOSSES, class_loss_config.kind, 'class_loss.kind')
-  numbers = {name: class_loss_config[name] for name in kind.numbers}
-  return functools.partial(kind.function, **numbers)
+  parameters = {name: class_loss_config[name] for name in kind.parameters}
+  return functools.partial(kind.function, **parameters)
 
 
 def check_choices(config) -> None:
@@ -124,13 +124,8 @@ def check_choices(config) -> None:
   # Traced only: nothing is compiled or run.
   assigner = assigner(config.assignment)
   array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
-  jax.eval_shape(
-    lambda found, valid: assigner(
-      found, valid, points=point_ops.make_points((8, 8), (8,))
-    ),
-    array(1, 4),
-    array(1, dtype=jnp.bool_),
-  )
+  on_points = functools.partial(assigner, points=point_ops.make_points((8, 8), (8,)))
+  jax.eval_shape(on_points, array(1, 4), array(1, dtype=jnp.bool_))
   jax.eval_shape(class_function(config.class_loss), array(1), array(1))
   if class_loss.targets == 'heatmap':
     radius = functools.partial(

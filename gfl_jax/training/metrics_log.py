@@ -94,7 +94,7 @@ class Monitor:
 
   def __exit__(self, *error) -> None:
     if error == (None, None, None):
-      self.settle()
+      self.check_last_step()
     self._bar.close()
     self._log.close()
 
@@ -110,7 +110,7 @@ class Monitor:
     self._read_pending()
     self._pending = (step, scalars, image_ids)
 
-  def settle(self) -> None:
+  def check_last_step(self) -> None:
     """Reads the newest step and writes its line, before it is saved.
 
     A run resumed from that checkpoint then writes the lines of an undisturbed run.

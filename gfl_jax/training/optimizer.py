@@ -1,4 +1,6 @@
-"""Optimisers and learning-rate schedules, from optax."""
+"""Optimizers and learning-rate schedules, from optax."""
+
+import collections
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
 
   Args:
     config: an experiment's config (`optimizer.learning_rate`, `schedule`, `epochs`).
-    steps_per_epoch: optimiser steps in one epoch.
+    steps_per_epoch: optimizer steps in one epoch.
 
   Raises:
     ValueError: an unknown `schedule.kind` or way of an extension.
@@ -51,10 +53,9 @@ def _scheduled_epochs(config) -> float:
 
 
 def _steps(schedule, steps_per_epoch, num_steps):
-  boundaries: dict[int, float] = {}
-  for epoch in schedule.decay_epochs:  # two may fall on the same step
-    step = round(epoch * steps_per_epoch)
-    boundaries[step] = boundaries.get(step, 1.0) * schedule.decay_factor
+  steps = (round(epoch * steps_per_epoch) for epoch in schedule.decay_epochs)
+  counts = collections.Counter(steps)  # two epochs may end on the same step
+  boundaries = {step: schedule.decay_factor**n for step, n in counts.items()}
   return optax.piecewise_constant_schedule(1.0, boundaries)
 
 
@@ -71,7 +72,7 @@ _KEEPS_RATE = {'keep_rate': True, 'new_schedule': False}  # by the way of an ext
 
 
 def num_steps_of(epochs: float, steps_per_epoch: int) -> int:
-  """Optimiser steps of so many epochs, at least one; `epochs` need not be whole."""
+  """Optimizer steps of so many epochs, at least one; `epochs` need not be whole."""
   return max(1, round(epochs * steps_per_epoch))
 
 

@@ -22,10 +22,10 @@ class TrainState:
   """All that training needs to continue; the data order follows from the step.
 
   Attributes:
-    step: number of optimiser steps done, int32.
+    step: number of optimizer steps done, int32.
     params: what is trained, and the frozen stages.
     batch_stats: constants of frozen BatchNorm; empty with GroupNorm.
-    opt_state: the optimiser's.
+    opt_state: the optimizer's.
     ema: running average of params; empty if `config.ema_decay` is 0.
   """
 

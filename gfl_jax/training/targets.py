@@ -23,7 +23,7 @@ class Positives(NamedTuple):
     rows: [K] anchor in the flattened [B * A] list; B * A in unused rows.
     used: [K] whether the row holds a positive.
     classes: [K] of the matched box.
-    centers: [K, 2] anchor centre (x, y), in strides.
+    centers: [K, 2] anchor center (x, y), in strides.
     boxes: [K, 4] matched box xyxy, in strides.
   """
 
@@ -209,8 +209,7 @@ def _heatmap(matched, batch, points, num_classes, config):
 
 def rows_of(per_anchor, positives):
   """Rows of [B, A, ...] at the positives, zero in unused ones: [K, ...]."""
-  num_images, num_anchors, *inner = per_anchor.shape
-  flat = per_anchor.reshape(num_images * num_anchors, *inner)
+  flat = per_anchor.reshape(-1, *per_anchor.shape[2:])
   return gather_rows(flat, positives.rows, mode='fill', fill_value=0)
 
 

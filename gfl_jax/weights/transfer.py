@@ -76,7 +76,7 @@ def _from_mmdet(stored: StateDict, config: Any, new_head: bool) -> Trained:
   arrays: Mapping[str, np.ndarray] = stored.arrays
   if PROJECT_OF_MMDET_1 in arrays and config.points.offset != 0.5:
     raise UserError(
-      f'{stored.path} is of mmdet 1.x, whose points are the centres of the cells: give'
+      f'{stored.path} is of mmdet 1.x, whose points are the centers of the cells: give'
       ' --config.points.offset=0.5'
     )
   if new_head:

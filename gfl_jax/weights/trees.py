@@ -43,7 +43,7 @@ def check_same(stored: Mapping[str, Any], target: Any, source: str) -> None:
   ]
   if differing:
     raise UserError(
-      f'{source} belongs to another model or optimiser; {len(differing)} leaves'
+      f'{source} belongs to another model or optimizer; {len(differing)} leaves'
       ' differ:\n  ' + '\n  '.join(differing[:10])
     )
 

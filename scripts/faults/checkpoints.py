@@ -150,7 +150,7 @@ def _wrong_states(config) -> Iterator[tuple[str, str, Any]]:
     ('other stem', 'backbone', {'model.backbone.stem': 'conv7'}),
     ('wider neck', 'neck', {'model.neck.channels': 16}),
     ('longer head', 'head', {'model.head.num_convs': 2}),
-    ('other optimiser', 'opt_state', {'optimizer.kind': 'sgd'}),
+    ('other optimizer', 'opt_state', {'optimizer.kind': 'sgd'}),
   ):
     other = config.copy_and_resolve_references()
     with other.unlocked():

@@ -59,7 +59,7 @@ ROWS = {
   ),
   'resume': Row(
     'a run on 8 virtual devices stopped at three random steps',
-    'bit-equal parameters, optimiser, average and evaluation',
+    'bit-equal parameters, optimizer, average and evaluation',
     fault='processes:resumes',
     tests=f'{_LOOP}; two processes: {_HOSTS}',
   ),

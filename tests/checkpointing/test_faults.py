@@ -100,7 +100,9 @@ def test_a_full_disk_fails_only_the_save(tmp_path, caplog):
     with no_space():
       checkpoints.save(2, big_state(2))
       checkpoints.aps[2] = 0.9
-      wait_until(lambda: checkpoints.poll() or 'Step 2 could not' in caplog.text)
+      wait_until(
+        lambda: checkpoints.warn_if_failed() or 'Step 2 could not' in caplog.text
+      )
     assert '(File too large); the newest stored step is 1' in caplog.text
     assert checkpoints.steps == [1] and checkpoints.best_step == 1
     restored, step = checkpoints.restore_newest(big_state(0)) or (None, None)
@@ -126,7 +128,9 @@ def test_a_save_whose_folder_cannot_be_made_leaves_nothing_behind(
     with monkeypatch.context() as patch:
       patch.setattr(os, 'mkdir', full)
       checkpoints.save(2, big_state(2))
-      wait_until(lambda: checkpoints.poll() or 'Step 2 could not' in caplog.text)
+      wait_until(
+        lambda: checkpoints.warn_if_failed() or 'Step 2 could not' in caplog.text
+      )
     assert '(No space left on device); the newest stored step is 1' in caplog.text
     checkpoints.save(3, big_state(3))
     checkpoints.wait()
@@ -150,7 +154,7 @@ def test_the_last_save_is_tried_once_more(tmp_path):
   with Checkpoints(tmp_path) as checkpoints:
     with no_space():
       checkpoints.save(1, big_state(1))
-      wait_until(lambda: checkpoints.poll() or checkpoints._refused)
+      wait_until(lambda: checkpoints.warn_if_failed() or checkpoints._refused)
     checkpoints.wait()
     assert checkpoints.steps == [1]
 

@@ -43,7 +43,7 @@ def deep(values, suffix='.png'):
 def png(values, bits, kind, *, key=()):
   """A PNG of [h, w, c] values of some bits, with a value that is transparent.
 
-  kind: 0 for grey, 2 for RGB, 4 for grey and opacity.
+  kind: 0 for gray, 2 for RGB, 4 for gray and opacity.
   """
   chunk = lambda name, content: (
     struct.pack('>I', len(content))
@@ -225,12 +225,12 @@ def test_a_tiff_is_turned_as_the_json_says_too(stated, size):
 
 
 @pytest.mark.parametrize('size', [(1, 1), (33, 47), (64, 16)])
-@pytest.mark.parametrize('sampling', ['4:4:4', '4:2:2', '4:2:0', '4:1:1', 'grey'])
+@pytest.mark.parametrize('sampling', ['4:4:4', '4:2:2', '4:2:0', '4:1:1', 'gray'])
 @pytest.mark.parametrize('progressive', [False, True])
 def test_jpegs_are_decoded_alike(size, sampling, progressive):
   noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
   image, options = Image.fromarray(noise), {'subsampling': sampling}
-  if sampling == 'grey':
+  if sampling == 'gray':
     image, options = image.convert('L'), {}
   encoded = saved(image, 'jpeg', progressive=progressive, **options)
   file = pixels.open_file(encoded)

@@ -342,7 +342,7 @@ def test_uncertainty_costs_its_mean_in_strides_before_suppression():
     box__kind='gaussian', decode__uncertainty_penalty=True, decode__nms_iou=0.3
   )
   found = decode(scene(pairs, outputs), config)
-  # The neighbour at 28 covers 27 now; the box at 54 is nowhere sure.
+  # The neighbor at 28 covers 27 now; the box at 54 is nowhere sure.
   assert found.valid[0].tolist() == [True] + [False] * 9
   assert found.anchor_index[0, 0] == 28
   np.testing.assert_allclose(found.scores[0, 0], 0.8 * 0.9, rtol=1e-5)

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import gfl_jax
-from gfl_jax.inference import image_files, results
+from gfl_jax.inference import image_files, result_files
 from tests.inference import small_run
 
 SCRIPT = pathlib.Path(__file__).parents[2] / 'scripts' / 'predict.py'
@@ -222,7 +222,7 @@ def test_what_was_found_before_a_failure_is_written(run, tmp_path):
 def test_a_file_cannot_be_the_folder_of_results(out, tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(ValueError, match=f'--out={tmp_path / out}: .*file is a file'):
-    results.check_out(tmp_path / out)
+    result_files.check_out(tmp_path / out)
 
 
 def test_wrong_words_are_one_line(run, tmp_path):

@@ -14,8 +14,8 @@ GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
 RGB = np.random.default_rng(0).integers(0, 256, (10, 12, 3), np.uint8)
 
 
-def stacked(grey):
-  return np.repeat(grey[..., None], 3, axis=2)
+def stacked(gray):
+  return np.repeat(gray[..., None], 3, axis=2)
 
 
 def config(**changes):

@@ -214,7 +214,7 @@ def asked_to_stop_early(folder, mine):
     while not stopped and steps < 100:
       time.sleep(0.05)
       steps += 1
-      stopped = stop.reached()
+      stopped = stop.requested()
   (mine / f'stopped_{jax.process_index()}').write_text(str(steps))
 
 

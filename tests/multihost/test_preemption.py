@@ -12,9 +12,9 @@ from gfl_jax.multihost.preemption import Preemption
 def test_a_signal_is_a_wish_to_stop_after_the_step(number):
   before = signal.getsignal(number)
   with Preemption() as stop:
-    assert stop.reached() is None
+    assert stop.requested() is None
     os.kill(os.getpid(), number)
-    assert stop.reached() == number
+    assert stop.requested() == number
   assert signal.getsignal(number) == before
 
 
@@ -23,7 +23,7 @@ def test_under_nohup_a_closed_terminal_stops_nothing():
   try:
     with Preemption() as stop:
       os.kill(os.getpid(), signal.SIGHUP)
-      assert stop.reached() is None
+      assert stop.requested() is None
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
   finally:
     signal.signal(signal.SIGHUP, before)

@@ -308,7 +308,7 @@ def test_fcos_gives_an_ambiguous_point_to_the_smaller_box_and_then_to_the_first(
 
 
 def test_max_iou_keeps_a_band_between_its_thresholds():
-  # Anchors of stride 8 are 64 px wide; the box is one of them, so that its neighbours'
+  # Anchors of stride 8 are 64 px wide; the box is one of them, so that its neighbors'
   # IoUs are 7/9 = 0.778, 6/10 = 0.6, 5/11 = 0.455, 4/12 = 0.333 and so on.
   points = make_points((8, 136), (8,))
   boxes, valid = padded([points.anchors[4]])

@@ -601,7 +601,7 @@ def test_training_in_a_path_that_is_a_pattern_is_refused(tmp_path):
 
 def test_unreachable_sides_are_said_before_training(data_file, caplog):
   c = config(data_file)
-  c.box.stop = 0.5  # of 32 px: squares of 24 px have sides 12 px from their centre
+  c.box.stop = 0.5  # of 32 px: squares of 24 px have sides 12 px from their center
   run = experiment_of(c)
   # Of the bars, 40 x 12 px, two sides of four.
   share, needed = run.unreachable_sides()

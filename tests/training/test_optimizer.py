@@ -63,7 +63,7 @@ def test_the_learning_rate_follows_the_batch_size():
   assert c.optimizer.learning_rate == 0.0025
 
 
-def minimise(transform, params, gradients):
+def minimize(transform, params, gradients):
   state = transform.init(params)
   for gradient in gradients:
     updates, state = transform.update(gradient, state, params)
@@ -81,7 +81,7 @@ def test_sgd_is_torchs():
     velocity = 0.9 * velocity + (gradient + 0.01 * weight)
     weight -= 0.1 * velocity
   sgd = optimizer.make_optimizer(c, optax.constant_schedule(0.1), {'w': False})
-  got = minimise(sgd, {'w': jnp.float32(2)}, [{'w': g} for g in (1.0, -3.0, 0.5)])
+  got = minimize(sgd, {'w': jnp.float32(2)}, [{'w': g} for g in (1.0, -3.0, 0.5)])
   np.testing.assert_allclose(got['w'], weight, rtol=1e-6)
 
 
@@ -94,7 +94,7 @@ def test_frozen_parameters_neither_move_nor_count_in_the_clipping(kind):
   )
   params = {'frozen': jnp.ones(3), 'w': jnp.zeros(2)}
   gradient = {'frozen': jnp.full(3, 1e6), 'w': jnp.array([0.3, 0.4])}
-  got = minimise(transform, params, [gradient])
+  got = minimize(transform, params, [gradient])
   np.testing.assert_array_equal(got['frozen'], params['frozen'])
   if kind == 'sgd':  # norm 0.5 < 1: not clipped
     np.testing.assert_allclose(got['w'], [-0.3, -0.4], rtol=1e-6)

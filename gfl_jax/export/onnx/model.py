@@ -1,6 +1,6 @@
 """A detector as ONNX models, which onnxruntime and other runtimes read.
 
-A model is the whole detector: normalising, network, decoding and suppression, for any
+A model is the whole detector: normalizing, network, decoding and suppression, for any
 batch size. There is one file for each canvas; each holds the parameters, too. graph.py
 writes the jaxpr: no released converter takes the suppression or a symbolic batch and
 installs beside this package's versions of jax and orbax.

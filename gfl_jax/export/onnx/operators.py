@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from gfl_jax.export.onnx.arrays import ARRAY_OPERATORS, need
+from gfl_jax.export.onnx.array_operators import ARRAY_OPERATORS, need
 from gfl_jax.export.onnx.graph import Graph, Outputs, Tensor, constant, int64
 
 

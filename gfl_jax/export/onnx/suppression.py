@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gfl_jax.export.onnx.arrays import need
+from gfl_jax.export.onnx.array_operators import need
 from gfl_jax.export.onnx.graph import constant, int64, is_static
 
 

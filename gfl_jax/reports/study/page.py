@@ -110,7 +110,7 @@ def _page(study: Study, comparisons: Mapping[str, Comparison], order: Order) -> 
       'Difference to the baseline',
       _differences(study, comparisons),
       paragraph(
-        "Green: better, red: worse, both after Holm's correction; grey: neither shown."
+        "Green: better, red: worse, both after Holm's correction; gray: neither shown."
       ),
       table.as_html(),
       *map(paragraph, sentences.method(study)),

@@ -85,7 +85,7 @@ def _convert(graph, equation, inputs):
   if value.dtype != np.uint8 or len(value.shape) != 4:
     return graph.cast(value, dtype)
   # Images become planes and are transposed back. onnxruntime moves that transposition
-  # down to the first convolution, which undoes it, and so normalises plane by plane,
+  # down to the first convolution, which undoes it, and so normalizes plane by plane,
   # several times as fast. The planes come from Split and Concat, because it would
   # cancel a transposition here with the one that follows.
   images, height, width, channels = value.shape
