@@ -146,7 +146,7 @@ def test_a_config_of_another_version_says_what_it_lacks(copy, part, field):
     ('classes.json', '{"names": ["ri', 'JSONDecodeError'),
     ('classes.json', '{}', "KeyError.*'names'"),
     ('classes.json', '[]', 'TypeError'),
-    ('classes.json', '{"names": "abc", "category_ids": [1, 2, 3]}', 'no list of str'),
+    ('classes.json', '{"names": "abc", "category_ids": [1, 2, 3]}', 'list of str'),
     (
       'classes.json',
       '{"names": ["a", "b", "c"], "category_ids": [1, 2]}',
