@@ -62,7 +62,7 @@ def test_transient_errors_are_worth_another_start(error):
     None,
   ],
 )
-def test_other_errors_come_again(error):
+def test_other_errors_are_not_transient(error):
   assert not errors.is_transient(error)
 
 

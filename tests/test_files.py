@@ -52,7 +52,7 @@ def test_lines_wait_for_a_full_disk(tmp_path):
   assert path.read_text() == 'before\nfirst\nthe second\n3\n'
 
 
-def test_a_lock_is_held_by_one_that_others_are_told_of(tmp_path):
+def test_a_lock_names_its_holder(tmp_path):
   path = tmp_path / 'new' / 'lock'
   with lock(path, wait=False) as held:
     assert held

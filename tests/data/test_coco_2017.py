@@ -242,7 +242,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(
   assert _files(tmp_path / 'a') == _files(tmp_path / 'b')
 
 
-def test_what_other_input_began_is_not_gone_on_with(
+def test_a_preparation_of_other_input_is_not_continued(
   coco, zips, tmp_path, small_shards, monkeypatch
 ):
   _stop_after(monkeypatch, zips, tmp_path, 2)

@@ -314,7 +314,7 @@ def test_nothing_but_crowds_is_nothing_to_learn():
     sets.memory_set(crowds).dataset(sets.config())
 
 
-def test_boxes_as_shares_of_the_image_are_told(caplog):
+def test_boxes_as_shares_of_the_image_are_warned_of(caplog):
   share = (0.1, 0.2, 0.6, 0.9)
   # That of a whole image is large enough to be a box.
   shares = sets.annotations([(64, 64)] * 2, [[share], [(0, 0, 1, 1)]])
@@ -329,7 +329,7 @@ def test_boxes_as_shares_of_the_image_are_told(caplog):
   assert not caplog.text
 
 
-def test_an_evaluation_split_without_boxes_is_told(caplog):
+def test_an_evaluation_split_without_boxes_is_warned_of(caplog):
   empty = sets.annotations([(64, 64)], [[]])
   dataset = sets.memory_set(sets.annotations([(64, 64)], [[BOX]]), empty)
   dataset.dataset(sets.config())

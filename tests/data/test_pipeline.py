@@ -103,7 +103,7 @@ def test_the_index_is_kept_and_made_again_if_damaged(folder):
   assert data.load(config).ground_truth() == before
 
 
-def test_an_index_that_cannot_be_kept_is_told(folder, monkeypatch, caplog):
+def test_an_index_that_cannot_be_stored_is_warned_of(folder, monkeypatch, caplog):
   config = _config(folder)
   data.load(config)
   for path in (folder.parent / 'datasets').glob('**/gfl_index_*.npz'):

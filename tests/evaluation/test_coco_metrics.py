@@ -138,7 +138,7 @@ def test_no_detection_is_zero_and_no_ground_truth_is_none():
     ({'bbox': [0, 0, float('inf'), 1]}, 'not finite'),
   ],
 )
-def test_rejects_a_detection_that_cannot_be_judged(change, message):
+def test_rejects_a_detection_that_cannot_be_matched(change, message):
   ground_truth, detections = random_case(0)
   with pytest.raises(ValueError, match=message):
     evaluate_detections(ground_truth, [*detections, detections[0] | change])

@@ -205,7 +205,7 @@ def test_scores_that_are_the_iou_are_calibrated():
   np.testing.assert_allclose(arrays['reliability'][:, 0].sum(), 3)
 
 
-def test_sides_are_judged_in_strides_and_told_in_original_pixels():
+def test_sides_are_compared_in_strides_and_reported_in_original_pixels():
   # Canvas px are 2 x 0.5 original px; the anchor 13 lies at (8, 8) of the canvas.
   scale = (2.0, 0.5)
   point = canvas_points(config(), (64, 96)).centers[13]

@@ -130,7 +130,7 @@ def of_another_shape(trained):
     (None, {'config': ml_collections.ConfigDict()}, 'does not describe'),
   ],
 )
-def test_what_does_not_fit_together_is_told_on_reading(
+def test_what_does_not_fit_together_is_named_on_reading(
   tmp_path, change, fields, message
 ):
   trained = dataclasses.replace(detectors.trained(), **fields)

@@ -160,7 +160,7 @@ def test_a_file_that_is_not_whole_is_named(copy, name, content, says):
     loading.load_run(copy)
 
 
-def test_what_is_not_there_yet_is_told(tmp_path):
+def test_missing_files_are_named(tmp_path):
   c, empty = tiny.config(), tmp_path / 'empty'
   run_folder.open_run(empty, c)
   run_folder.write_classes(empty, NAMES, IDS)

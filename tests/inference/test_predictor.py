@@ -198,7 +198,7 @@ FAKE = Predictor(recorder([]), small_run.config(), small_run.NAMES, (1, 2, 3))
     (pictures()[:1], {'min_score': 1.5}, ValueError, 'min_score=1.5 must be'),
   ],
 )
-def test_bad_input_is_told(images, options, error, says):
+def test_bad_input_is_named(images, options, error, says):
   with pytest.raises(error, match=says):
     FAKE.predict(images, **options)
 
@@ -244,7 +244,7 @@ def test_a_step_of_a_run_can_be_chosen(run):
     gfl_jax.load(run, step=7)
 
 
-def test_what_is_no_detector_is_told(run, tmp_path):
+def test_what_is_not_a_detector_is_named(run, tmp_path):
   with pytest.raises(FileNotFoundError, match='nowhere does not exist'):
     gfl_jax.load(tmp_path / 'nowhere')
   with pytest.raises(FileNotFoundError, match='neither the folder of a run'):

@@ -9,7 +9,7 @@ from gfl_jax.multihost.preemption import Preemption
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_is_a_wish_to_stop_after_the_step(number):
+def test_a_signal_stops_after_the_step(number):
   before = signal.getsignal(number)
   with Preemption() as stop:
     assert stop.requested() is None

@@ -304,7 +304,7 @@ def change_diagnostics(folder, **arguments):
   return Page(write_report(folder)).text
 
 
-def test_the_diagnostics_are_told_with_their_meaning(tmp_path):
+def test_the_diagnostics_have_their_meaning_beside_them(tmp_path):
   levels = {f'coverage_{level}' for level in diagnostics.LEVELS}
   assert levels <= MEASURES['others'].keys()
   text = Page(write_report(make_run(tmp_path))).text
@@ -361,7 +361,7 @@ def test_sides_without_a_distribution_are_lines(tmp_path):
 
 
 @pytest.mark.parametrize('share', [0.02, 0.4])
-def test_many_sides_beyond_their_bins_are_told(tmp_path, share):
+def test_many_sides_beyond_their_bins_are_reported(tmp_path, share):
   run = make_run(tmp_path, lines=[train_line(10, clamped_targets=share)])
   text = write_report(run).read_text()
   assert ('40% of the sides' in text) == (share > MANY_CLAMPED)

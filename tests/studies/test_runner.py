@@ -219,7 +219,7 @@ def test_another_study_with_the_same_config_shares_the_run(
   assert run['folder'].startswith('runs/beta.2-seed1-') and run['status'] == 'finished'
 
 
-def test_an_evaluation_of_another_step_is_not_taken_for_the_last(
+def test_an_evaluation_of_another_step_does_not_count_as_the_last(
   data_file, finished, tmp_path
 ):
   asked, _ = finished

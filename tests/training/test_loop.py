@@ -338,9 +338,7 @@ def longer(data_file):
   return config(data_file, epochs=3.0)
 
 
-def test_a_run_goes_on_for_more_epochs_as_it_is_told(
-  straight, longer, tmp_path, monkeypatch
-):
+def test_a_run_is_extended_by_more_epochs(straight, longer, tmp_path, monkeypatch):
   run, other = tmp_path / 'run', tmp_path / 'other'
   shutil.copytree(straight[0], run)
   with pytest.raises(ValueError, match='epochs: stored 2.0, given 3.0') as error:
@@ -616,7 +614,9 @@ def test_unreachable_sides_are_said_before_training(data_file, caplog):
   assert experiment_of(c, run.dataset).unreachable_sides() == (0.0, 0.0)
 
 
-def test_numbers_that_show_a_wrong_config_are_told_once(tmp_path, data_file, capsys):
+def test_numbers_that_show_a_wrong_config_are_warned_of_once(
+  tmp_path, data_file, capsys
+):
   c = config(data_file)
   c.log_every_steps = 1
   scalars = {'loss': 1.0, 'learning_rate': 0.1, 'clamped_targets': 0.4}

@@ -61,7 +61,7 @@ def findings(study: Study) -> list[str]:
   measured = set(_measured(study))
   if 'negatives_above_a_positive' in measured:  # older studies have only the other
     measured.discard('outranking_negatives')
-  told = []
+  lines = []
   for topic, names in _NAMED.items():
     texts = [
       f'{_MEASURES[name]["short"]} ({_good_is(name)} is good) '
@@ -70,11 +70,11 @@ def findings(study: Study) -> list[str]:
       if name in measured
     ]
     if texts:
-      told.append(
+      lines.append(
         f'{topic}, baseline “{study.baseline.title}” and best row (✓: the paired 95 % '
         f'interval excludes 0, not corrected): {"; ".join(texts)}.'
       )
-  return told
+  return lines
 
 
 def _against_best(study: Study, name: str) -> str:

@@ -57,7 +57,7 @@ def finding(
   text = study.about.get('notes')  # missing in older files
   head = 'Not as in the paper' if study.about['table'] else 'Note'
   environments = study.about.get('environments') or []
-  told = [
+  texts = [
     *_hardly_learned(study),
     *_baseline_findings(study, comparisons),
     *_order_findings(order),
@@ -65,12 +65,12 @@ def finding(
     *_missing_runs(study),
   ]
   if len(environments) > 1:
-    told.append(
+    texts.append(
       f'The runs were made in {len(environments)} different environments (devices, '
       'library versions, git revision; listed below). This adds to the differences '
       'between rows.'
     )
-  return [*told, *([f'{head}: {text}'] if text else []), scope(study)]
+  return [*texts, *([f'{head}: {text}'] if text else []), scope(study)]
 
 
 def in_short(study: Study, order: Order) -> list[str]:
@@ -109,27 +109,27 @@ def _baseline_findings(
 
 def _precautions(comparisons: Mapping[str, Comparison]) -> list[str]:
   """How many comparisons were corrected for, too few seeds, wide intervals."""
-  told = []
+  texts = []
   tested = [one for one in comparisons.values() if one.corrected_p is not None]
   if len(tested) > 1:
-    told.append(f"Holm's correction is for {len(tested)} comparisons.")
+    texts.append(f"Holm's correction is for {len(tested)} comparisons.")
   compared = [
     (one.row.title, one.difference) for one in comparisons.values() if one.difference
   ]
   few = [title for title, found in compared if found.count < _ENOUGH_SEEDS]
   if few:
     rows = 'every row' if len(few) == len(compared) else quoted(few)
-    told.append(
+    texts.append(
       f'Compared over fewer than {_ENOUGH_SEEDS} seeds: {rows}. So few can hardly tell '
       'a difference from noise.'
     )
   widths = [found.half_width for _, found in compared if found.half_width]
   if widths:
-    told.append(
+    texts.append(
       f'The paired 95 % intervals are ± {min(widths):.2f} to ± {max(widths):.2f} '
       f'points (median {median(widths):.2f}). Smaller differences are easily missed.'
     )
-  return told
+  return texts
 
 
 def _order_findings(order: Order) -> list[str]:
@@ -182,10 +182,10 @@ def _missing_runs(study: Study) -> list[str]:
   counts['finished without an AP'] = sum(
     len(row.finished) - len(row.points('AP')) for row in study.rows
   )
-  told = [f'{count} {status}' for status, count in counts.items() if count]
-  if not told:
+  texts = [f'{count} {status}' for status, count in counts.items() if count]
+  if not texts:
     return []
-  return [f'Of {counted(len(statuses), "run")}: {", ".join(told)}. They are left out.']
+  return [f'Of {counted(len(statuses), "run")}: {", ".join(texts)}. They are left out.']
 
 
 def method(study: Study) -> list[str]:

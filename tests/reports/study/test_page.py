@@ -127,7 +127,7 @@ def test_the_baseline_is_named_once_where_all_rows_have_it(tmp_path):
   assert 'compared with' not in (tmp_path / 'results.md').read_text()
 
 
-def test_several_environments_are_told(tmp_path):
+def test_several_environments_are_reported(tmp_path):
   made = lambda devices, runs: {
     'devices': devices, 'versions': {'jax': '0.10.2'}, 'git': 'feedbeef', 'runs': runs
   }  # fmt: skip
@@ -430,7 +430,7 @@ def test_ticks_reach_beyond_the_data():
   assert min(ticks) <= 29.96 and max(ticks) >= 31.3
 
 
-def test_what_differs_from_the_paper_is_told_where_it_is_known(tmp_path):
+def test_differences_from_the_paper_are_reported_where_known(tmp_path):
   write_study_report(write(tmp_path, make_study()))
   assert 'Not as in the paper' not in Page(tmp_path / 'report.html').text
   write_study_report(write(tmp_path, make_study(notes='Boxes < are larger.')))
@@ -439,7 +439,7 @@ def test_what_differs_from_the_paper_is_told_where_it_is_known(tmp_path):
   assert told.format('\\<') in (tmp_path / 'results.md').read_text()
 
 
-def test_few_seeds_and_runs_that_learned_nothing_are_told(tmp_path):
+def test_few_seeds_and_runs_that_learned_nothing_are_reported(tmp_path):
   two = Page(write_study_report(write(tmp_path, make_study(seeds=2)))).text
   assert 'Compared over fewer than 3 seeds: every row.' in two
   assert 'hardly learned' not in two
@@ -455,7 +455,7 @@ def test_few_seeds_and_runs_that_learned_nothing_are_told(tmp_path):
   assert '2.63 points' in text and 'hardly learned' in text
 
 
-def test_the_widths_of_the_intervals_are_told(tmp_path):
+def test_the_widths_of_the_intervals_are_reported(tmp_path):
   study = load_study(write(tmp_path, make_study()))
   widths = sorted(one.difference.half_width for one in compare_rows(study).values())
   text = Page(write_study_report(tmp_path)).text
@@ -471,7 +471,7 @@ def set_diagnostic(study, name, values):
       run['metrics']['diagnostics'][name] = wobbled
 
 
-def test_diagnostics_are_told_against_the_baseline(tmp_path):
+def test_diagnostics_are_reported_against_the_baseline(tmp_path):
   study = make_study()
   set_diagnostic(study, 'score_iou_correlation', (0.5, 0.7, 0.6, 0.4))
   set_diagnostic(study, 'side_crps', (2.5, 2.5, 2.0, 2.25))
@@ -530,7 +530,7 @@ def test_the_summary_leaves_out_what_has_not_run(tmp_path):
   assert text.count('one run per row') == 1
 
 
-def test_one_pair_is_told_in_the_singular(tmp_path):
+def test_one_pair_is_reported_in_the_singular(tmp_path):
   study = make_study(papers={'joint': 39.9, 'strong': 39.7})
   text = Page(write_study_report(write(tmp_path, study))).text
   assert 'orders 1 pair of these rows' in text
