@@ -17,7 +17,7 @@ those of the predicted distributions, before variance voting and clipping.
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy
 
 from gfl_jax.evaluation import side_distributions
 from gfl_jax.evaluation.diagnostic_rows import Rows
@@ -182,7 +182,7 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:
   """Spearman's rank correlation of two lists [n]; None if one is all equal or empty."""
   if not all(values.size and np.ptp(values) for values in (first, second)):
     return None
-  result: Any = scipy.stats.spearmanr(first, second)
+  result: Any = scipy.stats.spearmanr(first, second)  # stats is imported here
   return float(result.statistic)
 
 

@@ -123,8 +123,7 @@ def bookkeeping(config: dict[str, Any]) -> dict[str, Any]:
 
 def has_checkpoints(workdir: str | os.PathLike) -> bool:
   """Whether a step is stored in a run's folder, which need not exist."""
-  steps = pathlib.Path(workdir).glob('checkpoints/*')
-  return any(path.name.isdigit() for path in steps)
+  return any(p.name.isdigit() for p in pathlib.Path(workdir).glob('checkpoints/*'))
 
 
 def write_start(workdir: str | os.PathLike, config: Any, dataset: Any) -> None:
@@ -138,8 +137,7 @@ def write_start(workdir: str | os.PathLike, config: Any, dataset: Any) -> None:
   if jax.process_index() == 0:
     folder = pathlib.Path(workdir)
     _write_config(folder, json.loads(config.to_json()))
-    text = json.dumps({'crc32': f'{dataset.checksum:08x}'})
-    files.atomic_write(folder / 'data.json', text)
+    files.atomic_write(folder / 'data.json', json.dumps(_data_record(dataset.checksum)))
     write_classes(folder, dataset.class_names, dataset.category_ids)
 
 
@@ -198,7 +196,11 @@ def has_data(workdir: str | os.PathLike, checksum: int) -> bool:
   """
   file = pathlib.Path(workdir) / 'data.json'
   with _names_file(file):
-    return files.read_json(file) in ({}, {'crc32': f'{checksum:08x}'})
+    return files.read_json(file) in ({}, _data_record(checksum))
+
+
+def _data_record(checksum: int) -> dict[str, str]:
+  return {'crc32': f'{checksum:08x}'}
 
 
 def write_classes(
